@@ -1,0 +1,261 @@
+"""The file that one embed job leaves: a safetensors file that proves its own integrity.
+
+It is plain safetensors (https://huggingface.co/docs/safetensors, "Format"), so any reader of that
+format opens it. Two things are added. The metadata entry ``checksum`` is the sha256 over every byte
+of the file with the checksum's own 64 digits taken as ``0``: a flipped byte anywhere, header
+included, is found. And the tensors have fixed names and shapes, n proteins and D the model's width:
+
+    digests   uint8   (n, 16)  blake2b-16 of each protein's residues
+    lengths   int32   (n,)     residues of the protein
+    windows   int32   (n,)     windows that it was run in (1: whole)
+    embedded  int32   (n,)     residues that entered (fewer than lengths when truncated)
+    precision uint8   (n,)     index into the JSON list of the metadata entry "precisions"
+    mean.{layer}      float32 (n, D)
+    residues.{layer}  float32 (sum of embedded, D) with offsets int64 (n + 1,)
+
+Needs numpy and nothing else of weight: it also runs where only the GPU part is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.errors import UserError
+from virnucpro.storage.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_FORMAT = "virnucpro-chunk-1"
+CHECKSUM_ENTRY = re.compile(rb'"checksum":"([0-9a-f]{64})"')
+NO_CHECKSUM = "0" * 64
+LARGEST_HEADER = 100_000_000  # safetensors' own limit
+BLOCK = 1 << 22
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_REQUIRED = {"digests": "U8", "lengths": "I32", "windows": "I32", "embedded": "I32", "precision": "U8"}
+
+
+class ChunkError(UserError):
+    """A chunk file that cannot be trusted: cut short, damaged, or not one of ours."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; delete it and run the same command again to compute it anew")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ChunkFile:
+    """A chunk file whose header was read.
+
+    ``metadata`` are the strings of the header; ``layout`` gives each tensor's dtype, shape and
+    place in the file in bytes.
+    """
+
+    path: Path
+    metadata: dict[str, str]
+    layout: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]
+
+    @property
+    def proteins(self) -> int:
+        """n, the number of proteins (rows)."""
+        return self.layout["digests"][1][0]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.layout)
+
+    def tensors(self, name: str) -> NDArray[Any]:
+        """One tensor as a read-only memory-mapped array; its pages are read as they are touched.
+
+        Raises:
+            ChunkError: the file has no tensor of that name.
+        """
+        if name not in self.layout:
+            raise ChunkError(self.path, f"it holds no tensor {name!r} (it has {', '.join(self.layout)})")
+        dtype, shape, offset = self.layout[name]
+        if math.prod(shape) == 0:  # an empty range cannot be mapped
+            return np.empty(shape, dtype)
+        return np.memmap(self.path, dtype=dtype, mode="r", offset=offset, shape=shape)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, read into memory (for the small ones)."""
+        return np.array(self.tensors(name))
+
+    def entry(self, key: str) -> Any:
+        """A metadata entry that is JSON, decoded; None when there is none."""
+        text = self.metadata.get(key)
+        try:
+            return None if text is None else json.loads(text)
+        except json.JSONDecodeError:
+            raise ChunkError(self.path, f"its metadata entry {key!r} is not JSON") from None
+
+
+def _as_array(name: str, tensor: NDArray[Any] | Tensor) -> NDArray[Any]:
+    array = tensor if isinstance(tensor, np.ndarray) else tensor.detach().cpu().numpy()
+    array = np.ascontiguousarray(array)
+    if array.dtype not in _NAMES:
+        raise TypeError(f"tensor {name!r} has dtype {array.dtype}; a chunk file holds {', '.join(map(str, _NAMES))}")
+    return array
+
+
+def write_chunk_file(path: Path, tensors: Mapping[str, NDArray[Any] | Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata as a chunk file, whole or not at all; ``format`` and ``checksum`` are added.
+
+    Equal arguments give equal bytes. Nothing is copied but a block at a time.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+        TypeError: a tensor of a dtype that chunk files do not hold.
+        ValueError: tensors whose names or shapes are not those of a chunk file.
+    """
+    arrays = {name: _as_array(name, tensor) for name, tensor in tensors.items()}
+    # Wide numbers first, as safetensors itself does, so that every tensor starts aligned.
+    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    header: dict[str, Any] = {
+        "__metadata__": {**dict(sorted(metadata.items())), "format": CHUNK_FORMAT, "checksum": NO_CHECKSUM}
+    }
+    end = 0
+    for name in names:
+        begin, end = end, end + arrays[name].nbytes
+        dtype = _NAMES[arrays[name].dtype]
+        header[name] = {"dtype": dtype, "shape": list(arrays[name].shape), "data_offsets": [begin, end]}
+    reason = _wrong_tensors({name: (_NAMES[array.dtype], array.shape) for name, array in arrays.items()})
+    if reason is not None:
+        raise ValueError(f"{path}: {reason}")
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    places = [match.start(1) for match in CHECKSUM_ENTRY.finditer(text)]
+    if len(places) != 1:
+        raise ValueError(f"{path}: a metadata value looks like a checksum entry")
+    checksum = hashlib.sha256()
+    with atomic_path(path) as temporary, temporary.open("wb") as out:
+        for piece in (len(text).to_bytes(8, "little"), text):
+            checksum.update(piece)
+            out.write(piece)
+        for name in names:
+            flat = arrays[name].reshape(-1).view("u1")
+            for start in range(0, flat.size, BLOCK):
+                block = flat[start : start + BLOCK].data
+                checksum.update(block)
+                out.write(block)
+        out.seek(8 + places[0])
+        out.write(checksum.hexdigest().encode("ascii"))
+
+
+def read_chunk_file(path: Path) -> ChunkFile:
+    """Read a chunk file's header; the data are not looked at (see :func:`verify_chunk_file`).
+
+    Raises:
+        ChunkError: missing, unreadable, cut short, or not a chunk file.
+    """
+    with _open(path) as file:
+        return _read_header(path, file)[0]
+
+
+def verify_chunk_file(path: Path) -> ChunkFile:
+    """Read a chunk file and compare every byte of it with its checksum, in blocks.
+
+    Raises:
+        ChunkError: missing, unreadable, cut short, damaged, or not a chunk file.
+    """
+    with _open(path) as file:
+        chunk, start, place = _read_header(path, file)
+        file.seek(0)
+        head = bytearray(file.read(start))
+        head[place : place + 64] = NO_CHECKSUM.encode("ascii")
+        checksum = hashlib.sha256(head)
+        buffer = bytearray(BLOCK)
+        while count := file.readinto(buffer):  # type: ignore[attr-defined]
+            checksum.update(memoryview(buffer)[:count])
+    if checksum.hexdigest() != chunk.metadata["checksum"]:
+        raise ChunkError(path, "its bytes do not give its checksum, so it was damaged")
+    return chunk
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise ChunkError(path, f"it cannot be read ({error.strerror})") from None
+
+
+def _read_header(path: Path, file: BinaryIO) -> tuple[ChunkFile, int, int]:
+    """The header, where the data start, and where the checksum's digits stand (both in bytes from the file's start)."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    if size < 10:
+        raise ChunkError(path, f"it is cut short ({size} bytes)")
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= LARGEST_HEADER:
+        raise ChunkError(path, "it is not a chunk file (no safetensors header)")
+    if 8 + length > size:
+        raise ChunkError(path, f"it is cut short ({size} bytes, its header alone is {length}), or not a chunk file")
+    text = file.read(length)
+    try:
+        header = json.loads(text)
+        metadata = {str(key): str(value) for key, value in header.pop("__metadata__").items()}
+        layout = {
+            str(name): (str(entry["dtype"]), tuple(map(int, entry["shape"])), tuple(map(int, entry["data_offsets"])))
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise ChunkError(path, "its header is damaged, or it is not a chunk file") from None
+    places = [match.start(1) for match in CHECKSUM_ENTRY.finditer(text)]
+    if metadata.get("format") != CHUNK_FORMAT or len(places) != 1:
+        raise ChunkError(path, f"it is not a chunk file (no format {CHUNK_FORMAT!r} in its metadata)")
+    start = 8 + length
+    end = 0
+    for name, (dtype, shape, offsets) in layout.items():
+        known = dtype in _DTYPES and len(offsets) == 2 and min(shape, default=0) >= 0
+        if not known or offsets[0] != end or offsets[1] - end != math.prod(shape) * _DTYPES[dtype].itemsize:
+            raise ChunkError(path, f"its header is damaged (tensor {name!r})")
+        end = offsets[1]
+    if start + end != size:
+        short = "cut short" if size < start + end else "too long"
+        raise ChunkError(path, f"it is {short}: {size} bytes, its header promises {start + end}")
+    reason = _wrong_tensors({name: (dtype, shape) for name, (dtype, shape, _) in layout.items()})
+    if reason is not None:
+        raise ChunkError(path, reason)
+    places_of = {name: (_DTYPES[dtype], shape, start + offsets[0]) for name, (dtype, shape, offsets) in layout.items()}
+    return ChunkFile(Path(path), metadata, places_of), start, 8 + places[0]
+
+
+def _wrong_tensors(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str | None:
+    """What keeps these names, dtypes and shapes from being a chunk's; None when nothing does."""
+    missing = [name for name in _REQUIRED if name not in tensors]
+    if missing:
+        return f"it lacks the tensors {', '.join(missing)}"
+    n = tensors["digests"][1][0] if tensors["digests"][1] else -1
+    for name, (dtype, shape) in tensors.items():
+        if name in _REQUIRED:
+            right = (_REQUIRED[name], (n, 16) if name == "digests" else (n,)) == (dtype, shape)
+        elif name == "offsets":
+            right = (dtype, shape) == ("I64", (n + 1,))
+        elif name.startswith("mean."):
+            right = len(shape) == 2 and shape[0] == n and dtype in ("F32", "F16")
+        elif name.startswith("residues."):
+            right = len(shape) == 2 and "offsets" in tensors and dtype in ("F32", "F16")
+        else:
+            right = False
+        if not right:
+            return f"its tensor {name!r} is {dtype} {list(shape)}, which no chunk of {n} proteins has"
+    return None
