@@ -1,0 +1,48 @@
+# make demo: the whole workflow on the shipped example.  make test: the test suite.  make help: all targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-gpu lint format bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(VENV)/.ready ## the environment, in .venv
+
+# The constraints pin every version; pip is asked again only when they or the requirements have changed.
+$(VENV)/.ready: pyproject.toml envs/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: env ## embed the shipped example with random weights, offline
+	$(BIN)/snakemake --cores $(CORES) --config model=esm2_demo chunk_residues=5000
+
+test: env ## the test suite; GPU and Slurm tests skip themselves where there is none
+	$(BIN)/python -m pytest
+
+test-gpu: ## the tests that need a GPU, with the Python that has torch, fair-esm, numpy, safetensors and pytest
+	$(PYTHON) -m pytest -m gpu -v tests/gpu tests/test_flashattention.py
+
+lint: env ## ruff, mypy, snakefmt, snakemake --lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check --quiet workflow
+	$(BIN)/snakemake --lint
+
+format: env ## put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt workflow
+
+bench: env ## speed beside fair-esm and others, on this machine
+	$(BIN)/python tests/benchmarks/bench_esm2.py
+
+clean: ## remove the environment and what the demo made
+	rm -rf $(VENV) results resources .snakemake

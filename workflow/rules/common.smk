@@ -1,0 +1,72 @@
+# The configuration, the package's place, and the paths that several rules use.
+import os
+import re
+import sys
+from pathlib import Path
+
+WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
+ROOT = WORKFLOW.parent
+
+# Jobs find the package where the workflow is, in conda environments and on cluster nodes too.
+if (ROOT / "virnucpro").is_dir():
+    sys.path.insert(0, str(ROOT))
+    os.environ |= {
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(ROOT), os.getenv("PYTHONPATH")])
+        )
+    }
+
+from virnucpro.config import load_config
+from virnucpro.errors import UserError
+
+if Path("config.yaml").is_file():
+
+    configfile: "config.yaml"
+
+elif not config and (ROOT / "config.yaml").is_file():
+
+    configfile: str(ROOT / "config.yaml")
+
+
+try:
+    run = load_config(config, WORKFLOW / "schemas" / "config.schema.yaml", beside=ROOT)
+except UserError as error:
+    sys.exit(f"error: {error}")
+
+WEIGHTS = run.resources / f"{run.model_name}.safetensors"
+WEIGHTS_MANIFEST = run.resources / f"{run.model_name}.json"
+GPU_REPORT = run.results / "gpu.json"
+SAMPLE = run.results / "{sample}"
+CHUNKS = SAMPLE / "chunks"
+CHUNK_FILE = SAMPLE / "tensors" / "{chunk}.safetensors"
+LOGS = run.results / "logs"
+BENCHMARKS = run.results / "benchmarks"
+SUMMARY = run.results / "summary.tsv"
+
+
+wildcard_constraints:
+    sample="|".join(map(re.escape, run.samples)),
+    chunk=r"chunk_\d+",
+
+
+def chunk_files_of(sample):
+    """The chunk files of a sample, known once it has been split."""
+    folder = Path(checkpoints.split_proteins.get(sample=sample).output.chunks)
+    names = sorted(path.stem for path in folder.glob("chunk_*.json"))
+    return expand(CHUNK_FILE, sample=sample, chunk=names)
+
+
+def chunk_files(wildcards):
+    return chunk_files_of(wildcards.sample)
+
+
+def all_chunk_files(wildcards):
+    return [file for sample in run.samples for file in chunk_files_of(sample)]
+
+
+def closing_summary():
+    return (
+        SUMMARY.with_suffix(".txt").read_text(encoding="utf-8")
+        if SUMMARY.exists()
+        else ""
+    )

@@ -1,0 +1,35 @@
+# Needs: a chunk of proteins, the weights.
+# Makes: one tensor file, on the GPUs that the job was given or else on the CPU.
+
+
+rule embed_esm2:
+    input:
+        # The manifest is small, so Snakemake compares its content: splitting again or preparing the same weights again
+        # makes no finished chunk stale. The large files that the manifests vouch for are checked by the job.
+        chunk_manifest=CHUNKS / "{chunk}.json",
+        proteins=ancient(CHUNKS / "{chunk}.fasta"),
+        weights_manifest=WEIGHTS_MANIFEST,
+        weights=ancient(WEIGHTS),
+        gpu_report=ancient(GPU_REPORT),
+    output:
+        CHUNK_FILE,
+    log:
+        LOGS / "{sample}" / "embed_esm2" / "{chunk}.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "embed_esm2" / "{chunk}.tsv"
+    conda:
+        "../../envs/embed.yaml"
+    threads: 4
+    resources:
+        gpu=run.gpus_per_job,
+        mem_mb=lambda wildcards, attempt: attempt * 16000,
+        runtime=lambda wildcards, attempt: attempt * 120,
+    params:
+        layers=run.layers,
+        pooling=run.pooling,
+        precision=run.precision,
+        policy=run.long_policy,
+        longest=run.longest,
+        overlap=run.overlap,
+    script:
+        "../scripts/embed_esm2.py"

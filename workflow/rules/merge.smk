@@ -1,0 +1,57 @@
+# Needs: the index of a sample and all of its chunk files.
+# Makes: one verified table a format, with a row for every record of the input, in its order; and the run's summary.
+TABLES = {
+    "parquet": SAMPLE / "embeddings.parquet",
+    "hdf5": SAMPLE / "embeddings.h5",
+    "virnucpro_pt": directory(SAMPLE / "virnucpro_pt"),
+}
+
+
+rule merge_embeddings:
+    input:
+        index=SAMPLE / "proteins.parquet",
+        weights_manifest=WEIGHTS_MANIFEST,
+        chunk_files=chunk_files,
+    output:
+        **{name: TABLES[name] for name in run.formats},
+        report=SAMPLE / "embeddings.json",
+    log:
+        LOGS / "{sample}" / "merge_embeddings.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "merge_embeddings.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt * 4000,
+        runtime=lambda wildcards, attempt: attempt * 240,
+    params:
+        formats=run.formats,
+        dtype=run.dtype,
+        records_per_file=run.records_per_file,
+        layers=run.layers,
+        pooling=run.pooling,
+        precision=run.precision,
+        policy=run.long_policy,
+        longest=run.longest,
+        overlap=run.overlap,
+    script:
+        "../scripts/merge_embeddings.py"
+
+
+rule summarise:
+    input:
+        expand(SAMPLE / "embeddings.json", sample=run.samples),
+    output:
+        table=SUMMARY,
+        text=SUMMARY.with_suffix(".txt"),
+    log:
+        LOGS / "summarise.log",
+    benchmark:
+        BENCHMARKS / "summarise.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    script:
+        "../scripts/summarise.py"

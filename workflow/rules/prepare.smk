@@ -1,0 +1,40 @@
+# Needs: a model's checkpoint (a path, torch hub's cache, or the network).
+# Makes: its weights as safetensors with a manifest; and a report on the GPUs that jobs will meet.
+
+
+rule prepare_weights:
+    input:
+        branch(run.model_path is not None, then=str(run.model_path), otherwise=[]),
+    output:
+        weights=WEIGHTS,
+        manifest=WEIGHTS_MANIFEST,
+    log:
+        LOGS / "prepare_weights.log",
+    benchmark:
+        BENCHMARKS / "prepare_weights.tsv"
+    conda:
+        "../../envs/embed.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        model=run.model,
+    script:
+        "../scripts/prepare_weights.py"
+
+
+rule detect_gpu:
+    output:
+        GPU_REPORT,
+    log:
+        LOGS / "detect_gpu.log",
+    benchmark:
+        BENCHMARKS / "detect_gpu.tsv"
+    conda:
+        "../../envs/embed.yaml"
+    resources:
+        gpu=run.gpus_per_job,
+        mem_mb=4000,
+        runtime=15,
+    script:
+        "../scripts/detect_gpu.py"

@@ -1,0 +1,27 @@
+# Needs: the FASTA files of a sample.
+# Makes: its index (a row for every record) and chunks of its unique proteins, of equal work.
+
+
+checkpoint split_proteins:
+    input:
+        lambda wildcards: run.samples[wildcards.sample],
+    output:
+        index=SAMPLE / "proteins.parquet",
+        chunks=directory(CHUNKS),
+    log:
+        LOGS / "{sample}" / "split_proteins.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "split_proteins.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, input, attempt: attempt * (2000 + input.size_mb),
+        runtime=lambda wildcards, attempt: attempt * 120,
+    params:
+        chunk_residues=run.chunk_residues,
+        embed_dim=run.embed_dim,
+        policy=run.long_policy,
+        longest=run.longest,
+        overlap=run.overlap,
+    script:
+        "../scripts/split_proteins.py"

@@ -1,0 +1,9 @@
+"""Report the GPUs of this machine and whether FlashAttention-2 runs on them."""
+
+from pathlib import Path
+
+from virnucpro.cuda.report import detect_gpu
+from virnucpro.jobs import job
+
+with job("detect_gpu", snakemake.log[0]) as log:
+    detect_gpu(Path(snakemake.output[0]), log)

@@ -1,0 +1,31 @@
+"""Embed one chunk of proteins on the devices that this job has."""
+
+from pathlib import Path
+
+from virnucpro.cuda.lease import lease_devices
+from virnucpro.jobs import job
+
+with (
+    job(f"{snakemake.wildcards.sample} {snakemake.wildcards.chunk}", snakemake.log[0]) as log,
+    lease_devices(snakemake.resources.gpu, logger=log),
+):
+    # CUDA reads the leased devices when torch starts, so torch is imported after the lease.
+    from virnucpro.embedding import EmbeddingSettings, embed_chunk
+
+    embed_chunk(
+        Path(snakemake.input.proteins),
+        Path(snakemake.input.chunk_manifest),
+        Path(snakemake.input.weights),
+        Path(snakemake.input.weights_manifest),
+        Path(snakemake.output[0]),
+        EmbeddingSettings(
+            layers=tuple(snakemake.params.layers),
+            pooling=tuple(snakemake.params.pooling),
+            precision=snakemake.params.precision,
+            long_policy=snakemake.params.policy,
+            longest=snakemake.params.longest,
+            overlap=snakemake.params.overlap,
+        ),
+        threads=snakemake.threads,
+        logger=log,
+    )

@@ -1,0 +1,19 @@
+"""Read, clean and deduplicate a sample's proteins and cut them into chunks of equal work."""
+
+from pathlib import Path
+
+from virnucpro.chunking import split_proteins
+from virnucpro.jobs import job
+
+with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+    split_proteins(
+        [Path(file) for file in snakemake.input],
+        Path(snakemake.output.index),
+        Path(snakemake.output.chunks),
+        chunk_residues=snakemake.params.chunk_residues,
+        embed_dim=snakemake.params.embed_dim,
+        policy=snakemake.params.policy,
+        longest=snakemake.params.longest,
+        overlap=snakemake.params.overlap,
+        logger=log,
+    )
