@@ -1,0 +1,112 @@
+"""ESM-2's forward over packed sequences: fair-esm's parameters and numbers, no padding, no LM head."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from virnucpro.models.attention import PackedAttention
+from virnucpro.models.layer import embed_tokens, normalise
+from virnucpro.models.parameters import ModelParameters, arrange_parameters
+from virnucpro.models.rotary import rotary_tables
+from virnucpro.models.segments import Segments
+from virnucpro.models.steps import LayerSteps
+from virnucpro.weights.architectures import Architecture
+
+
+class PackedESM2:
+    """The embedding part of an ESM-2 with an attention chosen for its device.
+
+    The residual stream and the norms are float32 in every precision; the matrix products, and the
+    attention's inputs and outputs, have the parameters' dtype.
+    """
+
+    def __init__(
+        self,
+        parameters: ModelParameters,
+        architecture: Architecture,
+        attention: PackedAttention,
+        *,
+        steps: LayerSteps | None = None,
+        residual_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.parameters = parameters
+        self.architecture = architecture
+        self.attention = attention
+        self.steps = steps or LayerSteps()
+        self.residual_dtype = residual_dtype
+        self._q_scale = 1.0 if attention.scales else architecture.head_dim**-0.5
+        self._rotary_sources = _first_equal(parameters.inv_freq)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state: Mapping[str, Tensor],
+        architecture: Architecture,
+        attention: PackedAttention,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        steps: LayerSteps | None = None,
+    ) -> PackedESM2:
+        """Build from tensors named as in fair-esm's ``ESM2.state_dict()`` (see :func:`arrange_parameters`)."""
+        parameters = arrange_parameters(state, architecture, device=device, dtype=dtype)
+        return cls(parameters, architecture, attention, steps=steps)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters.embed_tokens.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parameters.embed_tokens.dtype
+
+    def __call__(self, tokens: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
+        """Representations of the layers asked for.
+
+        Args:
+            tokens: ``(T,)`` integer token ids, every sequence with its BOS and EOS.
+            layers: numbers from 0 (the scaled embedding) to the model's count of layers; layers
+                above the highest one are not computed.
+
+        Returns:
+            For each layer ``(T, D)`` in the residual stream's dtype. The last layer alone has gone
+            through ``emb_layer_norm_after``; that one is float32.
+        """
+        p, last = self.parameters, self.architecture.layers
+        unknown = [layer for layer in layers if not 0 <= layer <= last]
+        if unknown:
+            raise ValueError(f"layers {unknown} asked of a model with layers 0 to {last}")
+        x = embed_tokens(
+            tokens,
+            p.embed_tokens,
+            segments.sequence,
+            len(segments.lengths),
+            self.architecture.token_dropout,
+            self.residual_dtype,
+        )
+        found = {0: x} if 0 in layers else {}
+        tables: dict[int, tuple[Tensor, Tensor]] = {}
+        highest = max(layers, default=0)
+        for number, layer in enumerate(p.layers[:highest], start=1):
+            source = self._rotary_sources[number - 1]
+            if source not in tables:
+                tables[source] = rotary_tables(p.inv_freq[source], segments.positions)
+            cos, sin = tables[source]
+            q, k, v = self.steps.project_qkv(x, layer, cos, sin, self.architecture.heads, self._q_scale)
+            x = self.steps.finish_layer(x, self.attention(q, k, v, segments), layer)
+            if number in layers and number < last:
+                found[number] = x
+        if last in layers:
+            found[last] = normalise(x, p.after_norm_weight, p.after_norm_bias)
+        return found
+
+
+def _first_equal(tensors: tuple[Tensor, ...]) -> list[int]:
+    """For each tensor the number of the first one with the same values (all layers share them in the released models)."""
+    first: list[int] = []
+    for number, tensor in enumerate(tensors):
+        first.append(next((other for other in sorted(set(first)) if torch.equal(tensors[other], tensor)), number))
+    return first

@@ -1,0 +1,68 @@
+"""Which tokens of a packed batch belong to which sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The sequences of a packed batch of T tokens, one after the other, without padding.
+
+    Attributes:
+        lengths: tokens of each of the n sequences, on the host (BOS and EOS count).
+        cu_seqlens: int32 ``(n + 1,)``: where each sequence begins and, last, where the batch ends.
+        positions: int64 ``(T,)``: place of each token in its sequence; BOS is 0.
+        sequence: int64 ``(T,)``: number of the sequence that each token belongs to.
+        max_seqlen: the longest length, or a bound not much above it.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    positions: Tensor
+    sequence: Tensor
+    max_seqlen: int
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Segments:
+        """Lay sequences of these lengths end to end; copies to a CUDA device do not block the host."""
+        if not lengths or min(lengths) < 1:
+            raise ValueError("a packed batch needs at least one sequence, and every sequence a token")
+        device = torch.device(device)
+        counts = np.asarray(lengths, dtype=np.int64)
+        ends = counts.cumsum()
+        positions = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+        sequence = np.repeat(np.arange(len(counts)), counts)
+        cu_seqlens = np.concatenate(([0], ends)).astype(np.int32)
+        return cls(
+            lengths=tuple(int(length) for length in lengths),
+            cu_seqlens=to_device(cu_seqlens, device),
+            positions=to_device(positions, device),
+            sequence=to_device(sequence, device),
+            max_seqlen=int(counts.max()),
+        )
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Neighbours of equal length as ``(first token, sequences, length)``."""
+        found: list[tuple[int, int, int]] = []
+        start = 0
+        for length in self.lengths:
+            if found and found[-1][2] == length:
+                found[-1] = (found[-1][0], found[-1][1] + 1, length)
+            else:
+                found.append((start, 1, length))
+            start += length
+        return found
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor of ``array`` on ``device``; for CUDA through pinned memory, so that the host need not wait."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
