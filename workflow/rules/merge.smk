@@ -1,5 +1,5 @@
 # Needs: the index of a sample and all of its chunk files.
-# Makes: one verified table a format, with a row for every record of the input, in its order; and the run's summary.
+# Makes: one verified table a format, with a row for every record of the input, in its order.
 TABLES = {
     "parquet": SAMPLE / "embeddings.parquet",
     "hdf5": SAMPLE / "embeddings.h5",
@@ -36,22 +36,3 @@ rule merge_embeddings:
         overlap=run.overlap,
     script:
         "../scripts/merge_embeddings.py"
-
-
-rule summarise:
-    input:
-        expand(SAMPLE / "embeddings.json", sample=run.samples),
-    output:
-        table=SUMMARY,
-        text=SUMMARY.with_suffix(".txt"),
-    log:
-        LOGS / "summarise.log",
-    benchmark:
-        BENCHMARKS / "summarise.tsv"
-    conda:
-        "../../envs/report.yaml"
-    resources:
-        mem_mb=2000,
-        runtime=30,
-    script:
-        "../scripts/summarise.py"

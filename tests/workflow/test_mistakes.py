@@ -1,0 +1,134 @@
+"""A user's mistake ends in one clear sentence, exit code 1, no traceback, and nothing half-written."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.workflow.running import ROOT, snakemake
+from virnucpro.weights.architectures import DEMO_ARCHITECTURE
+from virnucpro.weights.synthetic import write_checkpoint
+
+GOOD = ">a\nMKVLAAGIV\n>b\nMKVX\n"
+
+
+def assert_one_sentence(folder: Path, config: dict[str, object], words: list[str], *, log: str | None = None) -> None:
+    result = snakemake(folder, config=config, env={"TORCH_HOME": str(folder / "hub"), "no_proxy": "*"})
+    assert result.code == 1
+    assert "Traceback" not in result.text, result.text
+    lines = [line for line in result.text.splitlines() if "error: " in line]
+    assert len(lines) == 1, result.text
+    assert [word for word in words if word not in lines[0]] == [], lines[0]
+    if log is not None:
+        assert (
+            (folder / "results" / "logs" / log).read_text().splitlines()[-1].endswith(lines[0].partition("error: ")[2])
+        )
+    left = [
+        path for path in folder.rglob("*") if path.is_file() and path.parent.name in {"chunks", "tensors", "resources"}
+    ]
+    assert not [path for path in left if "tensors" in str(path) or path.suffix in {".part", ".tmp"}], left
+    assert not list(folder.rglob("embeddings.*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b">a\nMKV\n>b\nMKV\n>a\nMKL\n", ["own.faa", "line 5", "'a'"]),
+        (b">a\nMKV\n>empty\n>b\nMKV\n", ["own.faa", "line 3", "empty"]),
+        (b"This is a letter,\nnot sequences.\n", ["own.faa", "line 1", "FASTA"]),
+        (b">a\nMKV\n>b\nMK7V\n", ["own.faa", "line 4", "'b'", "7"]),
+        (b"", ["own.faa", "FASTA"]),
+        (gzip.compress(GOOD.encode() * 999)[:-20], ["own.faa", "gzip"]),
+        (b"\x89PNG\r\n\x1a\n\0\0\0", ["own.faa"]),
+    ],
+    ids=["duplicate id", "empty record", "not FASTA", "digit", "empty file", "cut gzip", "binary"],
+)
+def test_a_wrong_fasta(text: bytes, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "own.faa").write_bytes(text)
+    config = {"samples": "own.faa", "model": "esm2_demo"}
+    assert_one_sentence(tmp_path, config, words, log="own/split_proteins.log")
+    assert not (tmp_path / "results/own/proteins.parquet").exists()
+    assert not (tmp_path / "results/own/chunks").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"samples": "missing.faa"}, ["missing.faa", "does not exist"]),
+        ({"samples": "own.faa", "modle": "esm2_demo"}, ["'modle'", "'model'"]),
+        ({"samples": "own.faa", "model": "missing.pt"}, ["missing.pt"]),
+    ],
+)
+def test_a_wrong_setting(config: dict[str, object], words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "own.faa").write_text(GOOD)
+    assert_one_sentence(tmp_path, config, words)
+
+
+class Malicious:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.marker,))
+
+
+def cut(path: Path) -> None:
+    write_checkpoint(path, DEMO_ARCHITECTURE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def malicious(path: Path) -> None:
+    model = Namespace(encoder_layers=1, encoder_embed_dim=8, encoder_attention_heads=1, token_dropout=True)
+    torch.save({"cfg": {"model": model}, "model": {"x": Malicious(path.parent / "owned")}}, path)
+
+
+def bare_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Malicious(path.parent / "owned")))
+
+
+def no_checkpoint(path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("write", [cut, malicious, bare_pickle, no_checkpoint])
+def test_a_wrong_checkpoint(write: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "own.faa").write_text(GOOD)
+    write(tmp_path / "model.pt")
+    config = {"samples": "own.faa", "model": "model.pt"}
+    assert_one_sentence(tmp_path, config, ["model.pt"], log="prepare_weights.log")
+    assert not (tmp_path / "owned").exists(), "the pickle was run"
+    assert not list(tmp_path.glob("resources/*"))
+
+
+def test_a_layer_that_the_model_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "own.faa").write_text(GOOD)
+    config = {"samples": "own.faa", "model": "esm2_demo", "layers": 5}
+    assert_one_sentence(tmp_path, config, ["layer 5", "4"])
+
+
+def test_without_network_the_shipped_config_says_which_file_to_put_where(tmp_path: Path) -> None:
+    # A proxy that nobody listens at stands for a machine without network.
+    env = {
+        "TORCH_HOME": str(tmp_path / "hub"),
+        "https_proxy": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+    }
+    result = snakemake(ROOT, "--directory", str(tmp_path), snakefile=None, env=env)
+    assert result.code == 1
+    assert "Traceback" not in result.text, result.text
+    (line,) = [line for line in result.text.splitlines() if "error: " in line]
+    for words in (
+        "esm2_t36_3B_UR50D.pt",
+        "https://dl.fbaipublicfiles.com/fair-esm/models/",
+        str(tmp_path / "hub"),
+        "model",
+    ):
+        assert words in line
