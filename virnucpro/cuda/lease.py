@@ -1,0 +1,257 @@
+"""One job, one GPU, on a machine that nobody schedules.
+
+Snakemake counts GPUs (``--resources gpu=4``) but hands out no numbers, so every job of a machine
+would open the first one. Here a job takes an advisory lock (``flock``) for each device that it will
+use, before CUDA starts, and narrows ``CUDA_VISIBLE_DEVICES`` to those.
+
+- The lock belongs to the open file, so the kernel frees it when the process ends, however it ends.
+- It is not handed to programs that the job starts (close-on-exec): a helper that lingers cannot keep
+  a GPU from the next job. A worker process that computes on the GPU should call ``die_with_parent``
+  first, so that it does not outlive the lock. A forked child that has not started another program
+  shares the lock until it ends, as it shares the GPU.
+- Lock files lie in one place for all users of the machine, and are named by the device's UUID, so
+  that ``0``, ``GPU-5c89...`` and an unset variable meet at the same lock. Only programs that ask here
+  are kept apart; others on the same machine are not noticed.
+- Under Slurm the scheduler has chosen: its value is left as it is. Jobs that run side by side inside
+  one allocation take turns on it; jobs of different allocations never wait for each other here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import random
+import re
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from virnucpro.cuda.visible import Device, list_gpus, visible_devices
+from virnucpro.errors import UserError
+
+LEASE_DIRECTORY = Path("/tmp/virnucpro-leases")
+"""Where the locks lie. Not ``tempfile.gettempdir()``: ``TMPDIR`` differs from job to job."""
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_NOTE = b"A lock for one GPU, held while a virnucpro job runs on it. Safe to delete when none runs.\n"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@contextmanager
+def lease_devices(
+    count: int,
+    *,
+    directory: Path | None = None,
+    logger: logging.Logger,
+    poll_seconds: float = 1.0,
+    report_seconds: float = 60.0,
+) -> Iterator[list[str]]:
+    """Hold ``count`` GPUs for the block, and let CUDA see those alone.
+
+    Waits as long as it takes, with a log line at once and then every ``report_seconds``. Devices are
+    taken all together or not at all, so two jobs that want several cannot block each other; a job
+    that wants many may wait long where others keep taking one. Fewer are taken where the machine has
+    fewer than ``count``. Must run before CUDA starts in this process.
+
+    Args:
+        count: how many GPUs the job wants; 0 hides them all.
+        directory: where the lock files lie; for tests.
+
+    Yields:
+        Values for ``CUDA_VISIBLE_DEVICES``, one a device (the variable holds them all during the
+        block, and its old value after it). Empty where the process may use no GPU.
+
+    Raises:
+        UserError: when the lock files cannot be made, or ``nvidia-smi`` hangs.
+    """
+    inherited = os.environ.get(VISIBLE)
+    slurm_job = os.environ.get("SLURM_JOB_ID")
+    if count <= 0:
+        with _environment(""):
+            yield []
+        return
+    if slurm_job is not None and inherited is not None:
+        wanted = visible_devices(inherited, None)  # as Slurm numbers them, whatever nvidia-smi shows inside
+        count, value, scope = len(wanted), inherited, f"slurm-{slurm_job}-"
+    else:
+        wanted, value, scope = visible_devices(inherited, list_gpus()), None, ""
+    if not wanted:
+        logger.info("No GPU to lease (%s): the job sees none", _describe(inherited))
+        yield []
+        return
+    if count > len(wanted):
+        logger.warning(
+            "%d GPUs wanted, %d to be had (%s): going on with those", count, len(wanted), _describe(inherited)
+        )
+        count = len(wanted)
+    places = _lock_paths(wanted, directory or LEASE_DIRECTORY, scope)
+    with ExitStack() as locks:
+        taken = _wait_for(places, count, locks, logger, poll_seconds, report_seconds)
+        tokens = [device.token for device in taken]
+        with _environment(",".join(tokens) if value is None else value):
+            logger.info("Leased GPU %s", ", ".join(tokens))
+            yield tokens
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it ends (Linux; else nothing).
+
+    For worker processes that compute on a leased GPU, as their first act.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def lease_holders(paths: Sequence[Path]) -> list[int]:
+    """Process ids that hold a lock on any of these files, as ``/proc/locks`` lists them (best effort)."""
+    inodes = set()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            inodes.add(path.stat().st_ino)
+    holders = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            # 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
+            fields = line.split()
+            if len(fields) > 5 and fields[1] == "FLOCK" and int(fields[5].rsplit(":", 1)[1]) in inodes:
+                holders.add(int(fields[4]))
+    return sorted(holders)
+
+
+def _describe(visible: str | None) -> str:
+    return f"{VISIBLE} is not set" if visible is None else f"{VISIBLE}={visible}"
+
+
+def _lock_paths(devices: Sequence[Device], directory: Path, scope: str) -> dict[Path, Device]:
+    """The lock file of each device.
+
+    A device known by number alone is this host's; a UUID is the same device from any container.
+    """
+    paths = {}
+    for device in devices:
+        name = f"{scope}{device.identity}"
+        if device.identity.startswith("unknown-"):
+            name = f"{socket.gethostname()}-{name}"
+        paths[directory / (re.sub(r"[^\w.-]", "_", name) + ".lock")] = device
+    return paths
+
+
+def _wait_for(
+    places: Mapping[Path, Device],
+    count: int,
+    locks: ExitStack,
+    logger: logging.Logger,
+    poll_seconds: float,
+    report_seconds: float,
+) -> list[Device]:
+    """Try until ``count`` of the locks are ours; ``locks`` closes them."""
+    started = time.monotonic()
+    next_report = started
+    while True:
+        if taken := _try_all(places, count, locks):
+            return taken
+        now = time.monotonic()
+        if now >= next_report:
+            holders = ", ".join(map(str, lease_holders(list(places)))) or "unknown"
+            names = ", ".join(device.token for device in places.values())
+            logger.info(
+                "Waiting for %d free GPU of %s, for %.0f s so far; held by process %s",
+                count,
+                names,
+                now - started,
+                holders,
+            )
+            next_report = now + report_seconds
+        time.sleep(poll_seconds * random.uniform(0.5, 1.0))  # apart from the others that wait
+
+
+def _try_all(places: Mapping[Path, Device], count: int, locks: ExitStack) -> list[Device]:
+    """Lock ``count`` devices at once, without waiting, or none."""
+    directory = next(iter(places)).parent
+    with ExitStack() as held:
+        # One tries at a time: two that want two of two devices cannot take one each for ever.
+        turn = _open_lock(directory / "turn.lock")
+        held.callback(os.close, turn)
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        mine = ExitStack()
+        taken = []
+        with mine:
+            for path, device in places.items():
+                descriptor = _open_lock(path)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(descriptor)
+                    continue
+                mine.callback(os.close, descriptor)
+                if not _same_file(descriptor, path):  # somebody tidied the directory meanwhile
+                    return []
+                taken.append(device)
+                if len(taken) == count:
+                    locks.push(mine.pop_all())
+                    return taken
+        return []
+
+
+def _open_lock(path: Path) -> int:
+    """A descriptor for the lock file, made if it is not there, for every user to lock.
+
+    Read access is enough for ``flock``. The file is opened without ``O_CREAT`` first: in a directory
+    that all may write to, the kernel refuses that flag on other users' files (fs.protected_regular).
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        for _ in range(100):
+            try:
+                descriptor = os.open(path, flags)
+                os.read(descriptor, 1)  # keeps it young for cleaners of /tmp, which go by the last access
+                return descriptor
+            except FileNotFoundError:
+                _make_directory(path.parent)
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                made = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+                os.write(made, _NOTE)
+                os.fchmod(made, 0o644)
+                os.close(made)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the GPU lock {path} ({error.strerror}): it must be a plain file in a directory that every "
+            "user may write to; remove it or its directory and run the same command again"
+        ) from None
+    raise UserError(f"the GPU lock {path} vanishes as soon as it is made: something keeps emptying {path.parent}")
+
+
+def _make_directory(directory: Path) -> None:
+    """A directory for everybody, like /tmp itself: only a file's owner may remove it."""
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(parents=True)
+        directory.chmod(0o777 | stat.S_ISVTX)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _environment(value: str) -> Iterator[None]:
+    """CUDA_VISIBLE_DEVICES for the block."""
+    before = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VISIBLE, None)
+        else:
+            os.environ[VISIBLE] = before

@@ -1,0 +1,149 @@
+"""Which GPUs this process may use, told without starting CUDA.
+
+CUDA reads ``CUDA_VISIBLE_DEVICES`` once, when it starts, so a job that wants to pick a device must
+know what there is before that. What the driver has comes from ``nvidia-smi -L``; what the process
+may use of it is the inherited variable, read as CUDA reads it (CUDA C++ programming guide,
+"CUDA environment variables").
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from virnucpro.errors import UserError
+
+_GPU_LINE = re.compile(r"^GPU (?P<index>\d+): (?P<name>.*) \(UUID: (?P<uuid>GPU-[^)]+)\)$")
+_MIG_LINE = re.compile(r"^\s+MIG .*\(UUID: (?P<uuid>MIG-[^)]+)\)$")
+_LEADING_NUMBER = re.compile(r"^[+-]?\d+")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One physical GPU as the driver numbers it (PCI bus order), with its MIG slices if it has any."""
+
+    index: int
+    name: str
+    uuid: str
+    mig: tuple[str, ...] = ()
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What CUDA can open on it: its MIG slices, or itself."""
+        return self.mig or (self.uuid,)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device that a job can be given.
+
+    ``token`` is what CUDA understands in ``CUDA_VISIBLE_DEVICES``; ``identity`` is the same text for
+    the same physical device, however it was named.
+    """
+
+    token: str
+    identity: str
+
+
+def parse_gpu_list(text: str) -> list[Gpu]:
+    """The GPUs in the output of ``nvidia-smi -L``."""
+    gpus: list[Gpu] = []
+    for line in text.splitlines():
+        if gpu := _GPU_LINE.match(line.rstrip()):
+            gpus.append(Gpu(int(gpu["index"]), gpu["name"], gpu["uuid"]))
+        elif (mig := _MIG_LINE.match(line.rstrip())) and gpus:
+            last = gpus[-1]
+            gpus[-1] = Gpu(last.index, last.name, last.uuid, (*last.mig, mig["uuid"]))
+    return gpus
+
+
+def list_gpus(*, timeout: float = 60.0) -> list[Gpu] | None:
+    """The GPUs of this machine that the driver lets us see.
+
+    Returns:
+        None where there is no ``nvidia-smi`` to ask, an empty list where it finds no GPU or no driver.
+
+    Raises:
+        UserError: when ``nvidia-smi`` does not answer within ``timeout`` seconds, as happens when a
+            GPU has fallen off the bus; CUDA would hang in the same way.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"nvidia-smi gave no answer within {timeout:.0f} seconds: the GPU driver of this machine hangs; "
+            "reset the GPU or reboot, or set CUDA_VISIBLE_DEVICES= (empty) to run on the CPU"
+        ) from None
+    except OSError:
+        return None
+    return parse_gpu_list(done.stdout) if done.returncode == 0 else []
+
+
+def split_visible(value: str) -> list[str]:
+    """The entries of ``CUDA_VISIBLE_DEVICES`` that CUDA would honour, in order.
+
+    As CUDA does it (and ``torch.cuda._parse_visible_devices``, which re-states it): the first entry
+    decides the kind (numbers, ``GPU-`` or ``MIG-``); the list ends before the first entry that is
+    negative or of another kind; a number may have letters behind it; an entry named twice leaves
+    nothing.
+    """
+    entries: list[str] = []
+    kind = next((prefix for prefix in ("GPU-", "MIG-") if value.strip().startswith(prefix)), None)
+    for raw in value.split(","):
+        entry = raw.strip()
+        if kind is None:
+            number = _LEADING_NUMBER.match(entry)
+            if number is None or int(number[0]) < 0:
+                break
+            entry = str(int(number[0]))
+        elif not entry.startswith(kind):
+            break
+        if entry in entries:
+            return []
+        entries.append(entry)
+    return entries
+
+
+def visible_devices(visible: str | None, gpus: Sequence[Gpu] | None) -> list[Device]:
+    """The devices that a process with this ``CUDA_VISIBLE_DEVICES`` may use.
+
+    Args:
+        visible: the variable's value, None when it is not set.
+        gpus: what ``list_gpus`` found; None when it could not be told.
+
+    Returns:
+        Devices in the variable's order (the driver's when it is not set). A number counts as the
+        driver does (``nvidia-smi``, PCI bus order) and is turned into the GPU's UUID, because CUDA's
+        own numbering puts the fastest GPU first unless ``CUDA_DEVICE_ORDER`` says otherwise. Where
+        the GPUs cannot be told, entries are taken at their word.
+    """
+    if visible is None:
+        return [Device(unit, unit.lower()) for gpu in gpus or [] for unit in gpu.units]
+    entries = split_visible(visible)
+    if gpus is None:
+        return [Device(entry, f"unknown-{entry.lower()}") for entry in entries]
+    devices: list[Device] = []
+    for entry in entries:
+        unit = _find_unit(entry, gpus)
+        if unit is None:  # CUDA shows the devices before the first invalid entry, and no more
+            break
+        if any(device.identity == unit.lower() for device in devices):
+            return []
+        devices.append(Device(unit, unit.lower()))
+    return devices
+
+
+def _find_unit(entry: str, gpus: Sequence[Gpu]) -> str | None:
+    """The GPU or MIG slice that an entry names: by number, by UUID or by its unique beginning."""
+    if entry.isdecimal():
+        return next((gpu.units[0] for gpu in gpus if gpu.index == int(entry)), None)
+    if entry.startswith("MIG-"):
+        return next((unit for gpu in gpus for unit in gpu.mig if unit.lower() == entry.lower()), None)
+    found = [gpu.units[0] for gpu in gpus if gpu.uuid.lower().startswith(entry.lower())]
+    return found[0] if len(found) == 1 else None
