@@ -1,0 +1,75 @@
+"""Reports of merges as the tests of summary and plots want them, written as real ``embeddings.json`` files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def chunk(number: int, **changes: Any) -> dict[str, Any]:
+    """One chunk's entry; ``changes`` go to its statistics where they have such a name, else to the entry."""
+    statistics: dict[str, Any] = {
+        "proteins": 10,
+        "residues": 980,
+        "tokens": 1000,
+        "seconds": 2.0,
+        "tokens_per_second": 500.0,
+        "padding_avoided": 0.5,
+        "peak_memory_bytes": 3 << 30,
+        "out_of_memory_retries": 0,
+        "recomputed": 0,
+    }
+    entry: dict[str, Any] = {
+        "chunk": f"chunk_{number:05d}",
+        "attention": "flash_attention_2",
+        "attention_kernel": "varlen_attn",
+        "device": "NVIDIA H200",
+        "precision": "auto",
+        "precisions": ["float16"],
+        "versions": {"virnucpro": "0.1.0"},
+        "statistics": statistics,
+    }
+    for key, value in changes.items():
+        (statistics if key in statistics else entry)[key] = value
+    return entry
+
+
+def write_report(folder: Path, sample: str, chunks: list[dict[str, Any]], **changes: Any) -> Path:
+    """Write ``embeddings.json`` of a sample; ``changes`` go to its counts where they have such a name."""
+    proteins = sum(entry["statistics"]["proteins"] for entry in chunks)
+    residues = sum(entry["statistics"]["residues"] for entry in chunks)
+    counts: dict[str, Any] = {
+        "records": proteins,
+        "unique": proteins,
+        "residues": residues,
+        "unique_residues": residues,
+        "longest": 98,
+        "replaced": 0,
+        "replaced_records": 0,
+        "chunks": len(chunks),
+        "windowed_records": 0,
+        "truncated_records": 0,
+        "truncated_residues": 0,
+        "recomputed_records": 0,
+    }
+    report: dict[str, Any] = {
+        "model": "esm2_t36_3B_UR50D",
+        "weights_sha256": "ab" * 32,
+        "demo": False,
+        "layers": [36],
+        "pooling": ["mean"],
+        "precision": "auto",
+        "embed_dim": 2560,
+        "long_proteins": {"policy": "window", "longest": 1022, "overlap": 511},
+        "counts": counts,
+        "precisions": {"float16": proteins},
+        "tables": {"parquet": str(folder / sample / "embeddings.parquet")},
+        "chunks": chunks,
+    }
+    for key, value in changes.items():
+        (counts if key in counts else report)[key] = value
+    path = folder / sample / "embeddings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report))
+    return path

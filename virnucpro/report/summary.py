@@ -1,0 +1,186 @@
+"""The summary of a run: a table for programs and the text that closes the run in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from virnucpro.errors import UserError
+from virnucpro.report.merged import SampleReport, read_report
+from virnucpro.report.totals import (
+    attention_of,
+    chunks_by,
+    count_of,
+    listed,
+    notes,
+    number,
+    precisions_of,
+    work_of,
+)
+from virnucpro.storage.atomic import atomic_path
+
+ALL = "(all)"
+"""The name of the last row, that of the whole run; no sample can be named so."""
+
+GIB = 1 << 30
+WIDTH = 110
+
+
+def summarise(reports: Sequence[Path], table: Path, text: Path, *, logger: logging.Logger | None = None) -> None:
+    """Write the run's summary as a table and as text, both whole or not at all.
+
+    Args:
+        reports: the ``embeddings.json`` of each sample.
+        table: TSV to write: one row a sample and one, named ``(all)``, for the run; units are in the columns' names.
+        text: what the run closes with in the terminal.
+
+    Raises:
+        UserError: a report is missing or not one of the merge's, or an output cannot be written.
+    """
+    if not reports:
+        raise UserError("there is no report to summarise: name at least one sample")
+    samples = [read_report(path) for path in reports]
+    with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    closing = closing_text(samples, table)
+    with atomic_path(text) as temporary:
+        temporary.write_text(closing, encoding="utf-8")
+    if logger is not None:
+        logger.info("the run in numbers: %s, in words: %s", table, text)
+
+
+def row(samples: Sequence[SampleReport], name: str) -> dict[str, str]:
+    """One row of the table: what was embedded, what was done to it, how fast and with what."""
+    work = work_of(chunk for sample in samples for chunk in sample.chunks)
+    numbers = {
+        "proteins": count_of(samples, "records"),
+        "unique_proteins": count_of(samples, "unique"),
+        "residues": count_of(samples, "residues"),
+        "unique_residues": count_of(samples, "unique_residues"),
+        "longest_residues": max(sample.counts.get("longest", 0) for sample in samples),
+        "replaced_residues": count_of(samples, "replaced"),
+        "replaced_proteins": count_of(samples, "replaced_records"),
+        "windowed_proteins": count_of(samples, "windowed_records"),
+        "truncated_proteins": count_of(samples, "truncated_records"),
+        "truncated_residues": count_of(samples, "truncated_residues"),
+        "recomputed_proteins": count_of(samples, "recomputed_records"),
+        "chunks": work.chunks,
+        "tokens": work.tokens,
+    }
+    return {
+        "sample": name,
+        **{column: str(value) for column, value in numbers.items()},
+        "job_seconds": f"{work.seconds:.3f}",
+        "tokens_per_second": f"{work.tokens_per_second:.1f}",
+        "padding_avoided_percent": f"{100 * work.padding_avoided:.2f}",
+        "peak_memory_gib": f"{work.peak_memory_bytes / GIB:.3f}",
+        "out_of_memory_retries": str(work.out_of_memory_retries),
+        "attention": ", ".join(chunks_by(samples, attention_of)),
+        "device": ", ".join(chunks_by(samples, lambda chunk: chunk.device)),
+        "precision": ", ".join(precisions_of(samples)),
+        "model": ", ".join(dict.fromkeys(sample.model for sample in samples)),
+        "weights_sha256": ", ".join(dict.fromkeys(sample.weights_sha256 for sample in samples)),
+        "layers": ", ".join(str(layer) for layer in samples[0].layers),
+        "pooling": ", ".join(samples[0].pooling),
+        "notes": "; ".join(notes(samples)),
+    }
+
+
+def closing_text(samples: Sequence[SampleReport], table: Path) -> str:
+    """What was embedded, how fast, with what, what was done to it, and where the files are; ends with a line feed."""
+    first = samples[0]
+    proteins, unique = count_of(samples, "records"), count_of(samples, "unique")
+    same = f" ({unique:,} different)" if unique < proteins else ""
+    names = f"{len(samples)} samples" if len(samples) > 1 else f"sample {first.name}"
+    work = work_of(chunk for sample in samples for chunk in sample.chunks)
+    head = (
+        f"Embedded {number(proteins, 'protein')}{same} of {names}, {number(count_of(samples, 'residues'), 'residue')}, "
+        f"with {', '.join(dict.fromkeys(sample.model for sample in samples))}."
+    )
+    layers = f"layer {first.layers[0]}" if len(first.layers) == 1 else f"layers {', '.join(map(str, first.layers))}"
+    shapes = [f"mean over residues ({first.embed_dim} numbers a protein)"] * ("mean" in first.pooling)
+    shapes += [f"{first.embed_dim} numbers a residue"] * ("per_residue" in first.pooling)
+    precisions = precisions_of(samples)
+    lines = [
+        ("values", f"{layers}, {' and '.join(shapes)}"),
+        ("speed", speed(samples)),
+        ("attention", one_or_list(chunks_by(samples, attention_of), "chunk")),
+        ("device", one_or_list(chunks_by(samples, lambda chunk: chunk.device), "chunk")),
+        ("precision", one_or_list(precisions, "protein")),
+        ("packing", f"{100 * work.padding_avoided:.0f} % of the tokens of padded batches were avoided"),
+    ]
+    lines += [("sequences", part) for part in treated(samples)]
+    lines += [("NOTE", note) for note in notes(samples)]
+    lines += [("table", path) for sample in samples for path in sample.tables.values()]
+    lines += [("summary", str(table))]
+    return "\n".join([*wrapped("", head), *(line for name, part in lines for line in wrapped(name, part))]) + "\n"
+
+
+def speed(samples: Sequence[SampleReport]) -> str:
+    """Rate, tokens and time of the embed jobs."""
+    work = work_of(chunk for sample in samples for chunk in sample.chunks)
+    return (
+        f"{work.tokens_per_second:,.0f} tokens/s a job ({number(work.tokens, 'token')} in {duration(work.seconds)}, "
+        f"{number(work.chunks, 'chunk')})"
+    )
+
+
+def treated(samples: Sequence[SampleReport]) -> list[str]:
+    """What was done to some of the sequences, a line each; nothing for what did not happen."""
+
+    def count(name: str, of: str = "protein") -> str:
+        return number(count_of(samples, name), of)
+
+    over = f"over {number(samples[0].longest, 'residue')}"
+    saved = count_of(samples, "records") - count_of(samples, "unique")
+    retries = work_of(chunk for sample in samples for chunk in sample.chunks).out_of_memory_retries
+    said = []
+    if saved:
+        said.append(f"{number(saved, 'protein')} had the sequence of another one and took its embedding")
+    if count_of(samples, "replaced"):
+        changed = f"{count('replaced', 'residue')} of {count('replaced_records')}"
+        said.append(f"{changed} without a token of their own ('*' inside, J) became X")
+    if count_of(samples, "windowed_records"):
+        said.append(f"{count('windowed_records')} {over} ran in overlapping windows")
+    if count_of(samples, "truncated_records"):
+        said.append(f"{count('truncated_records')} {over} lost {count('truncated_residues', 'residue')} at the end")
+    if count_of(samples, "recomputed_records"):
+        said.append(f"{count('recomputed_records')} overflowed in half precision and ran again in a wider format")
+    if retries:
+        said.append(f"memory ran out {number(retries, 'time')} and batches were made smaller")
+    return said
+
+
+def one_or_list(counts: Counter[str], of: str) -> str:
+    """The one name there is, or all of them with their counts."""
+    return next(iter(counts)) if len(counts) == 1 else listed(counts, of)
+
+
+def duration(seconds: float) -> str:
+    """``0.3 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def wrapped(name: str, text: str) -> list[str]:
+    """A line of the closing text under its name, folded where a terminal would break it; paths stay whole."""
+    if not name:
+        return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"  {name:<10} ",
+        subsequent_indent=" " * 13,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
