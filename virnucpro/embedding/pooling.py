@@ -8,20 +8,30 @@ from torch import Tensor
 from virnucpro.models.segments import Segments
 
 
-def segment_sums(hidden: Tensor, weights: Tensor, segments: Segments) -> Tensor:
-    """Sum of ``hidden`` times ``weights`` over each sequence.
+def weigh(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Each token's representation times its weight.
 
     Args:
         hidden: ``(T, D)``.
         weights: float32 ``(T,)``: 0 for BOS and EOS; for a residue 1 over the number of pieces that cover it.
 
     Returns:
-        float32 ``(sequences, D)``. A token that is not finite makes its sequence's sum not finite,
-        whatever its weight, so the sums alone show whether the representations can be used.
+        float32 ``(T, D)``. A value that is not finite stays so, whatever its weight.
     """
-    weighted = hidden.float() * weights.unsqueeze(1)
+    return hidden.float() * weights.unsqueeze(1)
+
+
+def segment_sums(weighted: Tensor, segments: Segments) -> Tensor:
+    """Sum over the tokens of each sequence.
+
+    Args:
+        weighted: float32 ``(T, D)`` from :func:`weigh`.
+
+    Returns:
+        float32 ``(sequences, D)``. A token that is not finite makes its sequence's sum not finite, so
+        the sums alone show whether the representations can be used.
+    """
     if weighted.is_cuda:
-        offsets = segments.cu_seqlens.long()
-        return torch.segment_reduce(weighted, "sum", offsets=offsets, axis=0, unsafe=True)
-    # torch.sum adds pairwise on a CPU, which loses less than one running sum.
-    return torch.stack([part.sum(0) for part in weighted.split(list(segments.lengths))])
+        return torch.segment_reduce(weighted, "sum", offsets=segments.cu_seqlens.long(), axis=0, unsafe=True)
+    # torch.sum adds in blocks on a CPU, which loses less than one running sum.
+    return torch.stack([part.sum(0) for part in torch.split(weighted, list(segments.lengths))])

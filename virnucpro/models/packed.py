@@ -105,7 +105,7 @@ class PackedESM2:
 
 
 def _first_equal(tensors: tuple[Tensor, ...]) -> list[int]:
-    """For each tensor the number of the first one with the same values (all layers share them in the released models)."""
+    """For each tensor the number of the first equal one; in the released models all layers share one."""
     first: list[int] = []
     for number, tensor in enumerate(tensors):
         first.append(next((other for other in sorted(set(first)) if torch.equal(tensors[other], tensor)), number))

@@ -1,0 +1,66 @@
+"""Which number format a model runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from virnucpro.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+FAST_HALF = (7, 0)
+"""From compute capability 7.0 (Volta) on, tensor cores multiply float16 with float32 sums."""
+
+BFLOAT16 = (8, 0)
+"""From compute capability 8.0 (Ampere) on, bfloat16 is computed by the hardware."""
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the matrix products.
+
+    ESM-2 was trained in float16 and its 3B and 15B checkpoints are stored in it; float16 keeps three
+    more bits than bfloat16. So "auto" is float16 on a GPU with tensor cores, float32 elsewhere.
+
+    Raises:
+        UserError: an unknown precision, or bf16 on a GPU that only emulates it.
+    """
+    if precision == "auto":
+        return torch.float16 if _capability(device) >= FAST_HALF else torch.float32
+    if precision not in DTYPES:
+        raise UserError(f"precision {precision!r} is not known: give auto, {', '.join(DTYPES)}")
+    if precision == "bf16" and device.type == "cuda" and _capability(device) < BFLOAT16:
+        raise UserError(
+            f"{torch.cuda.get_device_name(device)} does not compute bf16: take precision auto, fp16 or fp32"
+        )
+    return DTYPES[precision]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float16", "bfloat16" or "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Let CUDA neither round float32 products to TF32 nor sum half-precision products in half precision.
+
+    Both are process-wide switches of torch; they are put back at the end. Some containers turn TF32
+    on for every process, which would make "fp32" a name only.
+    """
+    matmul = torch.backends.cuda.matmul
+    names = ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    before = {name: getattr(matmul, name) for name in names}
+    try:
+        for name in names:
+            setattr(matmul, name, False)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(matmul, name, value)
