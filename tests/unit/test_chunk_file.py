@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from virnucpro.storage.chunk_file import ChunkError, read_chunk_file, verify_chunk_file, write_chunk_file
+from virnucpro.storage.chunk_file import ChunkError, decoded, read_chunk_file, verify_chunk_file, write_chunk_file
 
 
 def some_tensors(n: int = 3, d: int = 5) -> dict[str, NDArray[np.generic]]:
@@ -41,7 +41,7 @@ def test_what_is_written_is_read(tmp_path: Path, n: int) -> None:
     chunk = verify_chunk_file(path)
     assert chunk.proteins == n
     assert {key: chunk.metadata[key] for key in METADATA} == METADATA
-    assert chunk.entry("layers") == [4]
+    assert decoded(chunk.metadata["layers"]) == [4]
     assert set(chunk.names) == set(tensors)
     for name, array in tensors.items():
         np.testing.assert_array_equal(chunk.tensors(name), array)

@@ -35,8 +35,7 @@ def protein_costs(
     elif policy == "window":
         step = max(1, longest - overlap)
         windows = np.maximum(1, np.ceil((residues - longest) / step) + 1)
-        # Windows share what they overlap by; the last one may be shorter, which evens out here.
-        residues = np.where(windows > 1, np.minimum(longest, (residues + (windows - 1) * overlap) / windows), residues)
+        residues = np.minimum(residues, longest)  # every window of a long protein is of full length
     elif policy != "full":
         raise UserError(f"unknown policy for long proteins {policy!r}: give window, truncate or full")
     tokens = residues + SPECIAL_TOKENS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -73,9 +74,10 @@ def split_proteins(
     chunk_residues: int,
     embed_dim: int = 2560,
     multiple_of: int = 1,
-    long_policy: str = "window",
+    policy: str = "window",
     longest: int = 1022,
     overlap: int = 511,
+    logger: logging.Logger | None = None,
 ) -> SplitCounts:
     """Write a sample's index and its folder of chunks (``chunk_00000.fasta`` and ``.json`` each).
 
@@ -88,7 +90,7 @@ def split_proteins(
         chunk_residues: residues in a chunk, about.
         embed_dim: the model's width, for the quadratic part of the cost.
         multiple_of: round the number of chunks up to a multiple of this (see :func:`chunk_count`).
-        long_policy, longest, overlap: how long proteins will be run (see :func:`protein_costs`).
+        policy, longest, overlap: how long proteins will be run (see :func:`protein_costs`).
 
     Raises:
         UserError: a file that cannot be read or is not FASTA, an id that occurs twice, an empty record.
@@ -100,7 +102,7 @@ def split_proteins(
     before = _stamps(inputs)
     seen = _digest_records(inputs)
     _refuse_equal_names(inputs, seen.names)
-    costs = protein_costs(seen.lengths, embed_dim=embed_dim, policy=long_policy, longest=longest, overlap=overlap)
+    costs = protein_costs(seen.lengths, embed_dim=embed_dim, policy=policy, longest=longest, overlap=overlap)
     plan = _plan(seen, costs, chunk_residues, multiple_of)
     is_new = plan.first == np.arange(len(plan.first))
     counts = SplitCounts(
@@ -114,6 +116,16 @@ def split_proteins(
         chunks=len(plan.manifests),
     )
     _write(inputs, index, chunks, seen, plan, counts, before)
+    log = logger or logging.getLogger(__name__)
+    log.info(
+        "%d records of %d residues: %d different sequences in %d chunks, the longest of %d residues",
+        *(counts.records, counts.residues, counts.unique, counts.chunks, counts.longest),
+    )
+    if counts.replaced:
+        log.warning(
+            "%d residues (inner '*' or 'J') in %d records have no token and became X",
+            *(counts.replaced, counts.replaced_records),
+        )
     return counts
 
 

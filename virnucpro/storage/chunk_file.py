@@ -100,13 +100,15 @@ class ChunkFile:
         """One tensor, read into memory (for the small ones)."""
         return np.array(self.tensors(name))
 
-    def entry(self, key: str) -> Any:
-        """A metadata entry that is JSON, decoded; None when there is none."""
-        text = self.metadata.get(key)
-        try:
-            return None if text is None else json.loads(text)
-        except json.JSONDecodeError:
-            raise ChunkError(self.path, f"its metadata entry {key!r} is not JSON") from None
+
+def decoded(text: str | None) -> Any:
+    """A metadata entry as JSON where it is a JSON list or object, else as the text that it is."""
+    if text is None or not text.startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _as_array(name: str, tensor: NDArray[Any] | Tensor) -> NDArray[Any]:

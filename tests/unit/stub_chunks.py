@@ -1,0 +1,76 @@
+"""Chunk files of made-up embeddings: each vector is drawn from the residues' digest, so that a test can tell whose it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.sequences.cleaning import residue_digest
+from virnucpro.sequences.fasta import read_fasta
+from virnucpro.storage.chunk_file import write_chunk_file
+
+EXPECTED = {
+    "model": "esm2_stub",
+    "weights_sha256": "5" * 64,
+    "layers": "[6]",
+    "pooling": '["mean"]',
+    "precision": "auto",
+    "long_proteins": '{"policy": "window", "longest": 1022, "overlap": 511}',
+}
+
+
+def stub_vectors(sequence: bytes, rows: int, embed_dim: int, layer: int) -> NDArray[np.float32]:
+    """float32 (rows, D) that depend on the residues and the layer alone."""
+    seed = int.from_bytes(residue_digest(sequence)[:8], "little") ^ layer
+    return np.random.default_rng(seed).standard_normal((rows, embed_dim), dtype=np.float32)
+
+
+def write_stub_chunk(
+    fasta: Path,
+    output: Path,
+    *,
+    embed_dim: int = 8,
+    layers: Sequence[int] = (6,),
+    pooling: Iterable[str] = ("mean",),
+    longest: int = 1022,
+    policy: str = "window",
+    **metadata: str,
+) -> None:
+    """What the embed job would write for a chunk's FASTA."""
+    sequences = [record.sequence for record in read_fasta(fasta)]
+    lengths = np.array([len(sequence) for sequence in sequences], np.int32)
+    embedded = np.minimum(lengths, longest) if policy == "truncate" else lengths
+    windows = np.where(lengths > longest, 2, 1) if policy == "window" else np.ones(len(lengths))
+    tensors: dict[str, NDArray[np.generic]] = {
+        "digests": np.frombuffer(b"".join(map(residue_digest, sequences)), np.uint8).reshape(-1, 16),
+        "lengths": lengths,
+        "windows": windows.astype(np.int32),
+        "embedded": embedded.astype(np.int32),
+        "precision": np.arange(len(lengths), dtype=np.uint8) % 2,
+    }
+    for layer in layers:
+        if "mean" in pooling:
+            tensors[f"mean.{layer}"] = np.concatenate([stub_vectors(s, 1, embed_dim, layer) for s in sequences])
+        if "per_residue" in pooling:
+            parts = [stub_vectors(s, n, embed_dim, layer) for s, n in zip(sequences, embedded.tolist(), strict=True)]
+            tensors[f"residues.{layer}"] = np.concatenate(parts)
+            tensors["offsets"] = np.concatenate([[0], np.cumsum(embedded)]).astype(np.int64)
+    manifest = json.loads(fasta.with_suffix(".json").read_text())
+    entries = {
+        **EXPECTED,
+        "layers": json.dumps(list(layers)),
+        "pooling": json.dumps(list(pooling)),
+        "precisions": '["float16", "float32"]',
+        "attention": "standard_attention",
+        "attention_kernel": "sdpa",
+        "device": "cpu",
+        "chunk": fasta.stem,
+        "chunk_digest": manifest["digest"],
+        "versions": '{"virnucpro": "0", "torch": "2.13.0"}',
+        "statistics": json.dumps({"proteins": len(sequences), "seconds": 1.5}),
+    }
+    write_chunk_file(output, tensors, {**entries, **metadata})

@@ -1,0 +1,185 @@
+"""Chunk files into one table a sample: every record that came in, in input order, each row proved to be its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.errors import UserError
+from virnucpro.storage.atomic import atomic_path
+from virnucpro.storage.chunk_file import ChunkError, ChunkFile
+from virnucpro.storage.formats import open_table
+from virnucpro.storage.gather import RowReader
+from virnucpro.storage.index import IndexRows, read_index, read_index_summary
+from virnucpro.storage.provenance import chunk_reports, precision_names, provenance, table_layout
+from virnucpro.storage.table import Layout, Rows
+from virnucpro.storage.verify import verify_chunks
+
+BATCH_BYTES = 1 << 26
+"""Bytes of embeddings in hand at a time; also about the size of a Parquet row group."""
+
+
+@dataclass(frozen=True)
+class MergeCounts:
+    """What a merged table holds: ``windowed`` and ``truncated`` count the records that were not run whole."""
+
+    records: int
+    unique: int
+    windowed: int
+    truncated: int
+    embed_dim: int
+
+
+def merge_embeddings(
+    index: Path,
+    tensors: Sequence[Path],
+    outputs: Mapping[str, Path],
+    report: Path,
+    *,
+    expected: Mapping[str, str],
+    dtype: str = "float32",
+    records_per_file: int = 10_000,
+    command: str | None = None,
+    threads: int = 1,
+    logger: logging.Logger | None = None,
+) -> MergeCounts:
+    """Verify all chunk files, then write every table and the report; memory does not grow with the records.
+
+    Args:
+        index: the sample's index, as the split wrote it.
+        tensors: its chunk files, in any order.
+        outputs: format (``parquet``, ``hdf5``, ``virnucpro_pt``) to path.
+        report: the JSON report to write: provenance, counts, and each chunk's statistics.
+        expected: metadata entries that every chunk file must have (model, weights_sha256, layers, ...).
+        dtype: ``float32`` or ``float16``, of the tables.
+        records_per_file: records in a file of ``virnucpro_pt``.
+        command: what the user ran, for the provenance; by default this process's command line.
+        threads: chunk files hashed at the same time.
+
+    Raises:
+        UserError: chunk files are missing, or bad (then renamed to ``NAME.bad``); nothing is written.
+    """
+    log = logger or logging.getLogger(__name__)
+    summary = read_index_summary(index)
+    chunks = verify_chunks(summary, tensors, expected, threads=threads)
+    layout = table_layout(chunks, dtype)
+    if not layout.names:
+        raise UserError(f"{chunks[0].path} holds no embeddings; run the embedding with pooling mean or per_residue")
+    log.info("%d chunk files verified", len(chunks))
+    origin = provenance(chunks, summary, layout, command)
+    records = windowed = truncated = 0
+    with ExitStack() as stack:
+        out = stack.enter_context(atomic_path(report))
+        tables = [
+            stack.enter_context(open_table(name, Path(path), layout, origin, records_per_file))
+            for name, path in outputs.items()
+        ]
+        reader = stack.enter_context(RowReader(chunks))
+        for rows in _gather(index, chunks, reader, layout):
+            for table in tables:
+                table.write(rows)
+            records += len(rows)
+            windowed += sum(word.startswith("windows") for word in rows.treatment)
+            truncated += sum(word.startswith("truncated") for word in rows.treatment)
+        counts = MergeCounts(records, summary.counts["unique"], windowed, truncated, layout.embed_dim)
+        if records != summary.counts["records"]:
+            raise UserError(f"{index}: {records} rows where {summary.counts['records']} are promised; run again")
+        entries = {"provenance": origin, "merged": asdict(counts), "chunks": chunk_reports(chunks)}
+        out.write_text(json.dumps(entries, indent=2) + "\n")
+    log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
+    return counts
+
+
+def _gather(index: Path, chunks: Sequence[ChunkFile], reader: RowReader, layout: Layout) -> Iterator[Rows]:
+    """The table's rows in input order, so many at a time as :data:`BATCH_BYTES` allows."""
+    precisions = [precision_names(chunk) for chunk in chunks]
+    per_vector = 4 * layout.embed_dim
+    at_once = max(1, BATCH_BYTES // (per_vector * max(1, len(layout.means))))
+    for batch in read_index(index, batch_rows=at_once):
+        if not layout.residues:
+            yield _rows(batch, slice(0, len(batch)), chunks, reader, layout, precisions)
+            continue
+        cost = np.cumsum(batch.length.astype(np.int64)) * per_vector * len(layout.residues)
+        breaks = np.flatnonzero(np.diff(cost // BATCH_BYTES)) + 1
+        for start, end in zip([0, *breaks.tolist()], [*breaks.tolist(), len(batch)], strict=True):
+            yield _rows(batch, slice(start, end), chunks, reader, layout, precisions)
+
+
+def _rows(
+    batch: IndexRows,
+    part: slice,
+    chunks: Sequence[ChunkFile],
+    reader: RowReader,
+    layout: Layout,
+    precisions: Sequence[list[str]],
+) -> Rows:
+    numbers, places = batch.chunk[part], batch.row[part]
+    n = len(numbers)
+    windows, embedded = np.empty(n, np.int32), np.empty(n, np.int32)
+    used = [""] * n
+    mean = {layer: np.empty((n, layout.embed_dim), np.float32) for layer in layout.means}
+    pieces: dict[int, list[NDArray[Any]]] = {layer: [] for layer in layout.residues}
+    counts = np.zeros(n, np.int64)
+    order = []
+    for number in np.unique(numbers).tolist():
+        here = np.flatnonzero(numbers == number)
+        rows = places[here]
+        if int(rows.max()) >= chunks[number].proteins:
+            raise ChunkError(chunks[number].path, "it has fewer proteins than the index names")
+        right = (reader.rows(number, "digests", rows) == batch.digest[part][here]).all()
+        if not right or not np.array_equal(reader.rows(number, "lengths", rows), batch.length[part][here]):
+            raise ChunkError(chunks[number].path, "its rows are not the sequences that the index names")
+        windows[here] = reader.rows(number, "windows", rows)
+        embedded[here] = reader.rows(number, "embedded", rows)
+        for place, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
+            used[place] = precisions[number][code] if code < len(precisions[number]) else "unknown"
+        for layer in layout.means:
+            mean[layer][here] = reader.rows(number, f"mean.{layer}", rows)
+        for layer in layout.residues:
+            values, counts[here] = reader.ragged(number, f"residues.{layer}", rows)
+            pieces[layer].append(values)
+        order.append(here)
+    residues = {layer: _in_order(parts, order, counts) for layer, parts in pieces.items()}
+    lengths = batch.length[part]
+    facts = zip(windows.tolist(), embedded.tolist(), lengths.tolist(), strict=True)
+    return Rows(
+        ids=batch.ids[part],
+        length=lengths,
+        treatment=[_treatment(*fact) for fact in facts],
+        precision=used,
+        replaced=batch.replaced[part],
+        mean=mean,
+        residues=residues,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+    )
+
+
+def _treatment(windows: int, embedded: int, length: int) -> str:
+    if embedded < length:
+        return f"truncated:{embedded}"
+    return "whole" if windows == 1 else f"windows:{windows}"
+
+
+def _in_order(
+    parts: Sequence[NDArray[Any]], order: Sequence[NDArray[np.int64]], counts: NDArray[np.int64]
+) -> NDArray[Any]:
+    """Ragged rows read chunk by chunk, put into the records' order."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum(counts)
+    out = np.empty((int(ends[-1]), parts[0].shape[1]), parts[0].dtype)
+    for values, here in zip(parts, order, strict=True):
+        start = 0
+        for place in here.tolist():
+            count = int(counts[place])
+            out[ends[place] - count : ends[place]] = values[start : start + count]
+            start += count
+    return out

@@ -1,0 +1,83 @@
+"""Where the numbers of a table come from: said in every table, and in the report beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from virnucpro.storage.chunk_file import ChunkFile, decoded
+from virnucpro.storage.index import IndexSummary
+from virnucpro.storage.table import Layout
+from virnucpro.storage.verify import PROVENANCE
+from virnucpro.weights.architectures import DEMO_WARNING
+
+TABLE_FORMAT = "virnucpro-embeddings-1"
+
+
+def table_layout(chunks: Sequence[ChunkFile], dtype: str) -> Layout:
+    """What the tables of these chunk files (verified: all alike) will hold."""
+    means: list[int] = []
+    residues: list[int] = []
+    embed_dim = 0
+    for name in chunks[0].names if chunks else []:
+        kind, _, layer = name.partition(".")
+        if kind in ("mean", "residues"):
+            (means if kind == "mean" else residues).append(int(layer))
+            embed_dim = chunks[0].layout[name][1][1]
+    return Layout(embed_dim, tuple(sorted(means)), tuple(sorted(residues)), dtype)
+
+
+def provenance(
+    chunks: Sequence[ChunkFile], summary: IndexSummary, layout: Layout, command: str | None
+) -> dict[str, Any]:
+    """Model, weights, settings, versions and command, and by how many proteins each device and kernel was used."""
+    first = chunks[0].metadata
+    origin: dict[str, Any] = {"format": TABLE_FORMAT}
+    origin |= {key: decoded(first.get(key)) for key in PROVENANCE}
+    origin |= {"embed_dim": layout.embed_dim, "dtype": layout.dtype, "counts": summary.counts}
+    for key in ("attention", "attention_kernel", "device"):
+        origin[key] = _proteins_by(chunks, key)
+    origin["precisions"] = _precisions(chunks)
+    origin["versions"] = _distinct([decoded(chunk.metadata.get("versions")) for chunk in chunks])
+    origin["command"] = command if command is not None else " ".join(sys.argv)
+    if first.get("demo") == "true":
+        origin["warning"] = DEMO_WARNING
+    return origin
+
+
+def chunk_reports(chunks: Sequence[ChunkFile]) -> list[dict[str, Any]]:
+    """One entry a chunk: where and how it was computed, and its job's statistics."""
+    keys = ("device", "attention", "attention_kernel", "precisions", "statistics")
+    return [
+        {"chunk": chunk.metadata["chunk"], "proteins": chunk.proteins}
+        | {key: decoded(chunk.metadata.get(key)) for key in keys}
+        for chunk in chunks
+    ]
+
+
+def _proteins_by(chunks: Sequence[ChunkFile], key: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for chunk in chunks:
+        counts[chunk.metadata.get(key, "unknown")] += chunk.proteins
+    return dict(counts)
+
+
+def _precisions(chunks: Sequence[ChunkFile]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for chunk in chunks:
+        names = precision_names(chunk)
+        for number, proteins in Counter(chunk.read("precision").tolist()).items():
+            counts[names[number] if number < len(names) else "unknown"] += proteins
+    return dict(counts)
+
+
+def precision_names(chunk: ChunkFile) -> list[str]:
+    """What the numbers of the ``precision`` tensor mean in this file."""
+    return [str(name) for name in decoded(chunk.metadata.get("precisions")) or []]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    return [value for place, value in enumerate(values) if value not in values[:place]]
