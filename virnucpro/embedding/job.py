@@ -17,6 +17,7 @@ import torch
 from virnucpro import __version__
 from virnucpro.embedding.devices import job_devices
 from virnucpro.embedding.embed import Embeddings, Protein, embed_proteins
+from virnucpro.embedding.identity import identity
 from virnucpro.embedding.settings import EmbeddingSettings, resolve_layers
 from virnucpro.embedding.workers import embed_on_devices
 from virnucpro.errors import UserError
@@ -71,7 +72,7 @@ def embed_chunk(
         found = embed_proteins(proteins, weights, manifest, settings, device=places[0], logger=logger)
     else:
         found = embed_on_devices(proteins, weights, manifest, settings, devices=places, logger=logger)
-    write_chunk_file(output, chunk_tensors(found, digests), _metadata(found, manifest, chunk, layers, settings))
+    write_chunk_file(output, chunk_tensors(found, digests), _metadata(found, manifest, chunk, settings))
     logger.info(
         "done: %d tokens in %.1f s, %.0f tokens/s",
         found.statistics["tokens"],
@@ -118,22 +119,12 @@ def chunk_tensors(found: Embeddings, digests: np.ndarray) -> dict[str, np.ndarra
 
 
 def _metadata(
-    found: Embeddings,
-    manifest: WeightsManifest,
-    chunk: dict[str, Any],
-    layers: tuple[int, ...],
-    settings: EmbeddingSettings,
+    found: Embeddings, manifest: WeightsManifest, chunk: dict[str, Any], settings: EmbeddingSettings
 ) -> dict[str, str]:
-    long_proteins = {"policy": settings.long_policy, "longest": settings.longest, "overlap": settings.overlap}
     return {
-        "model": manifest.model,
-        "weights_sha256": manifest.sha256,
-        "layers": json.dumps(layers),
-        "pooling": json.dumps(settings.pooling),
-        "precision": settings.precision,
+        **identity(manifest, settings),
         "precisions": json.dumps(found.precisions),
         **found.provenance,
-        "long_proteins": json.dumps(long_proteins),
         "chunk": chunk["chunk"],
         "chunk_digest": chunk["digest"],
         "versions": json.dumps(versions()),

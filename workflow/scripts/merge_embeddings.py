@@ -1,1 +1,32 @@
-"""todo"""
+"""Verify a sample's chunk files and write its tables."""
+
+import shlex
+from pathlib import Path
+
+from virnucpro.embedding.identity import identity
+from virnucpro.embedding.settings import EmbeddingSettings
+from virnucpro.jobs import job
+from virnucpro.storage.merge import merge_embeddings
+from virnucpro.weights.manifest import read_manifest
+
+with job(f"merge_embeddings {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+    settings = EmbeddingSettings(
+        layers=tuple(snakemake.params.layers),
+        pooling=tuple(snakemake.params.pooling),
+        precision=snakemake.params.precision,
+        long_policy=snakemake.params.policy,
+        longest=snakemake.params.longest,
+        overlap=snakemake.params.overlap,
+    )
+    merge_embeddings(
+        Path(snakemake.input.index),
+        [Path(file) for file in snakemake.input.chunk_files],
+        {name: Path(snakemake.output[name]) for name in snakemake.params.formats},
+        Path(snakemake.output.report),
+        expected=identity(read_manifest(Path(snakemake.input.weights_manifest)), settings),
+        dtype=snakemake.params.dtype,
+        records_per_file=snakemake.params.records_per_file,
+        command="snakemake --config " + shlex.join(f"{key}={value}" for key, value in snakemake.config.items()),
+        threads=snakemake.threads,
+        logger=log,
+    )
