@@ -36,7 +36,7 @@ def chunk(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def write_report(folder: Path, sample: str, chunks: list[dict[str, Any]], **changes: Any) -> Path:
-    """Write ``embeddings.json`` of a sample; ``changes`` go to its counts where they have such a name."""
+    """Write ``embeddings.json`` of a sample; ``changes`` go to its counts where those have such a name."""
     proteins = sum(entry["statistics"]["proteins"] for entry in chunks)
     residues = sum(entry["statistics"]["residues"] for entry in chunks)
     counts: dict[str, Any] = {
@@ -48,15 +48,11 @@ def write_report(folder: Path, sample: str, chunks: list[dict[str, Any]], **chan
         "replaced": 0,
         "replaced_records": 0,
         "chunks": len(chunks),
-        "windowed_records": 0,
-        "truncated_records": 0,
-        "truncated_residues": 0,
-        "recomputed_records": 0,
     }
-    report: dict[str, Any] = {
+    merged: dict[str, Any] = {"windowed": 0, "truncated": 0, "embed_dim": 2560}
+    origin: dict[str, Any] = {
         "model": "esm2_t36_3B_UR50D",
         "weights_sha256": "ab" * 32,
-        "demo": False,
         "layers": [36],
         "pooling": ["mean"],
         "precision": "auto",
@@ -64,11 +60,11 @@ def write_report(folder: Path, sample: str, chunks: list[dict[str, Any]], **chan
         "long_proteins": {"policy": "window", "longest": 1022, "overlap": 511},
         "counts": counts,
         "precisions": {"float16": proteins},
-        "tables": {"parquet": str(folder / sample / "embeddings.parquet")},
-        "chunks": chunks,
     }
     for key, value in changes.items():
-        (counts if key in counts else report)[key] = value
+        next((part for part in (counts, merged) if key in part), origin)[key] = value
+    merged |= {"records": counts["records"], "unique": counts["unique"]}
+    report = {"provenance": origin, "merged": merged, "tables": ["parquet"], "chunks": chunks}
     path = folder / sample / "embeddings.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report))

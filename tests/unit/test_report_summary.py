@@ -79,31 +79,23 @@ def test_devices_of_two_kinds_and_two_number_formats(tmp_path: Path) -> None:
 
 
 def test_the_demo_model_is_said_to_mean_nothing(tmp_path: Path) -> None:
-    report = write_report(tmp_path, "s", [chunk(0)], model="esm2_demo", demo=True)
+    report = write_report(tmp_path, "s", [chunk(0)], model="esm2_demo", warning=DEMO_WARNING)
     rows, text = summary(tmp_path, report)
     assert DEMO_WARNING in text
     assert DEMO_WARNING in rows["s"]["notes"]
 
 
 def test_what_was_done_to_sequences(tmp_path: Path) -> None:
-    counts = {
-        "replaced": 7,
-        "replaced_records": 2,
-        "windowed_records": 1,
-        "truncated_records": 3,
-        "truncated_residues": 1234,
-        "recomputed_records": 4,
-    }
-    rows, text = summary(tmp_path, write_report(tmp_path, "s", [chunk(0)], **counts))
+    counts = {"replaced": 7, "replaced_records": 2, "windowed": 1, "truncated": 3}
+    rows, text = summary(
+        tmp_path, write_report(tmp_path, "s", [chunk(0, recomputed=3), chunk(1, recomputed=1)], **counts)
+    )
     assert "7 residues of 2 proteins without a token of their own ('*' inside, J) became X" in text
     assert "1 protein over 1,022 residues ran in overlapping windows" in text
-    assert "3 proteins over 1,022 residues lost 1,234 residues at the end" in text
+    assert "3 proteins over 1,022 residues lost what is beyond" in text
     assert "4 proteins overflowed in half precision" in text
-    assert [rows["s"][name] for name in ("replaced_residues", "windowed_proteins", "truncated_residues")] == [
-        "7",
-        "1",
-        "1234",
-    ]
+    columns = ("replaced_residues", "windowed_proteins", "truncated_proteins", "recomputed_proteins")
+    assert [rows["s"][name] for name in columns] == ["7", "1", "3", "4"]
 
 
 def test_a_damaged_report_is_named_and_leaves_nothing(tmp_path: Path) -> None:

@@ -42,15 +42,16 @@ class ChunkRun:
 class SampleReport:
     """What became of one sample.
 
-    ``counts`` are of records (rows of the table) unless they say ``unique``; ``precisions`` gives the records that were
-    embedded in each number format; ``folder`` is where its files are.
+    ``counts`` are the split's and the merge's, of records (rows of the table) unless they say ``unique``;
+    ``precisions`` gives the unique proteins that were embedded in each number format, ``tables`` the formats
+    written and where; ``folder`` holds the sample's files.
     """
 
     name: str
     folder: Path
     model: str
     weights_sha256: str
-    demo: bool
+    warning: str
     layers: tuple[int, ...]
     pooling: tuple[str, ...]
     precision: str
@@ -59,8 +60,12 @@ class SampleReport:
     longest: int
     counts: dict[str, int]
     precisions: dict[str, int]
-    tables: dict[str, str]
+    tables: dict[str, Path]
     chunks: tuple[ChunkRun, ...]
+
+
+TABLES = {"parquet": "embeddings.parquet", "hdf5": "embeddings.h5", "virnucpro_pt": "virnucpro_pt"}
+"""Where a sample's tables are, in its folder."""
 
 
 def read_report(path: Path) -> SampleReport:
@@ -83,23 +88,28 @@ def read_report(path: Path) -> SampleReport:
 
 
 def _sample(report: Mapping[str, Any], path: Path) -> SampleReport:
-    long_proteins = report["long_proteins"]
+    origin, merged = report["provenance"], report["merged"]
+    long_proteins = origin["long_proteins"]
+    chunks = tuple(_chunk(chunk) for chunk in report["chunks"])
+    counts = {name: int(count) for name, count in origin["counts"].items()}
+    counts |= {name: int(merged[name]) for name in ("records", "unique", "windowed", "truncated")}
+    counts["recomputed"] = sum(chunk.recomputed for chunk in chunks)
     return SampleReport(
         name=path.parent.name,
         folder=path.parent,
-        model=str(report["model"]),
-        weights_sha256=str(report["weights_sha256"]),
-        demo=bool(report["demo"]),
-        layers=tuple(int(layer) for layer in report["layers"]),
-        pooling=tuple(report["pooling"]),
-        precision=str(report["precision"]),
-        embed_dim=int(report["embed_dim"]),
+        model=str(origin["model"]),
+        weights_sha256=str(origin["weights_sha256"]),
+        warning=str(origin.get("warning", "")),
+        layers=tuple(int(layer) for layer in origin["layers"]),
+        pooling=tuple(origin["pooling"]),
+        precision=str(origin["precision"]),
+        embed_dim=int(origin["embed_dim"]),
         long_policy=str(long_proteins["policy"]),
         longest=int(long_proteins["longest"]),
-        counts={name: int(count) for name, count in report["counts"].items()},
-        precisions={name: int(count) for name, count in report["precisions"].items()},
-        tables={name: str(table) for name, table in report["tables"].items()},
-        chunks=tuple(_chunk(chunk) for chunk in report["chunks"]),
+        counts=counts,
+        precisions={name: int(count) for name, count in origin["precisions"].items()},
+        tables={name: path.parent / TABLES.get(name, name) for name in report["tables"]},
+        chunks=chunks,
     )
 
 

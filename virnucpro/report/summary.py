@@ -67,10 +67,9 @@ def row(samples: Sequence[SampleReport], name: str) -> dict[str, str]:
         "longest_residues": max(sample.counts.get("longest", 0) for sample in samples),
         "replaced_residues": count_of(samples, "replaced"),
         "replaced_proteins": count_of(samples, "replaced_records"),
-        "windowed_proteins": count_of(samples, "windowed_records"),
-        "truncated_proteins": count_of(samples, "truncated_records"),
-        "truncated_residues": count_of(samples, "truncated_residues"),
-        "recomputed_proteins": count_of(samples, "recomputed_records"),
+        "windowed_proteins": count_of(samples, "windowed"),
+        "truncated_proteins": count_of(samples, "truncated"),
+        "recomputed_proteins": count_of(samples, "recomputed"),
         "chunks": work.chunks,
         "tokens": work.tokens,
     }
@@ -118,7 +117,7 @@ def closing_text(samples: Sequence[SampleReport], table: Path) -> str:
     ]
     lines += [("sequences", part) for part in treated(samples)]
     lines += [("NOTE", note) for note in notes(samples)]
-    lines += [("table", path) for sample in samples for path in sample.tables.values()]
+    lines += [("table", str(path)) for sample in samples for path in sample.tables.values()]
     lines += [("summary", str(table))]
     return "\n".join([*wrapped("", head), *(line for name, part in lines for line in wrapped(name, part))]) + "\n"
 
@@ -147,12 +146,12 @@ def treated(samples: Sequence[SampleReport]) -> list[str]:
     if count_of(samples, "replaced"):
         changed = f"{count('replaced', 'residue')} of {count('replaced_records')}"
         said.append(f"{changed} without a token of their own ('*' inside, J) became X")
-    if count_of(samples, "windowed_records"):
-        said.append(f"{count('windowed_records')} {over} ran in overlapping windows")
-    if count_of(samples, "truncated_records"):
-        said.append(f"{count('truncated_records')} {over} lost {count('truncated_residues', 'residue')} at the end")
-    if count_of(samples, "recomputed_records"):
-        said.append(f"{count('recomputed_records')} overflowed in half precision and ran again in a wider format")
+    if count_of(samples, "windowed"):
+        said.append(f"{count('windowed')} {over} ran in overlapping windows")
+    if count_of(samples, "truncated"):
+        said.append(f"{count('truncated')} {over} lost what is beyond")
+    if count_of(samples, "recomputed"):
+        said.append(f"{count('recomputed')} overflowed in half precision and ran again in a wider format")
     if retries:
         said.append(f"memory ran out {number(retries, 'time')} and batches were made smaller")
     return said

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from virnucpro.report.merged import ChunkRun, SampleReport
-from virnucpro.weights.architectures import DEMO_WARNING
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def chunks_by(samples: Iterable[SampleReport], key: Callable[[ChunkRun], str]) -
 
 
 def precisions_of(samples: Iterable[SampleReport]) -> Counter[str]:
-    """Proteins (records) by the number format in which they were embedded, the most frequent first."""
+    """Unique proteins by the number format in which they were embedded, the most frequent first."""
     counted: Counter[str] = Counter()
     for sample in samples:
         counted.update(sample.precisions)
@@ -71,9 +70,8 @@ def attention_of(chunk: ChunkRun) -> str:
 
 def notes(samples: Sequence[SampleReport]) -> list[str]:
     """What a reader must know before using the numbers: a random model, jobs that were not run alike."""
-    found = []
-    if any(sample.demo for sample in samples):
-        found.append(DEMO_WARNING)
+    found: list[str] = []
+    found += dict.fromkeys(sample.warning for sample in samples if sample.warning)
     attentions = chunks_by(samples, lambda chunk: f"{chunk.attention} on {chunk.device}")
     if len({chunk.attention for sample in samples for chunk in sample.chunks}) > 1:
         found.append(

@@ -92,7 +92,8 @@ def merge_embeddings(
         counts = MergeCounts(records, summary.counts["unique"], windowed, truncated, layout.embed_dim)
         if records != summary.counts["records"]:
             raise UserError(f"{index}: {records} rows where {summary.counts['records']} are promised; run again")
-        entries = {"provenance": origin, "merged": asdict(counts), "chunks": chunk_reports(chunks)}
+        entries: dict[str, Any] = {"provenance": origin, "merged": asdict(counts), "tables": list(outputs)}
+        entries["chunks"] = chunk_reports(chunks)
         out.write_text(json.dumps(entries, indent=2) + "\n")
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts
