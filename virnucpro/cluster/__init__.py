@@ -1,0 +1,1 @@
+"""What a cluster's scheduler is told about our jobs, so that they land on the right GPUs with enough of everything."""
