@@ -53,7 +53,7 @@ def load_packed(
     Raises:
         UserError: the weights are not those of their manifest, or do not fit into the device's memory.
     """
-    attention = choose_attention(device, dtype, logger)
+    attention = choose_attention(device, dtype, manifest.architecture.head_dim, logger)
     state = load_state_dict(weights, manifest=manifest)
     architecture = manifest.architecture
     try:

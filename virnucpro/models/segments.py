@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Bucket(NamedTuple):
+    """Sequences of similar length, padded to the longest.
+
+    Attributes:
+        tokens: int64 ``(sequences, longest)``: the packed token at each place (any token where padded).
+        mask: bool ``(sequences, 1, 1, longest)``, True for real tokens; None when nothing is padded.
+        packed: int64 ``(real tokens,)``: their places in the packed batch.
+        padded: int64 ``(real tokens,)``: their places in the flattened bucket.
+    """
+
+    tokens: Tensor
+    mask: Tensor | None
+    packed: Tensor
+    padded: Tensor
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,22 @@ class Segments:
             max_seqlen=int(counts.max()),
         )
 
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """Sequences grouped by length, none padded by more than an eighth of the longest one."""
+        lengths = np.asarray(self.lengths)
+        starts = lengths.cumsum() - lengths
+        order = np.argsort(-lengths, kind="stable")
+        found: list[Bucket] = []
+        begin = 0
+        while begin < len(order):
+            longest = int(lengths[order[begin]])
+            end = begin + int((lengths[order[begin:]] * 8 >= longest * 7).sum())
+            found.append(_bucket(starts[order[begin:end]], lengths[order[begin:end]], self.cu_seqlens.device))
+            begin = end
+        return found
+
+    @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
         """Neighbours of equal length as ``(first token, sequences, length)``."""
         found: list[tuple[int, int, int]] = []
@@ -58,6 +92,18 @@ class Segments:
                 found.append((start, 1, length))
             start += length
         return found
+
+
+def _bucket(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> Bucket:
+    place = np.arange(lengths.max())
+    real = place < lengths[:, None]
+    tokens = starts[:, None] + np.where(real, place, 0)
+    return Bucket(
+        tokens=to_device(tokens, device),
+        mask=None if real.all() else to_device(real[:, None, None, :], device),
+        packed=to_device(tokens[real], device),
+        padded=to_device(np.flatnonzero(real), device),
+    )
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

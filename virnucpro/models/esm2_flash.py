@@ -1,0 +1,241 @@
+"""fair-esm's ESM-2 with its own interface, computed on packed tokens with the fastest attention at hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from esm.data import Alphabet
+from esm.model.esm2 import ESM2
+from torch import Tensor, nn
+
+from virnucpro.cuda.attention_utils import FLASH
+from virnucpro.errors import UserError
+from virnucpro.models.attention import PackedAttention, choose_attention
+from virnucpro.models.fuse import fuse_parameters, widen_rotary
+from virnucpro.models.load import device_name, parse_device
+from virnucpro.models.packed import PackedESM2
+from virnucpro.models.precision import dtype_name, resolve_precision
+from virnucpro.models.segments import Segments
+from virnucpro.weights.architectures import Architecture
+from virnucpro.weights.files import load_checkpoint, locate_checkpoint
+
+Batch = Sequence[tuple[str, str]]
+BatchConverter = Callable[[Batch], tuple[list[str], list[str], Tensor]]
+
+
+class ESM2WithFlashAttention(nn.Module):
+    """A fair-esm ``ESM2`` that runs packed: same parameters, same results, no work on padding.
+
+    For inference: nothing here keeps gradients. The wrapped model's q, k and v weights become views
+    of one fused tensor, so wrapping costs no memory and the model itself goes on working.
+
+    Attributes:
+        model: the wrapped fair-esm model.
+        config: ``_attn_implementation`` and ``use_flash_attention_2``, as transformers' models have them.
+    """
+
+    def __init__(
+        self, model: ESM2, logger: logging.Logger | None = None, *, attention: PackedAttention | None = None
+    ) -> None:
+        """Wrap a model that is on its device and in its dtype.
+
+        Args:
+            attention: None chooses for the device and dtype (see :func:`choose_attention`), again after
+                the module was moved or cast.
+        """
+        super().__init__()
+        self.model = model
+        self.alphabet: Alphabet = model.alphabet
+        self.config = SimpleNamespace(_attn_implementation="sdpa", use_flash_attention_2=False)
+        self._logger = logger or logging.getLogger(__name__)
+        self._given = attention
+        self._packed: PackedESM2 | None = None
+        self.packed()
+
+    @property
+    def attention_impl(self) -> str:
+        """What runs: "flash_attention_2" or "standard_attention"."""
+        return self.packed().attention.implementation
+
+    @property
+    def attention_kernel(self) -> str:
+        """The implementation by its own name, such as "varlen_attn", "efficient_attention" or "sdpa"."""
+        return self.packed().attention.name
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.num_layers)
+
+    @property
+    def embed_dim(self) -> int:
+        return int(self.model.embed_dim)
+
+    def packed(self) -> PackedESM2:
+        """The packed forward over the wrapped model's parameters, made anew after a move or a cast."""
+        if self._packed is None:
+            architecture = Architecture(
+                int(self.model.num_layers),
+                int(self.model.embed_dim),
+                int(self.model.attention_heads),
+                bool(self.model.token_dropout),
+            )
+            weight = self.model.embed_tokens.weight
+            widen_rotary(self.model)
+            attention = self._given or choose_attention(
+                weight.device, weight.dtype, architecture.head_dim, self._logger
+            )
+            self._packed = PackedESM2(fuse_parameters(self.model), architecture, attention)
+            self.config.use_flash_attention_2 = attention.implementation == FLASH
+        return self._packed
+
+    def forward(
+        self,
+        tokens: Tensor,
+        repr_layers: Collection[int] = (),
+        need_head_weights: bool = False,
+        return_contacts: bool = False,
+    ) -> dict[str, Any]:
+        """fair-esm's ``ESM2.forward``.
+
+        Args:
+            tokens: ``(B, T)`` token ids from fair-esm's batch converter, padded with 1.
+            repr_layers: layers from 0 to the last; others are left out, as fair-esm does.
+            need_head_weights, return_contacts: attention weights and contacts, which no fused
+                kernel gives: computed by fair-esm's own forward.
+
+        Returns:
+            ``logits (B, T, 33)`` and ``representations`` ``{layer: (B, T, D)}`` in the model's dtype,
+            and ``attentions`` and ``contacts`` when asked for. Places of padding are 0 (fair-esm
+            leaves meaningless numbers there). A model without LM head gives no logits.
+
+        Raises:
+            UserError: contacts of a model that was loaded without a contact head.
+        """
+        if need_head_weights or return_contacts:
+            if return_contacts and self.model.contact_head.regression.weight.is_meta:
+                raise UserError(
+                    "contacts need NAME-contact-regression.pt beside the checkpoint NAME.pt, and it was not there"
+                )
+            with torch.no_grad():
+                found: dict[str, Any] = self.model(
+                    tokens,
+                    repr_layers=repr_layers,
+                    need_head_weights=need_head_weights,
+                    return_contacts=return_contacts,
+                )
+            return found
+        return self._forward_padded(tokens, repr_layers)
+
+    def predict_contacts(self, tokens: Tensor) -> Tensor:
+        """fair-esm's ``ESM2.predict_contacts``."""
+        contacts: Tensor = self(tokens, return_contacts=True)["contacts"]
+        return contacts
+
+    @torch.no_grad()
+    def forward_packed(
+        self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, repr_layers: Collection[int] = ()
+    ) -> dict[int, Tensor]:
+        """Representations of sequences laid end to end, without padding.
+
+        Args:
+            tokens: ``(T,)`` token ids; every sequence has its own BOS and EOS.
+            cu_seqlens: int32 ``(n + 1,)``: where each sequence begins and, last, T.
+            max_seqlen: the longest sequence; it is taken from ``cu_seqlens``, so it need not be given.
+
+        Returns:
+            ``{layer: (T, D)}``, float32.
+        """
+        lengths = cu_seqlens.diff().tolist()
+        if sum(lengths) != len(tokens) or (max_seqlen is not None and max_seqlen < max(lengths)):
+            raise ValueError("cu_seqlens must end at the count of tokens, and no sequence be longer than max_seqlen")
+        return self.packed()(tokens, Segments.from_lengths(lengths, tokens.device), repr_layers)
+
+    @torch.no_grad()
+    def _forward_padded(self, tokens: Tensor, repr_layers: Collection[int]) -> dict[str, Any]:
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens must be (batch, length), not {tuple(tokens.shape)}")
+        last = self.num_layers
+        layers = {layer for layer in repr_layers if 0 <= layer <= last}
+        real = tokens != self.alphabet.padding_idx
+        lengths = real.sum(1).tolist()
+        kept = [row for row, length in enumerate(lengths) if length]
+        dtype = self.model.embed_tokens.weight.dtype
+        width = (*tokens.shape, self.embed_dim)
+        padded = {layer: torch.zeros(width, dtype=dtype, device=tokens.device) for layer in layers | {last}}
+        if kept:
+            segments = Segments.from_lengths([lengths[row] for row in kept], tokens.device)
+            found = self.packed()(tokens[real], segments, set(padded))
+            for layer, hidden in found.items():
+                padded[layer][real] = hidden.to(dtype)
+        result: dict[str, Any] = {"representations": {layer: padded[layer] for layer in layers}}
+        if not self.model.lm_head.bias.is_meta:
+            result["logits"] = self.model.lm_head(padded[last])
+        return result
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ESM2WithFlashAttention:
+        """``.to``, ``.half``, ``.cuda``: move the model, and arrange the parameters anew at the next use."""
+        self._packed = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def load_esm2_model(
+    model_name: str = "esm2_t48_15B_UR50D",
+    device: str | torch.device = "cuda",
+    logger: logging.Logger | None = None,
+    *,
+    precision: str = "auto",
+) -> tuple[ESM2WithFlashAttention, BatchConverter]:
+    """Load an ESM-2 for inference, with fair-esm's interface.
+
+    Args:
+        model_name: a released model, found in torch hub's cache or downloaded; or the path of a
+            checkpoint in fair-esm's layout; or "esm2_demo", small random weights.
+        device: "cuda", "cuda:N" or "cpu".
+        logger: receives model, parameters, precision, attention and memory; None is this module's logger.
+        precision: "auto" (fp16 where the GPU computes it fast, else fp32), "fp32", "fp16" or "bf16".
+
+    Returns:
+        The model in eval mode and without gradients, and fair-esm's batch converter.
+
+    Raises:
+        UserError: an unknown model, a missing device, weights that cannot be had or do not fit.
+    """
+    logger = logger or logging.getLogger(__name__)
+    place = parse_device(device)
+    dtype = resolve_precision(precision, place)
+    checkpoint = locate_checkpoint(model_name, logger.info)
+    architecture, state = load_checkpoint(checkpoint)
+    with torch.device("meta"):
+        model = ESM2(
+            architecture.layers, architecture.embed_dim, architecture.heads, token_dropout=architecture.token_dropout
+        )
+    try:
+        moved = {
+            name: tensor.to(place, torch.float32 if "inv_freq" in name else dtype) for name, tensor in state.items()
+        }
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{model_name} needs about {architecture.parameters * torch.finfo(dtype).bits / 8e9:.1f} GB in "
+            f"{dtype_name(dtype)}, which {place} does not have free: use a GPU with more memory or a smaller model"
+        ) from None
+    moved["lm_head.weight"] = moved["embed_tokens.weight"]
+    model.load_state_dict(moved, strict=False, assign=True)
+    del state, moved
+    wrapped = ESM2WithFlashAttention(model.eval().requires_grad_(False), logger)
+    memory = torch.cuda.memory_allocated(place) if place.type == "cuda" else architecture.parameters * dtype.itemsize
+    logger.info(
+        "%s: %s parameters, %s, %s (%s) on %s, %.2f GiB",
+        model_name,
+        f"{architecture.parameters:,}",
+        dtype_name(dtype),
+        wrapped.attention_impl,
+        wrapped.attention_kernel,
+        device_name(place),
+        memory / 2**30,
+    )
+    return wrapped.eval(), wrapped.alphabet.get_batch_converter()
