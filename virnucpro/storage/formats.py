@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.errors import UserError
-from virnucpro.storage.atomic import atomic_path
-from virnucpro.storage.parquet import ParquetTable
+from virnucpro.storage.atomic import atomic_directory, atomic_path
 from virnucpro.storage.table import Layout, TableWriter
 
-FORMATS = ("parquet", "hdf5", "virnucpro_pt")
+FORMATS = ("parquet", "hdf5", "virnucpro_pt", "npy")
 
 
 @contextmanager
@@ -24,8 +23,29 @@ def open_table(
     Raises:
         UserError: a format that is not known, or that cannot hold what ``layout`` says.
     """
+    # Each is imported when it is used: h5py and torch are slow to load, and not everyone has both.
     if name == "parquet":
+        from virnucpro.storage.parquet import ParquetTable
+
         with atomic_path(path) as temporary, closing(ParquetTable(temporary, layout, provenance)) as table:
+            yield table
+    elif name == "hdf5":
+        from virnucpro.storage.hdf5 import Hdf5Table
+
+        with atomic_path(path) as temporary, closing(Hdf5Table(temporary, layout, provenance)) as table:
+            yield table
+    elif name == "virnucpro_pt":
+        from virnucpro.storage.virnucpro_pt import VirnucproTable
+
+        with (
+            atomic_directory(path) as temporary,
+            closing(VirnucproTable(temporary, layout, provenance, records_per_file)) as table,
+        ):
+            yield table
+    elif name == "npy":
+        from virnucpro.storage.npy import NpyTable
+
+        with atomic_directory(path) as temporary, closing(NpyTable(temporary, layout, provenance)) as table:
             yield table
     else:
         raise UserError(f"unknown table format {name!r}: give one of {', '.join(FORMATS)}")

@@ -1,0 +1,311 @@
+"""Merge: every id that came in comes out, in order, with the vector of its own residues; bad chunk files are named."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.stub_chunks import EXPECTED, stub_vectors, write_stub_chunk
+from virnucpro.chunking import split_proteins
+from virnucpro.errors import UserError
+from virnucpro.sequences.fasta import read_fasta
+from virnucpro.storage import merge as merge_module
+from virnucpro.storage.merge import MergeCounts, merge_embeddings
+from virnucpro.storage.reading import read_embeddings, read_residues
+
+ODD_IDS = [
+    "sp|P1|X",
+    "a/b",
+    "a",
+    "a/b/c",
+    "/lead",
+    "x//y",
+    ".",
+    "./z",
+    "%2Flead",
+    "été",
+    "Ω",
+    "P1/1-50",
+    "P1",
+    "..",
+    "q/",
+]
+
+
+def write_input(path: Path, n: int = 60, seed: int = 0, longest: int = 40) -> list[tuple[str, bytes]]:
+    """n proteins, about a third of them repeats; the first ids are odd ones."""
+    chance = random.Random(seed)
+    sequences: list[str] = []
+    for _ in range(n):
+        if sequences and chance.random() < 0.35:
+            sequences.append(chance.choice(sequences))
+        else:
+            sequences.append("".join(chance.choices("LAGVSERTIDPKQNFYMHWCXBUZO.-", k=chance.randint(1, longest))))
+    ids = ODD_IDS[:n] + [f"p{i}" for i in range(len(ODD_IDS), n)]
+    path.write_text("".join(f">{i} about it\n{s}\n" for i, s in zip(ids, sequences, strict=True)), encoding="utf-8")
+    return [(i, s.encode()) for i, s in zip(ids, sequences, strict=True)]
+
+
+class Sample:
+    """One sample, split, with stub chunk files."""
+
+    def __init__(self, folder: Path, fasta: Path, *, chunk_residues: int = 150, **stub: Any) -> None:
+        self.folder = folder
+        self.index = folder / "proteins.parquet"
+        self.counts = split_proteins([fasta], self.index, folder / "chunks", chunk_residues=chunk_residues)
+        self.fastas = sorted((folder / "chunks").glob("*.fasta"))
+        self.stub = stub
+        for chunk in self.fastas:
+            write_stub_chunk(chunk, self.tensor(chunk.stem), **stub)
+
+    def tensor(self, name: str) -> Path:
+        return self.folder / "tensors" / f"{name}.safetensors"
+
+    @property
+    def tensors(self) -> list[Path]:
+        return [self.tensor(chunk.stem) for chunk in self.fastas]
+
+    def merge(self, *formats: str, **options: Any) -> MergeCounts:
+        outputs = {name: self.folder / name for name in formats or ("parquet",)}
+        expected = {**EXPECTED, **options.pop("expected", {})}
+        tensors: Sequence[Path] = options.pop("tensors", self.tensors)
+        return merge_embeddings(
+            self.index, tensors, outputs, self.folder / "report.json", expected=expected, command="a test", **options
+        )
+
+
+@pytest.fixture
+def fasta(tmp_path: Path) -> Path:
+    write_input(tmp_path / "in.faa")
+    return tmp_path / "in.faa"
+
+
+FORMATS = ("parquet", "hdf5", "virnucpro_pt", "npy")
+
+
+@pytest.mark.parametrize("batch_bytes", [merge_module.BATCH_BYTES, 200])
+def test_every_id_comes_out_in_order_with_its_own_vector(
+    tmp_path: Path, batch_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = write_input(tmp_path / "in.faa", 200)
+    sample = Sample(tmp_path, tmp_path / "in.faa")
+    assert len(sample.fastas) > 5
+    monkeypatch.setattr(merge_module, "BATCH_BYTES", batch_bytes)
+    counts = sample.merge(*FORMATS, records_per_file=7)
+    assert counts.records == 200
+    assert counts.unique == len({residues for _, residues in records}) < 200
+    wanted = np.concatenate([stub_vectors(residues, 1, 8, 6) for _, residues in records])
+    for name in FORMATS:
+        ids, matrix = read_embeddings(tmp_path / name)
+        assert ids == [record_id for record_id, _ in records], name
+        np.testing.assert_array_equal(matrix, wanted, err_msg=name)
+        assert read_embeddings(tmp_path / name, layer=6).ids == ids
+        with pytest.raises(UserError, match="embedding_5"):
+            read_embeddings(tmp_path / name, layer=5)
+
+
+@pytest.mark.parametrize("batch_bytes", [merge_module.BATCH_BYTES, 700])
+def test_several_layers_and_every_residue(tmp_path: Path, batch_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = write_input(tmp_path / "in.faa", 50)
+    sample = Sample(tmp_path, tmp_path / "in.faa", layers=(0, 6), pooling=("mean", "per_residue"))
+    monkeypatch.setattr(merge_module, "BATCH_BYTES", batch_bytes)
+    formats = ("parquet", "hdf5", "npy")
+    sample.merge(*formats, expected={"layers": "[0,6]", "pooling": '["mean","per_residue"]'})
+    for name in formats:
+        for layer in (0, 6):
+            ids, matrix = read_embeddings(tmp_path / name, layer)
+            assert ids == [record_id for record_id, _ in records]
+            wanted = np.concatenate([stub_vectors(residues, 1, 8, layer) for _, residues in records])
+            np.testing.assert_array_equal(matrix, wanted)
+            ids, values, offsets = read_residues(tmp_path / name, layer)
+            assert ids == [record_id for record_id, _ in records]
+            assert np.diff(offsets).tolist() == [len(residues) for _, residues in records]
+            parts = [stub_vectors(residues, len(residues), 8, layer) for _, residues in records]
+            np.testing.assert_array_equal(values, np.concatenate(parts))
+        with pytest.raises(UserError, match="name a layer"):
+            read_embeddings(tmp_path / name)
+
+
+def test_residues_alone(tmp_path: Path, fasta: Path) -> None:
+    sample = Sample(tmp_path, fasta, pooling=("per_residue",))
+    sample.merge("parquet", "hdf5", "npy", expected={"pooling": '["per_residue"]'})
+    for name in ("parquet", "hdf5", "npy"):
+        ids, values, offsets = read_residues(tmp_path / name)
+        assert len(values) == offsets[-1] == sample.counts.residues
+        assert len(ids) == sample.counts.records
+        with pytest.raises(UserError, match="none of that kind"):
+            read_embeddings(tmp_path / name)
+    with pytest.raises(UserError, match="virnucpro_pt holds one mean vector"):
+        sample.merge("virnucpro_pt", expected={"pooling": '["per_residue"]'})
+
+
+def test_what_was_done_to_whom_is_recorded(tmp_path: Path) -> None:
+    import pandas as pd
+
+    (tmp_path / "in.faa").write_text(">short\nMK*V\n>long\n" + "MKVA" * 3 + "\n>same\nMKXV\n")
+    for policy, word in (("window", "windows:2"), ("truncate", "truncated:10"), ("full", "whole")):
+        sample = Sample(tmp_path / policy, tmp_path / "in.faa", longest=10, policy=policy)
+        counts = sample.merge("parquet")
+        assert (counts.windowed, counts.truncated) == (policy == "window", policy == "truncate")
+        table = pd.read_parquet(tmp_path / policy / "parquet")
+        assert table.treatment.tolist() == ["whole", word, "whole"]
+        assert table.length.tolist() == [4, 12, 4]
+        assert table.replaced.tolist() == [1, 0, 0]
+        assert table.precision.tolist() == ["float16", "float32", "float16"]
+
+
+def test_the_report_and_every_table_say_where_the_numbers_come_from(tmp_path: Path, fasta: Path) -> None:
+    import h5py
+    import pyarrow.parquet as pq
+
+    sample = Sample(tmp_path, fasta, demo="true")
+    sample.merge(*FORMATS)
+    report = json.loads((tmp_path / "report.json").read_text())
+    origin = report["provenance"]
+    assert origin["model"] == "esm2_stub"
+    assert origin["weights_sha256"] == "5" * 64  # stays text, though it reads as a number
+    assert origin["layers"] == [6]
+    assert origin["attention_kernel"] == {"sdpa": sample.counts.unique}
+    assert origin["versions"] == [{"virnucpro": "0", "torch": "2.13.0"}]
+    assert origin["command"] == "a test"
+    assert "mean nothing" in origin["warning"]
+    assert sum(origin["precisions"].values()) == sample.counts.unique
+    assert [chunk["chunk"] for chunk in report["chunks"]] == [chunk.stem for chunk in sample.fastas]
+    assert report["chunks"][0]["statistics"]["seconds"] == 1.5
+    assert json.loads(pq.read_schema(tmp_path / "parquet").metadata[b"virnucpro"]) == origin
+    with h5py.File(tmp_path / "hdf5") as file:
+        assert json.loads(file.attrs["virnucpro"]) == origin
+    for folder in ("virnucpro_pt", "npy"):
+        assert json.loads((tmp_path / folder / "provenance.json").read_text()) == origin
+
+
+def test_missing_chunk_files_are_named_and_nothing_is_written(tmp_path: Path, fasta: Path) -> None:
+    sample = Sample(tmp_path, fasta)
+    sample.tensors[1].unlink()
+    with pytest.raises(
+        UserError, match=r"1 of \d+ chunk files are missing \(.*chunk_00001.safetensors\); run the same"
+    ):
+        sample.merge(*FORMATS)
+    with pytest.raises(UserError, match=r"chunk_00000\.safetensors"):
+        sample.merge(*FORMATS, tensors=sample.tensors[2:])
+    assert not any((tmp_path / name).exists() for name in (*FORMATS, "report.json"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_all_bad_chunk_files_are_named_at_once_and_renamed(tmp_path: Path, fasta: Path) -> None:
+    sample = Sample(tmp_path, fasta, chunk_residues=80)
+    cut, flipped, foreign, stale, swapped, unit = sample.tensors[:6]
+    cut.write_bytes(cut.read_bytes()[:-3])
+    raw = bytearray(flipped.read_bytes())
+    raw[-9] ^= 4
+    flipped.write_bytes(raw)
+    write_stub_chunk(sample.fastas[2], foreign, weights_sha256="6" * 64)
+    other = tmp_path / "other"
+    write_input(tmp_path / "other.faa", seed=9)
+    other_sample = Sample(other, tmp_path / "other.faa", chunk_residues=80)
+    stale.write_bytes(other_sample.tensors[3].read_bytes())
+    swapped.write_bytes(unit.read_bytes())
+    with pytest.raises(UserError) as caught:
+        sample.merge()
+    text = str(caught.value)
+    assert "5 chunk files are bad" in text
+    assert "run the same command again" in text
+    for path, reason in (
+        (cut, "cut short"),
+        (flipped, "damaged"),
+        (foreign, "weights_sha256"),
+        (stale, "other sequences"),
+    ):
+        assert f"{path}: " in text
+        assert reason in text
+        assert not path.exists()
+        assert path.with_name(path.name + ".bad").exists()
+    assert f"{swapped}: it was made with chunk chunk_00005" in text
+    assert unit.exists()
+    assert not (tmp_path / "parquet").exists()
+    for chunk in sample.fastas[:5]:
+        write_stub_chunk(chunk, sample.tensor(chunk.stem))
+    assert sample.merge().records == sample.counts.records
+
+
+def test_a_file_with_right_digests_in_the_wrong_order_is_found(tmp_path: Path, fasta: Path) -> None:
+    """Even a file whose checksum is right is not believed: rows are compared with the index."""
+    sample = Sample(tmp_path, fasta)
+    chunk = sample.fastas[0]
+    lines = chunk.read_text().splitlines()
+    chunk.write_text("\n".join(lines[2:4] + lines[:2] + lines[4:]) + "\n")
+    write_stub_chunk(chunk, sample.tensors[0])
+    with pytest.raises(UserError, match=r"chunk_00000\.safetensors: it was made of other sequences"):
+        sample.merge()
+
+
+def test_chunks_that_disagree_with_each_other_are_found(tmp_path: Path, fasta: Path) -> None:
+    sample = Sample(tmp_path, fasta)
+    write_stub_chunk(sample.fastas[1], sample.tensors[1], precision="fp32")
+    with pytest.raises(
+        UserError, match=r"chunk_00001\.safetensors: it was made with precision fp32, the others with auto"
+    ):
+        merge_embeddings(sample.index, sample.tensors, {}, tmp_path / "report", expected={})
+
+
+def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path: Path, fasta: Path) -> None:
+    sample = Sample(tmp_path, fasta)
+    sample.merge("parquet", "npy", "hdf5", dtype="float16")
+    for name in ("parquet", "npy", "hdf5"):
+        matrix = read_embeddings(tmp_path / name).matrix
+        assert matrix.dtype == np.float16
+        wanted = np.concatenate([stub_vectors(r.sequence, 1, 8, 6) for r in read_fasta(fasta)])
+        np.testing.assert_array_equal(matrix, wanted.astype(np.float16))
+    from virnucpro.storage.table import as_dtype
+
+    with pytest.raises(UserError, match="set merge dtype to float32"):
+        as_dtype(np.array([1e5], np.float32), "float16", tmp_path)
+
+
+def test_an_index_that_is_not_ours_is_one_clear_error(tmp_path: Path, fasta: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sample = Sample(tmp_path, fasta)
+    raw = sample.index.read_bytes()
+    sample.index.write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(UserError, match=r"proteins\.parquet cannot be read as an index"):
+        sample.merge()
+    pq.write_table(pa.table({"id": ["a"]}), sample.index)
+    with pytest.raises(UserError, match="is not an index"):
+        sample.merge()
+    sample.index.unlink()
+    with pytest.raises(UserError, match="there is no such index"):
+        sample.merge()
+
+
+def test_many_chunks_do_not_run_out_of_open_files(tmp_path: Path, fasta: Path) -> None:
+    import resource
+
+    sample = Sample(tmp_path, fasta, chunk_residues=1)
+    assert len(sample.fastas) > 30
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    from virnucpro.storage import gather
+
+    before, gather.OPEN_FILES = gather.OPEN_FILES, 4
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, limits[1]))
+    try:
+        assert sample.merge("parquet").records == 60
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        gather.OPEN_FILES = before
+
+
+def test_unknown_formats_and_files_are_one_clear_error(tmp_path: Path, fasta: Path) -> None:
+    with pytest.raises(UserError, match="unknown table format 'csv'"):
+        Sample(tmp_path, fasta).merge("csv")
+    for path in (tmp_path / "nothing", tmp_path, fasta):
+        with pytest.raises(UserError, match=str(path)):
+            read_embeddings(path)
