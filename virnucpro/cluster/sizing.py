@@ -6,8 +6,10 @@ wasted all of it. A second attempt asks for twice as much.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from virnucpro.weights.architectures import Architecture
 
@@ -37,6 +39,12 @@ class Chunk:
 
     proteins: int
     residues: int
+
+    @classmethod
+    def read(cls, manifest: Path) -> Chunk:
+        """From the small JSON file that lies beside a chunk's FASTA."""
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        return cls(found["proteins"], found["residues"])
 
 
 def embed_memory_mb(

@@ -16,6 +16,7 @@ if (ROOT / "virnucpro").is_dir():
         )
     }
 
+from virnucpro.cluster.resources import slurm_resources
 from virnucpro.config import load_config
 from virnucpro.errors import UserError
 
@@ -42,6 +43,9 @@ CHUNK_FILE = SAMPLE / "tensors" / "{chunk}.safetensors"
 LOGS = run.results / "logs"
 BENCHMARKS = run.results / "benchmarks"
 SUMMARY = run.results / "summary.tsv"
+
+# On Slurm: Ampere or newer where available, and the partition that has GPUs.
+GPU_JOB = slurm_resources(workflow)
 
 
 wildcard_constraints:

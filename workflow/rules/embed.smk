@@ -1,5 +1,29 @@
 # Needs: a chunk of proteins, the weights.
 # Makes: one tensor file, on the GPUs that the job was given or else on the CPU.
+from virnucpro.cluster.sizing import Chunk, embed_memory_mb, embed_minutes
+from virnucpro.config import planning_architecture
+
+
+def embed_memory(wildcards, input, attempt):
+    return embed_memory_mb(
+        planning_architecture(run.model),
+        Chunk.read(Path(input.chunk_manifest)),
+        layers=len(run.layers),
+        mean="mean" in run.pooling,
+        per_residue="per_residue" in run.pooling,
+        gpus=run.gpus_per_job,
+        attempt=attempt,
+    )
+
+
+def embed_time(wildcards, input, threads, attempt):
+    return embed_minutes(
+        planning_architecture(run.model),
+        Chunk.read(Path(input.chunk_manifest)),
+        gpus=run.gpus_per_job,
+        threads=threads,
+        attempt=attempt,
+    )
 
 
 rule embed_esm2:
@@ -21,9 +45,10 @@ rule embed_esm2:
         "../../envs/embed.yaml"
     threads: 4
     resources:
+        **GPU_JOB,
         gpu=run.gpus_per_job,
-        mem_mb=lambda wildcards, attempt: attempt * 16000,
-        runtime=lambda wildcards, attempt: attempt * 120,
+        mem_mb=embed_memory,
+        runtime=embed_time,
     params:
         layers=run.layers,
         pooling=run.pooling,

@@ -33,6 +33,7 @@ rule detect_gpu:
     conda:
         "../../envs/embed.yaml"
     resources:
+        **GPU_JOB,
         gpu=run.gpus_per_job,
         mem_mb=4000,
         runtime=15,
