@@ -15,6 +15,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
+from virnucpro.embedding.settings import resolve_layers
 from virnucpro.errors import UserError
 from virnucpro.weights.architectures import (
     DEMO_ARCHITECTURE,
@@ -102,9 +103,8 @@ def load_config(given: Mapping[str, Any], schema_path: Path, *, beside: Path) ->
     error = best_match(Draft202012Validator(schema).iter_errors(config))
     if error is not None:
         raise UserError(sentence(error))
-    if not is_checkpoint_path(config["model"]):
-        architecture_by_name(config["model"])
     layers = _as_tuple(config["layers"])
+    _check_model(config["model"], layers)
     pooling = _as_tuple(config["pooling"])
     long_proteins, merge = config["long_proteins"], config["merge"]
     if long_proteins["policy"] == "window" and long_proteins["overlap"] >= long_proteins["longest"]:
@@ -136,6 +136,14 @@ def load_config(given: Mapping[str, Any], schema_path: Path, *, beside: Path) ->
         records_per_file=merge["records_per_file"],
         gpus_per_job=config["gpus_per_job"],
     )
+
+
+def _check_model(model: str, layers: tuple[int | str, ...]) -> None:
+    """Find out what is wrong with the model and its layers before any job runs, as far as the name tells."""
+    if not is_checkpoint_path(model):
+        resolve_layers(layers, architecture_by_name(model).layers)
+    elif not Path(model).expanduser().is_file():
+        raise UserError(f"model {model} does not exist: give the path of a checkpoint, or one of {', '.join(ESM2_MODELS)}")
 
 
 def with_defaults(config: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,12 @@ def test_the_shipped_config_gives_the_defaults(fasta: str) -> None:
 
 def test_defaults_are_those_of_virnucpro(fasta: str) -> None:
     run = load({"samples": fasta})
-    assert (run.model, run.layers, run.pooling, run.long_policy) == ("esm2_t36_3B_UR50D", ("last",), ("mean",), "window")
+    assert (run.model, run.layers, run.pooling, run.long_policy) == (
+        "esm2_t36_3B_UR50D",
+        ("last",),
+        ("mean",),
+        "window",
+    )
     assert run.samples == {"my.proteins": (Path(fasta),)}
     assert run.chunk_residues == 20_000_000
     assert run.model_path is None

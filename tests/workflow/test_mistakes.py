@@ -26,14 +26,11 @@ def assert_one_sentence(folder: Path, config: dict[str, object], words: list[str
     assert len(lines) == 1, result.text
     assert [word for word in words if word not in lines[0]] == [], lines[0]
     if log is not None:
-        assert (
-            (folder / "results" / "logs" / log).read_text().splitlines()[-1].endswith(lines[0].partition("error: ")[2])
-        )
-    left = [
-        path for path in folder.rglob("*") if path.is_file() and path.parent.name in {"chunks", "tensors", "resources"}
-    ]
-    assert not [path for path in left if "tensors" in str(path) or path.suffix in {".part", ".tmp"}], left
-    assert not list(folder.rglob("embeddings.*"))
+        last = (folder / "results" / "logs" / log).read_text().splitlines()[-1]
+        assert last.endswith(lines[0].partition("error: ")[2])
+    made = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert not [name for name in made if name.startswith(("embeddings.", "summary."))], made
+    assert not list(folder.rglob("tensors/*"))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +59,8 @@ def test_a_wrong_fasta(text: bytes, words: list[str], tmp_path: Path) -> None:
     [
         ({"samples": "missing.faa"}, ["missing.faa", "does not exist"]),
         ({"samples": "own.faa", "modle": "esm2_demo"}, ["'modle'", "'model'"]),
-        ({"samples": "own.faa", "model": "missing.pt"}, ["missing.pt"]),
+        ({"samples": "own.faa", "model": "missing.pt"}, ["missing.pt", "does not exist"]),
+        ({"samples": "own.faa", "model": "esm2_demo", "layers": 5}, ["layer 5", "4 layers"]),
     ],
 )
 def test_a_wrong_setting(config: dict[str, object], words: list[str], tmp_path: Path) -> None:
@@ -108,10 +106,11 @@ def test_a_wrong_checkpoint(write: Callable[[Path], None], tmp_path: Path) -> No
     assert not list(tmp_path.glob("resources/*"))
 
 
-def test_a_layer_that_the_model_does_not_have(tmp_path: Path) -> None:
+def test_a_layer_that_the_checkpoint_does_not_have(tmp_path: Path) -> None:
     (tmp_path / "own.faa").write_text(GOOD)
-    config = {"samples": "own.faa", "model": "esm2_demo", "layers": 5}
-    assert_one_sentence(tmp_path, config, ["layer 5", "4"])
+    write_checkpoint(tmp_path / "model.pt", DEMO_ARCHITECTURE)
+    config = {"samples": "own.faa", "model": "model.pt", "layers": 5}
+    assert_one_sentence(tmp_path, config, ["layer 5", "4 layers"], log="own/embed_esm2/chunk_00000.log")
 
 
 def test_without_network_the_shipped_config_says_which_file_to_put_where(tmp_path: Path) -> None:
@@ -125,10 +124,6 @@ def test_without_network_the_shipped_config_says_which_file_to_put_where(tmp_pat
     assert result.code == 1
     assert "Traceback" not in result.text, result.text
     (line,) = [line for line in result.text.splitlines() if "error: " in line]
-    for words in (
-        "esm2_t36_3B_UR50D.pt",
-        "https://dl.fbaipublicfiles.com/fair-esm/models/",
-        str(tmp_path / "hub"),
-        "model",
-    ):
+    url = "https://dl.fbaipublicfiles.com/fair-esm/models/esm2_t36_3B_UR50D.pt"
+    for words in (url, str(tmp_path / "hub" / "hub" / "checkpoints" / "esm2_t36_3B_UR50D.pt"), "model"):
         assert words in line

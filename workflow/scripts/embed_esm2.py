@@ -10,7 +10,8 @@ with (
     lease_devices(snakemake.resources.gpu, logger=log),
 ):
     # CUDA reads the leased devices when torch starts, so torch is imported after the lease.
-    from virnucpro.embedding import EmbeddingSettings, embed_chunk
+    from virnucpro.embedding.job import embed_chunk
+    from virnucpro.embedding.settings import EmbeddingSettings
 
     embed_chunk(
         Path(snakemake.input.proteins),
