@@ -99,7 +99,8 @@ def load_config(given: Mapping[str, Any], schema_path: Path, *, beside: Path) ->
         UserError: for an unknown key, a wrong value, a missing sample file or two samples of one name.
     """
     schema = yaml.safe_load(schema_path.read_text(encoding="utf-8"))
-    config = with_defaults(dict(given), schema)
+    numbered = {key: value if key == "samples" else _with_numbers(value) for key, value in given.items()}
+    config = with_defaults(numbered, schema)
     error = best_match(Draft202012Validator(schema).iter_errors(config))
     if error is not None:
         raise UserError(sentence(error))
@@ -155,6 +156,15 @@ def with_defaults(config: dict[str, Any], schema: Mapping[str, Any]) -> dict[str
         if isinstance(filled.get(key), Mapping) and "properties" in part:
             filled[key] = with_defaults(dict(filled[key]), part)
     return filled
+
+
+def _with_numbers(value: Any) -> Any:
+    """Whole numbers inside lists and mappings, which Snakemake's ``--config key=[1,2]`` leaves as text."""
+    if isinstance(value, Mapping):
+        return {key: _with_numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(part) for part in value]
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else value
 
 
 def sentence(error: ValidationError) -> str:

@@ -67,6 +67,11 @@ def test_nested_defaults_are_filled_one_by_one(fasta: str) -> None:
     assert (run.long_policy, run.longest, run.overlap) == ("full", 1022, 511)
 
 
+def test_numbers_inside_lists_and_mappings_on_the_command_line(fasta: str) -> None:
+    run = load({"samples": fasta, "layers": ["0", "-1", "last"], "long_proteins": {"longest": "500", "overlap": "20"}})
+    assert (run.layers, run.longest, run.overlap) == ((0, -1, "last"), 500, 20)
+
+
 def test_chunks_are_smaller_when_every_residue_is_kept(fasta: str) -> None:
     run = load({"samples": fasta, "pooling": ["mean", "per_residue"], "layers": [33, 36]})
     assert run.chunk_residues * 2560 * 4 * 2 <= 2_000_000_000
