@@ -64,6 +64,7 @@ def test_every_step_ran_and_every_chunk_has_its_file(finished: tuple[Path, Resul
         split_proteins=1,
         embed_esm2=len(chunks(folder)),
         merge_embeddings=1,
+        plot_sample=1,
         summarise=1,
     )
 
@@ -100,7 +101,7 @@ def test_a_chunk_file_that_is_gone_is_made_again_alone(again: Path) -> None:
     chunks(again)[1].unlink()
     result = snakemake(again, config=DEMO)
     assert result.code == 0, result.text
-    assert result.jobs == Counter(embed_esm2=1, merge_embeddings=1, summarise=1)
+    assert result.jobs == Counter(embed_esm2=1, merge_embeddings=1, plot_sample=1, summarise=1)
     assert pq.read_table(sample(again) / "embeddings.parquet").equals(before)
 
 
@@ -149,7 +150,7 @@ def test_another_sample_embeds_that_sample_only(again: Path) -> None:
     config = {**DEMO, "samples": f"{EXAMPLE},second.faa"}
     result = snakemake(again, config=config)
     assert result.code == 0, result.text
-    assert result.jobs == Counter(split_proteins=1, embed_esm2=1, merge_embeddings=1, summarise=1)
+    assert result.jobs == Counter(split_proteins=1, embed_esm2=1, merge_embeddings=1, plot_sample=1, summarise=1)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_another_layer_precision_or_pooling_recomputes(again: Path, change: str,
     number = len(chunks(again))
     result = snakemake(again, config={**DEMO, change: value})
     assert result.code == 0, result.text
-    assert result.jobs == Counter(embed_esm2=number, merge_embeddings=1, summarise=1)
+    assert result.jobs == Counter(embed_esm2=number, merge_embeddings=1, plot_sample=1, summarise=1)
 
 
 def test_one_s_own_file_from_the_root_by_the_documented_command(tmp_path: Path) -> None:

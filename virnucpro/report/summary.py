@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from virnucpro.errors import UserError
-from virnucpro.report.merged import SampleReport, read_report
+from virnucpro.report.merged import ChunkRun, SampleReport, read_report
+from virnucpro.report.page import summary_page
 from virnucpro.report.totals import (
     attention_of,
     chunks_by,
@@ -30,13 +31,23 @@ GIB = 1 << 30
 WIDTH = 110
 
 
-def summarise(reports: Sequence[Path], table: Path, text: Path, *, logger: logging.Logger | None = None) -> None:
-    """Write the run's summary as a table and as text, both whole or not at all.
+def summarise(
+    reports: Sequence[Path],
+    table: Path,
+    text: Path,
+    *,
+    chunks: Path | None = None,
+    page: Path | None = None,
+    logger: logging.Logger | None = None,
+) -> None:
+    """Write the run's summary as tables, text and page, each whole or not at all.
 
     Args:
         reports: the ``embeddings.json`` of each sample.
         table: TSV to write: one row a sample and one, named ``(all)``, for the run; units are in the columns' names.
         text: what the run closes with in the terminal.
+        chunks: TSV to write with one row a chunk: where it ran, with what, and how fast.
+        page: the same as HTML.
 
     Raises:
         UserError: a report is missing or not one of the merge's, or an output cannot be written.
@@ -44,16 +55,46 @@ def summarise(reports: Sequence[Path], table: Path, text: Path, *, logger: loggi
     if not reports:
         raise UserError("there is no report to summarise: name at least one sample")
     samples = [read_report(path) for path in reports]
-    with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
     closing = closing_text(samples, table)
+    _write_table(table, rows)
+    if chunks is not None:
+        _write_table(chunks, [chunk_row(sample, chunk) for sample in samples for chunk in sample.chunks])
+    if page is not None:
+        with atomic_path(page) as temporary:
+            temporary.write_text(summary_page(rows, notes(samples), closing), encoding="utf-8")
     with atomic_path(text) as temporary:
         temporary.write_text(closing, encoding="utf-8")
     if logger is not None:
         logger.info("the run in numbers: %s, in words: %s", table, text)
+
+
+def _write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def chunk_row(sample: SampleReport, chunk: ChunkRun) -> dict[str, str]:
+    """One row of the table of chunks."""
+    return {
+        "sample": sample.name,
+        "chunk": chunk.chunk,
+        "device": chunk.device,
+        "attention": chunk.attention,
+        "attention_kernel": chunk.kernel,
+        "precision": ", ".join(chunk.precisions),
+        "proteins": str(chunk.proteins),
+        "residues": str(chunk.residues),
+        "tokens": str(chunk.tokens),
+        "seconds": f"{chunk.seconds:.3f}",
+        "tokens_per_second": f"{chunk.tokens_per_second:.1f}",
+        "padding_avoided_percent": f"{100 * chunk.padding_avoided:.2f}",
+        "peak_memory_gib": f"{chunk.peak_memory_bytes / GIB:.3f}",
+        "out_of_memory_retries": str(chunk.out_of_memory_retries),
+        "recomputed_proteins": str(chunk.recomputed),
+    }
 
 
 def row(samples: Sequence[SampleReport], name: str) -> dict[str, str]:
@@ -118,7 +159,7 @@ def closing_text(samples: Sequence[SampleReport], table: Path) -> str:
     lines += [("sequences", part) for part in treated(samples)]
     lines += [("NOTE", note) for note in notes(samples)]
     lines += [("table", str(path)) for sample in samples for path in sample.tables.values()]
-    lines += [("summary", str(table))]
+    lines += [("summary", f"{table}, and with plots: snakemake --report report.html (same options as this run)")]
     return "\n".join([*wrapped("", head), *(line for name, part in lines for line in wrapped(name, part))]) + "\n"
 
 

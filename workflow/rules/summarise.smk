@@ -1,13 +1,79 @@
-# Needs: the reports of all merged samples.
-# Makes: the run's summary, as a table and as the text that closes the run.
+# Needs: the reports of all merged samples; of each sample its index and chunk files.
+# Makes: the run's summary as tables, plots, a page, and the text that closes the run.
+RUN_PLOTS = run.results / "plots"
+SAMPLE_PLOTS = SAMPLE / "plots"
+
+
+report: "../report/workflow.rst"
+
+
+def sample_plots():
+    return expand(
+        SAMPLE_PLOTS / "{plot}.svg",
+        sample=run.samples,
+        plot=["lengths", "sequences", "map"],
+    )
 
 
 rule summarise:
     input:
         expand(SAMPLE / "embeddings.json", sample=run.samples),
     output:
-        table=SUMMARY,
+        table=report(
+            SUMMARY,
+            caption="../report/table.rst",
+            category="Summary",
+            labels={"what": "Samples, as a table (TSV)"},
+        ),
+        chunks=report(
+            run.results / "chunks.tsv",
+            caption="../report/chunks.rst",
+            category="Summary",
+            labels={"what": "Chunks, as a table (TSV)"},
+        ),
+        page=report(
+            SUMMARY.with_suffix(".html"),
+            caption="../report/summary.rst",
+            category="Summary",
+            labels={"what": "The run at a glance"},
+        ),
         text=SUMMARY.with_suffix(".txt"),
+        throughput=[
+            report(
+                RUN_PLOTS / "throughput.svg",
+                caption="../report/throughput.rst",
+                category="How it ran",
+                labels={"plot": "Throughput by chunk and device"},
+            ),
+            RUN_PLOTS / "throughput.png",
+        ],
+        provenance=[
+            report(
+                RUN_PLOTS / "provenance.svg",
+                caption="../report/provenance.rst",
+                category="How it ran",
+                labels={"plot": "Attention, devices, number formats"},
+            ),
+            RUN_PLOTS / "provenance.png",
+        ],
+        packing=[
+            report(
+                RUN_PLOTS / "packing.svg",
+                caption="../report/packing.rst",
+                category="How it ran",
+                labels={"plot": "Padding avoided"},
+            ),
+            RUN_PLOTS / "packing.png",
+        ],
+        duplicates=[
+            report(
+                RUN_PLOTS / "duplicates.svg",
+                caption="../report/duplicates.rst",
+                category="How it ran",
+                labels={"plot": "Equal sequences"},
+            ),
+            RUN_PLOTS / "duplicates.png",
+        ],
     log:
         LOGS / "summarise.log",
     benchmark:
@@ -19,3 +85,52 @@ rule summarise:
         runtime=30,
     script:
         "../scripts/summarise.py"
+
+
+rule plot_sample:
+    input:
+        report=SAMPLE / "embeddings.json",
+        index=SAMPLE / "proteins.parquet",
+        chunk_files=chunk_files,
+    output:
+        lengths=[
+            report(
+                SAMPLE_PLOTS / "lengths.svg",
+                caption="../report/lengths.rst",
+                category="Samples",
+                subcategory="{sample}",
+                labels={"plot": "Protein lengths"},
+            ),
+            SAMPLE_PLOTS / "lengths.png",
+        ],
+        sequences=[
+            report(
+                SAMPLE_PLOTS / "sequences.svg",
+                caption="../report/sequences.rst",
+                category="Samples",
+                subcategory="{sample}",
+                labels={"plot": "What was done to the sequences"},
+            ),
+            SAMPLE_PLOTS / "sequences.png",
+        ],
+        map=[
+            report(
+                SAMPLE_PLOTS / "map.svg",
+                caption="../report/map.rst",
+                category="Samples",
+                subcategory="{sample}",
+                labels={"plot": "Map of the embeddings"},
+            ),
+            SAMPLE_PLOTS / "map.png",
+        ],
+    log:
+        LOGS / "{sample}" / "plot_sample.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "plot_sample.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt * 4000,
+        runtime=lambda wildcards, attempt: attempt * 60,
+    script:
+        "../scripts/plot_sample.py"

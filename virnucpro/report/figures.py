@@ -1,0 +1,77 @@
+"""Write the plots of a sample and of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from virnucpro.report.drawn_rows import draw_rows
+from virnucpro.report.merged import SampleReport, read_report
+from virnucpro.report.pca import principal_components, umap_coordinates, umap_is_installed
+from virnucpro.report.run_plots import plot_duplicates, plot_packing, plot_provenance, plot_throughput
+from virnucpro.report.sample_plots import plot_lengths, plot_map, plot_treatments
+from virnucpro.report.sequences import lengths_of
+from virnucpro.report.style import write
+
+MOST_POINTS = 20_000
+"""Proteins on a map: with 2560 numbers each they take 200 MB, and more could not be told apart anyway."""
+
+FEWEST_FOR_UMAP = 10
+
+RUN_PLOTS: dict[str, Callable[[Sequence[SampleReport]], Figure]] = {
+    "throughput": plot_throughput,
+    "provenance": plot_provenance,
+    "packing": plot_packing,
+    "duplicates": plot_duplicates,
+}
+SAMPLE_PLOTS = ("lengths", "sequences", "map")
+
+
+def plot_run(reports: Sequence[Path], outputs: Mapping[str, Sequence[Path]]) -> None:
+    """Draw the whole run.
+
+    Args:
+        reports: ``embeddings.json`` of each sample.
+        outputs: for each name of :data:`RUN_PLOTS` the files to write (.svg, .png).
+
+    Raises:
+        UserError: a report is missing or damaged, or an output cannot be written.
+    """
+    samples = [read_report(path) for path in reports]
+    for name, paths in outputs.items():
+        write(RUN_PLOTS[name](samples), paths)
+
+
+def plot_sample(
+    report: Path,
+    index: Path,
+    tensors: Sequence[Path],
+    outputs: Mapping[str, Sequence[Path]],
+    *,
+    most_points: int = MOST_POINTS,
+    logger: logging.Logger,
+) -> None:
+    """Draw one sample.
+
+    Args:
+        report, index, tensors: its ``embeddings.json``, its index and its chunk files.
+        outputs: for each name of :data:`SAMPLE_PLOTS` the files to write (.svg, .png).
+        most_points: bound on the proteins of the map.
+
+    Raises:
+        UserError: an input is missing or damaged, or an output cannot be written.
+    """
+    sample = read_report(report)
+    write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
+    write(plot_treatments(sample), outputs["sequences"])
+    rows = draw_rows(tensors, sample.layers[-1], most_points)
+    components = principal_components(rows.vectors)
+    umap = None
+    if umap_is_installed() and len(rows.vectors) >= FEWEST_FOR_UMAP:
+        umap = umap_coordinates(rows.vectors)
+    else:
+        logger.info("the map shows principal components; with the package umap-learn it shows UMAP too")
+    write(plot_map(sample, components, rows.lengths, umap=umap, shown_of=rows.total), outputs["map"])

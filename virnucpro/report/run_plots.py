@@ -1,0 +1,156 @@
+"""Plots of a whole run: how fast its chunks were, with what they ran, and what packing saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from virnucpro.report.merged import ChunkRun, SampleReport
+from virnucpro.report.sample_plots import MANY_POINTS
+from virnucpro.report.style import COLOURS, LARGE, house_style, label_bars, looks, new_figure
+from virnucpro.report.totals import attention_of, chunks_by, number, precisions_of, work_of
+
+MOST_SAMPLES = 25
+"""Samples that a bar chart has room for; of more, those with the most tokens are shown."""
+
+BAR = 0.34
+"""Inches of a horizontal bar."""
+
+
+def where_it_ran(chunk: ChunkRun) -> str:
+    """Device and attention, by which the plots tell chunks apart."""
+    return f"{chunk.device}, {attention_of(chunk)}"
+
+
+def plot_throughput(samples: Sequence[SampleReport]) -> Figure:
+    """Tokens per second of each chunk, and of all chunks of each kind of device and attention together."""
+    with house_style():
+        kinds = list(chunks_by(samples, where_it_ran))
+        figure, (each, together) = new_figure(2, height=5.4 + 0.7 * len(kinds), ratios=[4.2, 1.2 + 0.7 * len(kinds)])
+        runs = [chunk for sample in samples for chunk in sample.chunks]
+        for kind, (colour, marker) in looks(kinds).items():
+            places = [place for place, run in enumerate(runs, start=1) if where_it_ran(run) == kind]
+            each.scatter(
+                places,
+                [runs[place - 1].tokens_per_second for place in places],
+                s=28 if len(runs) < 300 else 9,
+                color=colour,
+                marker=marker,
+                label=kind,
+                rasterized=len(runs) > MANY_POINTS,
+            )
+        each.set(xlabel="chunk (in the order of samples)", ylabel="tokens/s", title="Throughput of each chunk")
+        each.xaxis.set_major_locator(MaxNLocator(integer=True))
+        each.yaxis.set_major_formatter(LARGE)
+        each.set_ylim(0, 1.08 * max([run.tokens_per_second for run in runs] + [1e-9]))
+        each.set_xlim(0.5 - 0.02 * len(runs), len(runs) + 0.5 + 0.02 * len(runs))
+        each.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), borderaxespad=0.0)
+        works = {kind: work_of(run for run in runs if where_it_ran(run) == kind) for kind in kinds}
+        rates = [work.tokens_per_second for work in works.values()]
+        bars = together.barh(_folded(kinds), rates, color=[colour for colour, _ in looks(kinds).values()], height=0.6)
+        label_bars(
+            together, bars, [f"{w.tokens_per_second:,.0f}  ({number(w.chunks, 'chunk')})" for w in works.values()]
+        )
+        together.invert_yaxis()
+        together.set_xlim(0, 1.5 * max([*rates, 1e-9]))
+        together.xaxis.set_major_formatter(LARGE)
+        together.set_xlabel("tokens/s of one job (all its tokens by all its time)")
+        together.set_title("Throughput by device and attention")
+        return figure
+
+
+def _folded(names: Sequence[str]) -> list[str]:
+    return [name.replace(", ", ",\n", 1) for name in names]
+
+
+def plot_provenance(samples: Sequence[SampleReport]) -> Figure:
+    """On which devices, with which attention and in which number formats the run was computed."""
+    with house_style():
+        groups = [
+            ("Attention", "chunks", dict(chunks_by(samples, attention_of))),
+            ("Device", "chunks", dict(chunks_by(samples, lambda chunk: chunk.device))),
+            ("Number format", "different proteins", dict(precisions_of(samples))),
+        ]
+        sizes = [len(counts) for *_, counts in groups]
+        figure, panels = new_figure(3, height=3.6 + 1.2 * BAR * sum(sizes), ratios=[1 + size for size in sizes])
+        for axes, (title, of, counts) in zip(panels, groups, strict=True):
+            _count_bars(axes, counts)
+            axes.set(title=title, xlabel=of)
+        figure.suptitle(_alike(samples), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        return figure
+
+
+def _alike(samples: Sequence[SampleReport]) -> str:
+    kinds = len({chunk.attention for sample in samples for chunk in sample.chunks})
+    return "All jobs used one kind of attention" if kinds == 1 else f"Jobs used {kinds} kinds of attention"
+
+
+def _count_bars(axes: Axes, counts: dict[str, int]) -> None:
+    bars = axes.barh(list(counts), list(counts.values()), color=COLOURS[: len(counts)], height=0.6)
+    label_bars(axes, bars, [f"{count:,}" for count in counts.values()])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.2 * max(counts.values(), default=1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(LARGE)
+
+
+def plot_packing(samples: Sequence[SampleReport]) -> Figure:
+    """For each sample the tokens that were computed and the padding that packing saved."""
+    with house_style():
+        shown = _largest(samples)
+        works = [work_of(sample.chunks) for sample in shown]
+        figure, axes = _parts(
+            shown,
+            ("tokens computed", [work.tokens for work in works]),
+            ("padding avoided", [work.tokens / (1 - work.padding_avoided) - work.tokens for work in works]),
+            [f"{100 * work.padding_avoided:.0f} % avoided" for work in works],
+        )
+        axes.set_xlabel("tokens (residues, and two a protein or window)")
+        axes.set_title(_of("Padding that packing saved", samples), pad=30)
+        return figure
+
+
+def plot_duplicates(samples: Sequence[SampleReport]) -> Figure:
+    """For each sample the proteins that were embedded and those that took the embedding of an equal one."""
+    with house_style():
+        shown = _largest(samples)
+        unique = [sample.counts["unique"] for sample in shown]
+        saved = [sample.counts["records"] - sample.counts["unique"] for sample in shown]
+        figure, axes = _parts(
+            shown, ("embedded", unique), ("equal to another", saved), [f"{count:,} saved" for count in saved]
+        )
+        axes.set_xlabel("proteins")
+        axes.set_title(_of("Equal sequences are embedded once", samples), pad=30)
+        return figure
+
+
+Part = tuple[str, Sequence[float]]
+"""What a colour stands for, and its size in each bar."""
+
+
+def _parts(samples: Sequence[SampleReport], left: Part, right: Part, labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """A bar for each sample, of two parts."""
+    figure, (axes,) = new_figure(height=2.6 + BAR * len(samples))
+    names = [sample.name for sample in samples]
+    axes.barh(names, left[1], color=COLOURS[0], height=0.6, label=left[0])
+    bars = axes.barh(names, right[1], left=left[1], color=COLOURS[1], height=0.6, label=right[0])
+    label_bars(axes, bars, labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.25 * max(a + b for a, b in zip(left[1], right[1], strict=True)))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(LARGE)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
+    return figure, axes
+
+
+def _largest(samples: Sequence[SampleReport]) -> list[SampleReport]:
+    """The samples with the most tokens, in the run's order."""
+    ranked = sorted(samples, key=lambda sample: -work_of(sample.chunks).tokens)[:MOST_SAMPLES]
+    return [sample for sample in samples if sample in ranked]
+
+
+def _of(title: str, samples: Sequence[SampleReport]) -> str:
+    return title if len(samples) <= MOST_SAMPLES else f"{title} ({MOST_SAMPLES} largest of {len(samples)} samples)"

@@ -1,0 +1,130 @@
+"""Plots of one sample: the lengths of its proteins, what was done to them, and a map of their embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from numpy.typing import NDArray
+
+from virnucpro.report.merged import SampleReport
+from virnucpro.report.pca import Components
+from virnucpro.report.sequences import Lengths, histogram, length_bins, treatments
+from virnucpro.report.style import COLOURS, LARGE, QUIET, house_style, label_bars, new_figure
+
+MANY_POINTS = 2000
+"""More points than this are drawn as an image inside of an SVG, which else would be slow to open."""
+
+LONG_POLICIES = {
+    "window": "longer: in overlapping windows",
+    "truncate": "longer: truncated",
+    "full": "longer than the model was trained on",
+}
+
+
+def plot_lengths(sample: SampleReport, lengths: Lengths) -> Figure:
+    """Histogram of the proteins' lengths; those that repeat a sequence are the lighter part."""
+    with house_style():
+        figure, (axes,) = new_figure(height=4.5)
+        edges = length_bins(len(lengths.all) - 1)
+        every, unique = histogram(lengths.all, edges), histogram(lengths.unique, edges)
+        width = np.diff(edges)
+        axes.bar(edges[:-1], unique, width, align="edge", color=COLOURS[0], label="different sequences")
+        if (every > unique).any():
+            axes.bar(edges[:-1], every - unique, width, unique, align="edge", color=COLOURS[1], label="their repeats")
+        axes.set_xscale("log")
+        axes.set_xlim(max(0.5, edges[np.flatnonzero(every)[0]] / 1.3), edges[-1] * 1.05)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(LARGE)
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(LARGE)
+        if len(lengths.all) - 1 > sample.longest:
+            axes.axvline(sample.longest + 0.5, color=QUIET, linestyle="--", linewidth=1.5, label=_limit(sample))
+        axes.set(xlabel="length (residues, logarithmic)", ylabel="proteins", title=f"{sample.name}: protein lengths")
+        handles, labels = axes.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda place: labels[place] == _limit(sample))
+        axes.legend([handles[place] for place in order], [labels[place] for place in order], loc="upper left")
+        axes.set_ylim(top=every.max() * 1.35)
+        return figure
+
+
+def _limit(sample: SampleReport) -> str:
+    return f"{sample.longest:,} residues; {LONG_POLICIES[sample.long_policy]}"
+
+
+def plot_treatments(sample: SampleReport) -> Figure:
+    """What share of the proteins was deduplicated, cleaned, windowed, truncated or computed again."""
+    with house_style():
+        figure, (axes,) = new_figure(height=3.6)
+        counts = treatments(sample)
+        records = sample.counts["records"]
+        shares = [100 * count / max(records, 1) for count in counts.values()]
+        bars = axes.barh(list(counts), shares, color=COLOURS[0], height=0.6)
+        both = zip(counts.values(), shares, strict=True)
+        label_bars(axes, bars, [f"{count:,}  ({_share(share)})" for count, share in both])
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(1.3 * max(shares), 1))
+        axes.set(
+            xlabel=f"share of the {records:,} proteins (%)", title=f"{sample.name}: what was done to the sequences"
+        )
+        return figure
+
+
+def _share(percent: float) -> str:
+    if percent == 0 or percent >= 0.1:
+        return f"{percent:.1f} %"
+    return "under 0.1 %"
+
+
+def plot_map(
+    sample: SampleReport,
+    components: Components,
+    lengths: NDArray[np.integer],
+    *,
+    umap: NDArray[np.float64] | None = None,
+    shown_of: int,
+) -> Figure:
+    """Embeddings as points, coloured by length: principal components, and below them UMAP where there is one.
+
+    Args:
+        lengths: residues of the proteins shown, (n,).
+        umap: their UMAP coordinates, (n, 2).
+        shown_of: how many different proteins the sample has.
+    """
+    with house_style():
+        figure, panels = new_figure(1 if umap is None else 2, height=5.2 if umap is None else 10)
+        norm = LogNorm(max(1, int(lengths.min())), max(2, int(lengths.max()), int(lengths.min()) + 1))
+        n = len(lengths)
+        part = f"{n:,} of {shown_of:,} different proteins" if n < shown_of else f"{n:,} different proteins"
+        warning = "; random weights, no biological meaning" if sample.warning else ""
+        named = [f"component {i} ({100 * share:.1f} % of variance)" for i, share in enumerate(components.explained, 1)]
+        _points(panels[0], components.coordinates, lengths, norm)
+        panels[0].set(xlabel=f"principal {named[0]}", ylabel=f"principal {named[1]}")
+        panels[0].set_title(f"{sample.name}: embeddings of layer {sample.layers[-1]}\n{part}{warning}")
+        if umap is not None:
+            _points(panels[1], umap, lengths, norm)
+            panels[1].set(xlabel="UMAP 1", ylabel="UMAP 2", title="The same proteins by UMAP")
+        return figure
+
+
+def _points(axes: Axes, places: NDArray[np.float64], lengths: NDArray[np.integer], norm: LogNorm) -> None:
+    n = len(places)
+    points = axes.scatter(
+        places[:, 0],
+        places[:, 1],
+        c=lengths,
+        norm=norm,
+        cmap="viridis_r",
+        s=float(np.clip(4e4 / max(n, 1), 3, 45)),
+        alpha=0.9 if n < MANY_POINTS else 0.6,
+        linewidths=0.4 if n < MANY_POINTS else 0,
+        edgecolors="#333333",
+        rasterized=n > MANY_POINTS,
+    )
+    bar = axes.figure.colorbar(points, ax=axes, label="length (residues)", pad=0.02)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bar.ax.yaxis.set_major_formatter(LARGE)
+    bar.ax.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))

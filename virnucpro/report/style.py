@@ -1,0 +1,105 @@
+"""How all plots look, and how they are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from virnucpro.errors import UserError
+from virnucpro.storage.atomic import atomic_path
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+"""Told apart with every kind of colour vision (Okabe and Ito 2008, https://jfly.uni-koeln.de/color/); used in order."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Shapes beside the colours, for those who print in grey."""
+
+QUIET = "#767676"
+"""Lines and words that are not data; still legible on white (contrast 4.5 : 1)."""
+
+DPI = 150
+
+_SETTINGS: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so plots are the same everywhere
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E3E3E3",
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "virnucpro",
+    "text.parse_math": False,  # a sample's name may hold a dollar sign
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw with these settings and leave the caller's as they were."""
+    with mpl.rc_context(_SETTINGS):
+        yield
+
+
+def large(value: float) -> str:
+    """A number on an axis: ``2,500``, ``1.2 million``, ``3 billion``."""
+    for size, word in ((1e9, "billion"), (1e6, "million")):
+        if abs(value) >= size:
+            return f"{value / size:,.6g} {word}"
+    return f"{value:,.6g}"
+
+
+LARGE = FuncFormatter(lambda value, _: large(value))
+
+
+def new_figure(
+    rows: int = 1, *, height: float = 4.5, ratios: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure 8 inches wide with ``rows`` axes below one another; it belongs to no window and no global state."""
+    figure = Figure(figsize=(8, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    # One part for each axes, so that long names beside one do not narrow the others.
+    parts = figure.subfigures(rows, 1, squeeze=False, height_ratios=ratios)
+    return figure, [part.subplots() for part in parts[:, 0]]
+
+
+def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each name."""
+    return dict(zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+
+
+def label_bars(axes: Axes, bars: Any, labels: Sequence[str]) -> None:
+    """Write each horizontal bar's number at its end, and leave room for it."""
+    axes.bar_label(bars, labels, padding=4, fontsize=10)
+    axes.margins(x=0.25)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def write(figure: Figure, paths: Sequence[Path]) -> None:
+    """Write a figure to files, each whole or not at all; the ending says the format. Equal figures give equal files.
+
+    Raises:
+        UserError: an ending that matplotlib has no format for, or a folder that cannot be written to.
+    """
+    for path in paths:
+        kind = path.suffix.removeprefix(".")
+        if not re.fullmatch("svg|png|pdf", kind):
+            raise UserError(f"{path}: plots are written as .svg, .png or .pdf; choose one of these endings")
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        with house_style(), atomic_path(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
