@@ -57,6 +57,7 @@ class RunConfig:
     dtype: str
     records_per_file: int
     gpus_per_job: int
+    prefer_features: tuple[str, ...]
 
     @property
     def model_path(self) -> Path | None:
@@ -136,6 +137,7 @@ def load_config(given: Mapping[str, Any], schema_path: Path, *, beside: Path) ->
         dtype=merge["dtype"],
         records_per_file=merge["records_per_file"],
         gpus_per_job=config["gpus_per_job"],
+        prefer_features=tuple(config["prefer_features"]),
     )
 
 

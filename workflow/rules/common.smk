@@ -38,6 +38,7 @@ WEIGHTS = run.resources / f"{run.model_name}.safetensors"
 WEIGHTS_MANIFEST = run.resources / f"{run.model_name}.json"
 GPU_REPORT = run.results / "gpu.json"
 SAMPLE = run.results / "{sample}"
+TRANSLATED = SAMPLE / "translated.faa"
 CHUNKS = SAMPLE / "chunks"
 CHUNK_FILE = SAMPLE / "tensors" / "{chunk}.safetensors"
 LOGS = run.results / "logs"
@@ -45,12 +46,19 @@ BENCHMARKS = run.results / "benchmarks"
 SUMMARY = run.results / "summary.tsv"
 
 # On Slurm: Ampere or newer where available, and the partition that has GPUs.
-GPU_JOB = slurm_resources(workflow)
+GPU_JOB = slurm_resources(workflow, run.prefer_features)
 
 
 wildcard_constraints:
     sample="|".join(map(re.escape, run.samples)),
     chunk=r"chunk_\d+",
+
+
+def proteins_of(wildcards):
+    """The protein FASTA files of a sample: its own, or what its contigs are translated to."""
+    if run.input == "nucleotide":
+        return [str(TRANSLATED).format(sample=wildcards.sample)]
+    return run.samples[wildcards.sample]
 
 
 def chunk_files_of(sample):

@@ -1,10 +1,10 @@
-# Needs: the FASTA files of a sample.
+# Needs: the protein FASTA files of a sample.
 # Makes: its index (a row for every record) and chunks of its unique proteins, of equal work.
 
 
 checkpoint split_proteins:
     input:
-        lambda wildcards: run.samples[wildcards.sample],
+        proteins_of,
     output:
         index=SAMPLE / "proteins.parquet",
         chunks=directory(CHUNKS),

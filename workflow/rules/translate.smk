@@ -1,0 +1,23 @@
+# Needs: the contigs of a sample (only with input: nucleotide).
+# Makes: the stop-free frames of their windows as proteins, and the nucleotides of each beside, as VirNucPro does.
+
+
+rule translate_contigs:
+    input:
+        lambda wildcards: run.samples[wildcards.sample],
+    output:
+        proteins=TRANSLATED,
+        nucleotides=SAMPLE / "translated.fna",
+    log:
+        LOGS / "{sample}" / "translate_contigs.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "translate_contigs.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt * 2000,
+        runtime=lambda wildcards, attempt: attempt * 120,
+    params:
+        window=run.nucleotide_window,
+    script:
+        "../scripts/translate_contigs.py"
