@@ -1,0 +1,63 @@
+"""Memory and time of embed jobs: enough, growing with model, chunk and attempt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from virnucpro.cluster.sizing import Chunk, embed_memory_mb, embed_minutes
+from virnucpro.weights.architectures import ESM2_MODELS
+
+MODEL_3B = ESM2_MODELS["esm2_t36_3B_UR50D"]
+USUAL = Chunk(proteins=67_000, residues=20_000_000)
+
+
+def test_the_default_chunk_of_the_default_model() -> None:
+    """20 million residues through 3B: about 5 minutes at 70,000 residues a second, 100 on a slow GPU."""
+    assert 8_000 <= embed_memory_mb(MODEL_3B, USUAL) <= 20_000
+    assert 60 <= embed_minutes(MODEL_3B, USUAL) <= 180
+
+
+def test_each_attempt_asks_for_more() -> None:
+    memory = [embed_memory_mb(MODEL_3B, USUAL, attempt=attempt) for attempt in (1, 2, 3)]
+    minutes = [embed_minutes(MODEL_3B, USUAL, attempt=attempt) for attempt in (1, 2, 3)]
+    assert memory[1] >= 1.8 * memory[0]
+    assert memory[2] >= 2.7 * memory[0]
+    assert minutes[1] >= 1.9 * minutes[0]
+    assert minutes[2] >= 3.8 * minutes[0]
+
+
+@pytest.mark.parametrize("kind", ["memory", "minutes"])
+def test_larger_models_ask_for_no_less(kind: str) -> None:
+    ask = (
+        (lambda model: embed_memory_mb(model, USUAL, gpus=0))
+        if kind == "memory"
+        else (lambda model: embed_minutes(model, USUAL))
+    )
+    asked = [ask(model) for model in ESM2_MODELS.values()]
+    assert asked == sorted(asked)
+    assert asked[-1] > asked[0]
+
+
+def test_memory_covers_what_is_held() -> None:
+    residues = Chunk(proteins=1_000, residues=200_000)
+    vectors = 4 * 200_000 * MODEL_3B.embed_dim / 1e6  # MB of one layer's residues
+    assert embed_memory_mb(MODEL_3B, residues, mean=False, per_residue=True) > 3 * vectors
+    two = embed_memory_mb(MODEL_3B, residues, mean=False, per_residue=True, layers=2)
+    assert two > 6 * vectors
+    weights = 4 * MODEL_3B.parameters / 1e6
+    assert embed_memory_mb(MODEL_3B, residues, gpus=0) > weights
+
+
+def test_time_by_devices() -> None:
+    assert embed_minutes(MODEL_3B, USUAL, gpus=4) < embed_minutes(MODEL_3B, USUAL, gpus=1)
+    assert embed_minutes(MODEL_3B, USUAL, gpus=0, threads=8) > embed_minutes(MODEL_3B, USUAL)
+    assert embed_minutes(MODEL_3B, Chunk(1, 1)) >= 15
+
+
+def test_reading_a_chunk_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "chunk_00000.json"
+    path.write_text(json.dumps({"chunk": "chunk_00000", "proteins": 3, "residues": 99, "cost": 1.5, "digest": "00"}))
+    assert Chunk.read(path) == Chunk(3, 99)
