@@ -64,8 +64,9 @@ class Dry:
 
     def run(self, *arguments: str, dry: bool = True, sinfo: bool = True) -> tuple[dict[str, dict[str, str]], str]:
         """Each job's resources by its output, and all of the text."""
-        # A machine with Slurm has the real one in /usr/bin.
-        path = f"{self.folder / 'bin'}:{os.environ['PATH']}" if sinfo else str(Path(sys.executable).parent)
+        if not sinfo:
+            (self.folder / "bin" / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", "--cores", "4", *(["-n"] if dry else []), *arguments],
             cwd=self.folder,
@@ -106,7 +107,7 @@ def test_a_sites_own_feature(dry: Dry) -> None:
     assert dry.run()[0]["one"]["slurm_extra"] == "--prefer='ampere|fast|hopper'"
 
 
-def test_nothing_extra_without_slurm(dry: Dry) -> None:
+def test_nothing_extra_where_sinfo_gives_no_answer(dry: Dry) -> None:
     jobs, text = dry.run(sinfo=False)
     assert not {"slurm_extra", "slurm_partition"} & set(jobs["one"])
     assert "GPU jobs" not in text

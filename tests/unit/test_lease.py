@@ -224,6 +224,10 @@ def test_slurms_choice_is_left_alone(tmp_path: Path, start: Start, monkeypatch: 
     wait_until(lambda: len(journal(tmp_path)) == 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with lease_devices(
+        0, directory=tmp_path / "locks", logger=LOG
+    ) as got:  # its number counts, too: gres instead of gpu
+        assert got == ["0", "2"]
     with lease_devices(1, directory=tmp_path / "locks", logger=LOG) as got:
         assert got == ["0", "2"]
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,2"

@@ -62,7 +62,7 @@ def lease_devices(
     fewer than ``count``. Must run before CUDA starts in this process.
 
     Args:
-        count: how many GPUs the job wants; 0 hides them all.
+        count: how many GPUs the job wants; 0 hides them all. Under Slurm it is as many as Slurm gave.
         directory: where the lock files lie; for tests.
 
     Yields:
@@ -74,13 +74,13 @@ def lease_devices(
     """
     inherited = os.environ.get(VISIBLE)
     slurm_job = os.environ.get("SLURM_JOB_ID")
-    if count <= 0:
-        with _environment(""):
-            yield []
-        return
     if slurm_job is not None and inherited is not None:
         wanted = visible_devices(inherited, None)  # as Slurm numbers them, whatever nvidia-smi shows inside
         count, value, scope = len(wanted), inherited, f"slurm-{slurm_job}-"
+    elif count <= 0:
+        with _environment(""):
+            yield []
+        return
     else:
         wanted, value, scope = visible_devices(inherited, list_gpus()), None, ""
     if not wanted:
