@@ -75,5 +75,7 @@ def _statistics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Counts add up; the time is the slowest device's, and the memory the fullest one's."""
     longest = ("seconds", "load_seconds", "peak_memory_bytes")
     total = {key: (max if key in longest else sum)(part[key] for part in parts) for key in parts[0]}
+    padded = sum(part["tokens"] / (1 - part["padding_avoided"]) for part in parts)
+    total["padding_avoided"] = 1 - total["tokens"] / padded if padded else 0.0
     total["tokens_per_second"] = total["tokens"] / max(total["seconds"], 1e-9)
     return total

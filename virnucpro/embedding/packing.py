@@ -27,13 +27,13 @@ def batch_end(tokens_before: np.ndarray, start: int, budget: int) -> int:
     return max(end, start + 1)
 
 
-def padding_avoided(lengths: np.ndarray, budget: int) -> int:
-    """Padding tokens that these proteins would cost in file order, padded to the longest of each batch.
+def padding_avoided(lengths: np.ndarray, budget: int) -> float:
+    """Share (0 to 1) of padding among the tokens of padded batches in file order, all of it avoided by packing.
 
     A batch is filled until proteins times the longest would exceed ``budget``, which is how
     esm-extract fills one (it sorts by length first; a plain loop over a file does not).
     """
-    padding = count = longest = held = 0
+    padding = count = longest = held = tokens_in_all = 0
     for tokens in (int(length) + SPECIAL_TOKENS for length in lengths):
         if count and (count + 1) * max(longest, tokens) > budget:
             padding += count * longest - held
@@ -41,4 +41,6 @@ def padding_avoided(lengths: np.ndarray, budget: int) -> int:
         count += 1
         longest = max(longest, tokens)
         held += tokens
-    return padding + count * longest - held
+        tokens_in_all += tokens
+    padding += count * longest - held
+    return padding / max(padding + tokens_in_all, 1)
