@@ -6,7 +6,6 @@ write. So memory does not grow with the residues, and hardly with the records.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from array import array
@@ -21,10 +20,10 @@ from numpy.typing import NDArray
 
 from virnucpro.chunking.balance import assign_chunks, chunk_count
 from virnucpro.chunking.cost import protein_costs
-from virnucpro.chunking.first_of import first_of
 from virnucpro.errors import UserError
 from virnucpro.sequences.cleaning import digest_of_digests, residue_digest
 from virnucpro.sequences.fasta import FastaRecord, read_fasta
+from virnucpro.sequences.repeats import SeenIds, first_of
 from virnucpro.storage.atomic import atomic_directory
 from virnucpro.storage.index import BATCH_ROWS, IndexRows, IndexSummary, chunk_name, index_writer
 
@@ -51,7 +50,6 @@ class _Digested:
     """The first reading: one entry a record."""
 
     digests: NDArray[np.uint8]  # (n, 16) of the residues
-    names: NDArray[np.uint8]  # (n, 16) of the ids
     lengths: NDArray[np.int32]
     replaced: NDArray[np.int32]
 
@@ -101,7 +99,6 @@ def split_proteins(
         raise UserError(f"chunk_residues is {chunk_residues}; give a number of residues over 0")
     before = _stamps(inputs)
     seen = _digest_records(inputs)
-    _refuse_equal_names(inputs, seen.names)
     costs = protein_costs(seen.lengths, embed_dim=embed_dim, policy=policy, longest=longest, overlap=overlap)
     plan = _plan(seen, costs, chunk_residues, multiple_of)
     is_new = plan.first == np.arange(len(plan.first))
@@ -146,43 +143,18 @@ def _records(inputs: Sequence[Path]) -> Iterator[FastaRecord]:
 
 
 def _digest_records(inputs: Sequence[Path]) -> _Digested:
-    digests, names = bytearray(), bytearray()
+    digests, ids = bytearray(), SeenIds()
     lengths, replaced = array("i"), array("i")
     for record in _records(inputs):
         digests += residue_digest(record.sequence)
-        names += hashlib.blake2b(record.id.encode(), digest_size=16).digest()
+        ids.add(record.id)
         lengths.append(len(record.sequence))
         replaced.append(record.replaced)
+    ids.refuse_repeats(inputs)
     return _Digested(
         np.frombuffer(digests, np.uint8).reshape(-1, 16),
-        np.frombuffer(names, np.uint8).reshape(-1, 16),
         np.frombuffer(lengths, np.int32),
         np.frombuffer(replaced, np.int32),
-    )
-
-
-def _refuse_equal_names(inputs: Sequence[Path], names: NDArray[np.uint8]) -> None:
-    first = first_of(names)
-    again = np.flatnonzero(first != np.arange(len(first)))
-    if not again.size:
-        return
-    wanted = (int(first[again[0]]), int(again[0]))
-    places = []
-    number = 0
-    for path in inputs:
-        for record in read_fasta(path):
-            if number in wanted:
-                places.append((path, record.line, record.id))
-            number += 1
-            if len(places) == 2:
-                break
-        if len(places) == 2:
-            break
-    (path_a, line_a, name), (path_b, line_b, _) = places
-    more = f" ({again.size} records repeat an id in all)" if again.size > 1 else ""
-    raise UserError(
-        f"{path_b}, line {line_b}: the id {name!r} was already used in {path_a}, line {line_a}{more}; "
-        "give every record of a sample its own id"
     )
 
 

@@ -159,13 +159,13 @@ def _raw_record(path: Path, text: bytes, line: int) -> RawRecord:
         raise UserError(f"{path}, line {line}: a header without an id; write one after the '>'")
     if b";" in body and (body.startswith(b";") or b"\n;" in body):
         body = b"\n".join(part for part in body.split(b"\n") if not part.startswith(b";"))
-    name = words[0]
-    if len(name.translate(None, _CONTROL)) != len(name):
-        raise UserError(f"{path}, line {line}: the id {name!r} holds control characters; is this a FASTA file?")
     try:
-        return RawRecord(name.decode("utf-8"), line, body)
+        record_id = words[0].decode("utf-8")
     except UnicodeDecodeError:
-        return RawRecord(name.decode("latin-1"), line, body)
+        record_id = words[0].decode("latin-1")
+    if not record_id.isprintable() and len(words[0].translate(None, _CONTROL)) != len(words[0]):
+        raise UserError(f"{path}, line {line}: the id {record_id!r} holds control characters; is this a FASTA file?")
+    return RawRecord(record_id, line, body)
 
 
 def _skip_to_first_header(path: Path, block: bytes, line: int) -> int:
