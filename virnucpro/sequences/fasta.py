@@ -173,10 +173,10 @@ def _skip_to_first_header(path: Path, block: bytes, line: int) -> int:
     place = 0
     while place < len(block):
         end = block.index(b"\n", place) + 1
-        words = block[place:end].strip(SPACE)
         if block.startswith(b">", place):
             break
-        if words and not words.startswith(b";"):
+        words = block[place:end].strip(SPACE)
+        if words and not block.startswith(b";", place):
             number = line + block.count(b"\n", 0, place)
             raise UserError(
                 f"{path}, line {number}: {words[:20]!r} stands before the first line that begins with '>'; "
