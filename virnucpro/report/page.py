@@ -13,7 +13,7 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 13px; }
 div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 14px; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, thead th + th { text-align: right; font-variant-numeric: tabular-nums; }
 th[scope=row] { position: sticky; left: 0; background: #fff; }
 """
 
@@ -29,7 +29,7 @@ def summary_page(rows: Sequence[Mapping[str, str]], notes: Sequence[str], text: 
         notes: what must be known before the numbers are used.
         text: the run's closing text.
     """
-    shown = [rows[-1], *rows[:-1][:MOST_COLUMNS]]
+    shown = rows[:1] if len(rows) == 2 else [rows[-1], *rows[:-1][:MOST_COLUMNS]]
     names = [name for name in rows[-1] if name not in ("sample", "notes")]
     head = "".join(f'<th scope="col">{escape(row["sample"])}</th>' for row in shown)
     body = "\n".join(
@@ -37,7 +37,7 @@ def summary_page(rows: Sequence[Mapping[str, str]], notes: Sequence[str], text: 
         for name in names
     )
     warnings = "\n".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    left_out = len(rows) - len(shown)
+    left_out = max(0, len(rows) - 1 - MOST_COLUMNS)
     more = f"<p>{left_out:,} more samples are in summary.tsv.</p>" if left_out else ""
     return f"""<!doctype html>
 <html lang="en">

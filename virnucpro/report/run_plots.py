@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from virnucpro.report.merged import ChunkRun, SampleReport
 from virnucpro.report.sample_plots import MANY_POINTS
-from virnucpro.report.style import COLOURS, LARGE, house_style, label_bars, looks, new_figure
+from virnucpro.report.style import COLOURS, LARGE, horizontal_bars, house_style, label_bars, looks, new_figure
 from virnucpro.report.totals import attention_of, chunks_by, number, precisions_of, work_of
 
 MOST_SAMPLES = 25
@@ -50,12 +50,11 @@ def plot_throughput(samples: Sequence[SampleReport]) -> Figure:
         each.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), borderaxespad=0.0)
         works = {kind: work_of(run for run in runs if where_it_ran(run) == kind) for kind in kinds}
         rates = [work.tokens_per_second for work in works.values()]
-        bars = together.barh(_folded(kinds), rates, color=[colour for colour, _ in looks(kinds).values()], height=0.6)
-        label_bars(
-            together, bars, [f"{w.tokens_per_second:,.0f}  ({number(w.chunks, 'chunk')})" for w in works.values()]
-        )
-        together.invert_yaxis()
-        together.set_xlim(0, 1.5 * max([*rates, 1e-9]))
+        colours = [colour for colour, _ in looks(kinds).values()]
+        bars = horizontal_bars(together, _folded(kinds), rates, color=colours)
+        labels = [f"{work.tokens_per_second:,.0f}  ({number(work.chunks, 'chunk')})" for work in works.values()]
+        label_bars(together, bars, labels, max(rates))
+        together.xaxis.set_major_locator(MaxNLocator(4))
         together.xaxis.set_major_formatter(LARGE)
         together.set_xlabel("tokens/s of one job (all its tokens by all its time)")
         together.set_title("Throughput by device and attention")
@@ -63,7 +62,8 @@ def plot_throughput(samples: Sequence[SampleReport]) -> Figure:
 
 
 def _folded(names: Sequence[str]) -> list[str]:
-    return [name.replace(", ", ",\n", 1) for name in names]
+    """Device above attention, attention above its kernel."""
+    return [name.replace(", ", ",\n", 1) if ", " in name else name.replace(" (", "\n(") for name in names]
 
 
 def plot_provenance(samples: Sequence[SampleReport]) -> Figure:
@@ -79,7 +79,7 @@ def plot_provenance(samples: Sequence[SampleReport]) -> Figure:
         for axes, (title, of, counts) in zip(panels, groups, strict=True):
             _count_bars(axes, counts)
             axes.set(title=title, xlabel=of)
-        figure.suptitle(_alike(samples), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(_alike(samples), x=0.01, ha="left", fontsize=13, fontweight="bold")
         return figure
 
 
@@ -89,11 +89,11 @@ def _alike(samples: Sequence[SampleReport]) -> str:
 
 
 def _count_bars(axes: Axes, counts: dict[str, int]) -> None:
-    bars = axes.barh(list(counts), list(counts.values()), color=COLOURS[: len(counts)], height=0.6)
-    label_bars(axes, bars, [f"{count:,}" for count in counts.values()])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.2 * max(counts.values(), default=1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    names = list(counts)
+    colours = [colour for colour, _ in looks(names).values()]
+    bars = horizontal_bars(axes, _folded(names), list(counts.values()), color=colours)
+    label_bars(axes, bars, [f"{count:,}" for count in counts.values()], max(counts.values(), default=1))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(LARGE)
 
 
@@ -135,12 +135,10 @@ def _parts(samples: Sequence[SampleReport], left: Part, right: Part, labels: Seq
     """A bar for each sample, of two parts."""
     figure, (axes,) = new_figure(height=2.6 + BAR * len(samples))
     names = [sample.name for sample in samples]
-    axes.barh(names, left[1], color=COLOURS[0], height=0.6, label=left[0])
-    bars = axes.barh(names, right[1], left=left[1], color=COLOURS[1], height=0.6, label=right[0])
-    label_bars(axes, bars, labels)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.25 * max(a + b for a, b in zip(left[1], right[1], strict=True)))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    horizontal_bars(axes, names, left[1], color=COLOURS[0], label=left[0])
+    bars = horizontal_bars(axes, names, right[1], left=left[1], color=COLOURS[1], label=right[0])
+    label_bars(axes, bars, labels, max(a + b for a, b in zip(left[1], right[1], strict=True)))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(LARGE)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
     return figure, axes

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from virnucpro.report.merged import SampleReport
 from virnucpro.report.pca import Components
 from virnucpro.report.sequences import Lengths, histogram, length_bins, treatments
-from virnucpro.report.style import COLOURS, LARGE, QUIET, house_style, label_bars, new_figure
+from virnucpro.report.style import COLOURS, LARGE, QUIET, horizontal_bars, house_style, label_bars, new_figure, short
 
 MANY_POINTS = 2000
 """More points than this are drawn as an image inside of an SVG, which else would be slow to open."""
@@ -43,7 +43,9 @@ def plot_lengths(sample: SampleReport, lengths: Lengths) -> Figure:
         axes.yaxis.set_major_formatter(LARGE)
         if len(lengths.all) - 1 > sample.longest:
             axes.axvline(sample.longest + 0.5, color=QUIET, linestyle="--", linewidth=1.5, label=_limit(sample))
-        axes.set(xlabel="length (residues, logarithmic)", ylabel="proteins", title=f"{sample.name}: protein lengths")
+        axes.set(
+            xlabel="length (residues, logarithmic)", ylabel="proteins", title=f"{short(sample.name)}: protein lengths"
+        )
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda place: labels[place] == _limit(sample))
         axes.legend([handles[place] for place in order], [labels[place] for place in order], loc="upper left")
@@ -62,13 +64,12 @@ def plot_treatments(sample: SampleReport) -> Figure:
         counts = treatments(sample)
         records = sample.counts["records"]
         shares = [100 * count / max(records, 1) for count in counts.values()]
-        bars = axes.barh(list(counts), shares, color=COLOURS[0], height=0.6)
+        bars = horizontal_bars(axes, list(counts), shares, color=COLOURS[0])
         both = zip(counts.values(), shares, strict=True)
-        label_bars(axes, bars, [f"{count:,}  ({_share(share)})" for count, share in both])
-        axes.invert_yaxis()
-        axes.set_xlim(0, max(1.3 * max(shares), 1))
+        label_bars(axes, bars, [f"{count:,}  ({_share(share)})" for count, share in both], max(shares))
         axes.set(
-            xlabel=f"share of the {records:,} proteins (%)", title=f"{sample.name}: what was done to the sequences"
+            xlabel=f"share of the {records:,} proteins (%)",
+            title=f"{short(sample.name)}: what was done to the sequences",
         )
         return figure
 
@@ -99,11 +100,11 @@ def plot_map(
         norm = LogNorm(max(1, int(lengths.min())), max(2, int(lengths.max()), int(lengths.min()) + 1))
         n = len(lengths)
         part = f"{n:,} of {shown_of:,} different proteins" if n < shown_of else f"{n:,} different proteins"
-        warning = "; random weights, no biological meaning" if sample.warning else ""
+        warning = "\nrandom weights: no biological meaning" if sample.warning else ""
         named = [f"component {i} ({100 * share:.1f} % of variance)" for i, share in enumerate(components.explained, 1)]
         _points(panels[0], components.coordinates, lengths, norm)
         panels[0].set(xlabel=f"principal {named[0]}", ylabel=f"principal {named[1]}")
-        panels[0].set_title(f"{sample.name}: embeddings of layer {sample.layers[-1]}\n{part}{warning}")
+        panels[0].set_title(f"{short(sample.name)}: embeddings of layer {sample.layers[-1]}\n{part}{warning}")
         if umap is not None:
             _points(panels[1], umap, lengths, norm)
             panels[1].set(xlabel="UMAP 1", ylabel="UMAP 2", title="The same proteins by UMAP")

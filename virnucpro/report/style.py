@@ -29,10 +29,13 @@ QUIET = "#767676"
 
 DPI = 150
 
+WIDTH = 7.5
+"""Inches; narrow enough that 12-point type can still be read on a phone."""
+
 _SETTINGS: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so plots are the same everywhere
-    "font.size": 11,
-    "axes.titlesize": 12,
+    "font.size": 12,
+    "axes.titlesize": 13,
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
     "axes.spines.top": False,
@@ -41,7 +44,7 @@ _SETTINGS: Any = {
     "axes.grid": True,
     "grid.color": "#E3E3E3",
     "legend.frameon": False,
-    "legend.fontsize": 10,
+    "legend.fontsize": 11,
     "svg.fonttype": "path",
     "svg.hashsalt": "virnucpro",
     "text.parse_math": False,  # a sample's name may hold a dollar sign
@@ -69,8 +72,8 @@ LARGE = FuncFormatter(lambda value, _: large(value))
 def new_figure(
     rows: int = 1, *, height: float = 4.5, ratios: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure 8 inches wide with ``rows`` axes below one another; it belongs to no window and no global state."""
-    figure = Figure(figsize=(8, height), layout="constrained")
+    """A figure :data:`WIDTH` inches wide with ``rows`` axes below one another; it belongs to no window."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     # One part for each axes, so that long names beside one do not narrow the others.
     parts = figure.subfigures(rows, 1, squeeze=False, height_ratios=ratios)
@@ -82,12 +85,28 @@ def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     return dict(zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
 
 
-def label_bars(axes: Axes, bars: Any, labels: Sequence[str]) -> None:
-    """Write each horizontal bar's number at its end, and leave room for it."""
-    axes.bar_label(bars, labels, padding=4, fontsize=10)
-    axes.margins(x=0.25)
+def short(name: str, most: int = 30) -> str:
+    """A name that fits beside a plot: its middle left out when it is too long."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
+def horizontal_bars(axes: Axes, names: Sequence[str], sizes: Sequence[float], **look: Any) -> Any:
+    """A bar for each name, the first one on top; names may repeat."""
+    bars = axes.barh(range(len(names)), sizes, height=0.6, **look)
+    axes.set_yticks(range(len(names)), [short(name) if "\n" not in name else name for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
+    return bars
+
+
+def label_bars(axes: Axes, bars: Any, labels: Sequence[str], longest: float) -> None:
+    """Write each horizontal bar's number at its end, and leave room for it beside the ``longest`` one."""
+    axes.bar_label(bars, labels, padding=4, fontsize=11)
+    # A letter takes about a fiftieth of the axes' width, where the names beside them are long.
+    room = (max(map(len, labels), default=0) + 3) / 50
+    axes.set_xlim(0, (longest or 1) / max(0.4, 1 - room))
 
 
 def write(figure: Figure, paths: Sequence[Path]) -> None:
