@@ -1,0 +1,40 @@
+"""The residues are fair-esm's tokens, and digests are what the files' contract says."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from esm.data import Alphabet
+
+from virnucpro.sequences.cleaning import RESIDUES, clean_residues, digest_of_digests, is_residue, residue_digest
+
+
+def test_residues_are_the_one_letter_tokens_of_fair_esm() -> None:
+    tokens = Alphabet.from_architecture("ESM-1b").all_toks
+    assert set(RESIDUES) == {token for token in tokens if len(token) == 1}
+    assert all(is_residue(byte) == (chr(byte).upper() in RESIDUES + "J*") for byte in range(128))
+    assert not any(is_residue(byte) for byte in range(128, 256))
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        (b"mk v\n*", (b"MKV", 0)),
+        (b"M*K*", (b"MXK", 1)),
+        (b"JjJ", (b"XXX", 3)),
+        (b"*", (b"", 0)),
+        (b"", (b"", 0)),
+        (b"M1", None),
+        (b"M\xc3\x89", None),
+        (b"M>", None),
+    ],
+)
+def test_cleaning(text: bytes, cleaned: tuple[bytes, int] | None) -> None:
+    assert clean_residues(text) == cleaned
+
+
+def test_digests() -> None:
+    assert residue_digest(b"MKV") == hashlib.blake2b(b"MKV", digest_size=16).digest()
+    digests = [residue_digest(b"MKV"), residue_digest(b"L")]
+    assert digest_of_digests(digests) == hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
