@@ -6,8 +6,9 @@ group of datasets named as the Parquet columns are.
 
 HDF5 takes ``/`` for a path, so ``file["a/b"]`` finds the dataset ``b`` in the group ``a``: ids with a slash are
 found by their own text, but stand one level down. An id that is no proper path (``/a``, ``a//b``, ``.``), or
-whose path another id bars (``a`` beside ``a/b``), is stored at the root with ``%2F`` for ``/`` and ``%25`` for
-``%``. Both kinds carry the attributes ``id`` and ``record`` (number in input order, from 0).
+whose path another id bars (``a`` beside ``a/b``), is stored at the root as ``record 17`` (number in input order, from
+0; no id has a space, so no other id is meant by that name). Both kinds carry the attributes ``id`` and ``record``;
+:func:`virnucpro.storage.reading.read_embeddings` gives all of them by their own ids, in order.
 """
 
 from __future__ import annotations
@@ -73,10 +74,7 @@ class Hdf5Table:
         parts = record_id.split("/")
         if "" not in parts and "." not in parts and not self._is_barred(parts):
             return record_id, False
-        name = record_id.replace("%", "%25").replace("/", "%2F").replace(".", "%2E" if record_id == "." else ".")
-        while self._exists(name):
-            name += "%"
-        return name, False
+        return f"record {self._records}", False
 
     def _exists(self, name: str) -> bool:
         return bool(self._file.id.links.exists(name.encode()))

@@ -1,0 +1,93 @@
+"""The Parquet table, opened with the programs that users open it with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.sample import Sample, write_input
+from tests.unit.stub_chunks import stub_vectors
+
+COLUMNS = ["id", "length", "treatment", "precision", "replaced", "embedding"]
+
+
+def merged(folder: Path, dtype: str = "float32") -> tuple[Path, list[str], np.ndarray]:
+    records = write_input(folder / "in.faa")
+    Sample(folder, folder / "in.faa").merge("parquet", dtype=dtype)
+    wanted = np.concatenate([stub_vectors(residues, 1, 8, 6) for _, residues in records]).astype(dtype)
+    return folder / "parquet", [name for name, _ in records], wanted
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_pandas(tmp_path: Path, dtype: str) -> None:
+    path, ids, wanted = merged(tmp_path, dtype)
+    table = pd.read_parquet(path)
+    assert table.columns.tolist() == COLUMNS
+    assert table.id.tolist() == ids
+    matrix = np.stack(table.embedding)
+    assert matrix.dtype == dtype
+    np.testing.assert_array_equal(matrix, wanted)
+    assert pd.read_parquet(path, columns=["id", "length"]).shape == (60, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_polars(tmp_path: Path, dtype: str) -> None:
+    path, ids, wanted = merged(tmp_path, dtype)
+    table = pl.read_parquet(path)
+    assert table.columns == COLUMNS
+    assert table["id"].to_list() == ids
+    assert isinstance(table.schema["embedding"], pl.Array)
+    np.testing.assert_array_equal(table["embedding"].to_numpy(), wanted)
+    assert pl.scan_parquet(path).filter(pl.col("id") == "Ω").select("length").collect().shape == (1, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_duckdb(tmp_path: Path, dtype: str) -> None:
+    path, ids, wanted = merged(tmp_path, dtype)
+    rows = duckdb.sql(f"SELECT id, length, embedding FROM read_parquet('{path}')").fetchall()
+    assert [row[0] for row in rows] == ids
+    np.testing.assert_array_equal(np.array([row[2] for row in rows], dtype), wanted)
+    assert duckdb.sql(f"SELECT count(*) FROM read_parquet('{path}') WHERE treatment = 'whole'").fetchall() == [(60,)]
+
+
+def test_types_and_provenance(tmp_path: Path) -> None:
+    path, _, _ = merged(tmp_path)
+    schema = pq.read_schema(path)
+    assert str(schema.field("embedding").type) == "fixed_size_list<element: float not null>[8]"
+    origin = json.loads(schema.metadata[b"virnucpro"])
+    assert origin["model"] == "esm2_stub"
+    assert duckdb.sql(f"SELECT count(*) FROM parquet_kv_metadata('{path}') WHERE key = 'virnucpro'").fetchall() == [(1,)]
+
+
+def test_several_layers(tmp_path: Path) -> None:
+    records = write_input(tmp_path / "in.faa")
+    Sample(tmp_path, tmp_path / "in.faa", layers=(0, 3, 6)).merge("parquet", expected={"layers": "[0, 3, 6]"})
+    table = pd.read_parquet(tmp_path / "parquet")
+    assert table.columns.tolist() == [*COLUMNS[:-1], "embedding_0", "embedding_3", "embedding_6"]
+    for layer in (0, 3, 6):
+        wanted = np.concatenate([stub_vectors(residues, 1, 8, layer) for _, residues in records])
+        np.testing.assert_array_equal(np.stack(table[f"embedding_{layer}"]), wanted)
+
+
+def test_residues_are_lists_of_vectors(tmp_path: Path) -> None:
+    records = write_input(tmp_path / "in.faa", 20)
+    expected = {"pooling": '["mean", "per_residue"]'}
+    Sample(tmp_path, tmp_path / "in.faa", pooling=("mean", "per_residue")).merge("parquet", expected=expected)
+    path = tmp_path / "parquet"
+    assert str(pq.read_schema(path).field("residues").type) == (
+        "large_list<element: fixed_size_list<element: float not null>[8] not null>"
+    )
+    by_pandas = [np.stack(matrix) for matrix in pd.read_parquet(path).residues]
+    by_polars = [np.array(matrix, np.float32) for matrix in pl.read_parquet(path)["residues"].to_list()]
+    by_duckdb = [np.array(row[0], np.float32) for row in duckdb.sql(f"SELECT residues FROM read_parquet('{path}')").fetchall()]
+    for i, (_, residues) in enumerate(records):
+        wanted = stub_vectors(residues, len(residues), 8, 6)
+        for found in (by_pandas[i], by_polars[i], by_duckdb[i]):
+            np.testing.assert_array_equal(found, wanted)
