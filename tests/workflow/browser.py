@@ -126,14 +126,13 @@ class Page:
             raise RuntimeError(f"{script}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
-    def wait_for(self, script: str, timeout: float = 30) -> Any:
-        """Wait until an expression is true, and give its value."""
+    def wait_for(self, script: str, timeout: float = 30) -> None:
+        """Wait until an expression is true."""
         until = time.monotonic() + timeout
-        while not (value := self.evaluate(script)):
+        while not self.evaluate(f"!!({script})"):
             if time.monotonic() > until:
-                raise TimeoutError(f"{script} is still {value!r}; errors: {self.errors}")
+                raise TimeoutError(f"never true: {script}; errors: {self.errors}")
             time.sleep(0.05)
-        return value
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
