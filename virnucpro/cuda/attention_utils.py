@@ -143,7 +143,7 @@ def only_flash() -> AbstractContextManager[None]:
 
 def _ask(device: Device) -> AttentionSupport:
     if device is not None:
-        device = torch.device(device)
+        device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         if device.type != "cuda":
             return AttentionSupport(STANDARD, f"the device is {'the CPU' if device.type == 'cpu' else device.type}")
     with warnings.catch_warnings():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,12 @@ class ESM2WithFlashAttention(nn.Module):
         self._logger = logger or logging.getLogger(__name__)
         self._given = attention
         self._packed: PackedESM2 | None = None
+        if model.layers[0].self_attn.rot_emb.inv_freq.dtype == torch.bfloat16:
+            self._logger.warning(
+                "the model was cast to bfloat16 before it was wrapped, which rounded its rotary frequencies: "
+                "wrap it first and cast it then"
+            )
+        widen_rotary(model)
         self.packed()
 
     @property
@@ -84,7 +91,6 @@ class ESM2WithFlashAttention(nn.Module):
                 bool(self.model.token_dropout),
             )
             weight = self.model.embed_tokens.weight
-            widen_rotary(self.model)
             attention = self._given or choose_attention(
                 weight.device, weight.dtype, architecture.head_dim, self._logger
             )
@@ -168,6 +174,8 @@ class ESM2WithFlashAttention(nn.Module):
         padded = {layer: torch.zeros(width, dtype=dtype, device=tokens.device) for layer in layers | {last}}
         if kept:
             segments = Segments.from_lengths([lengths[row] for row in kept], tokens.device)
+            # A token's position is its column, also behind padding in the middle of a row.
+            segments = replace(segments, positions=real.nonzero()[:, 1])
             found = self.packed()(tokens[real], segments, set(padded))
             for layer, hidden in found.items():
                 padded[layer][real] = hidden.to(dtype)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from esm.model.esm2 import ESM2
 from esm.rotary_embedding import RotaryEmbedding
-from torch import Tensor, nn
+from torch import Tensor
 
 from virnucpro.models.parameters import LayerParameters, ModelParameters
 from virnucpro.models.rotary import rotary_tables, rotate
@@ -24,7 +27,7 @@ def fuse_parameters(model: ESM2) -> ModelParameters:
     )
 
 
-def _fuse_layer(layer: nn.Module) -> LayerParameters:
+def _fuse_layer(layer: Any) -> LayerParameters:
     attention = layer.self_attn
     return LayerParameters(
         attention_norm_weight=layer.self_attn_layer_norm.weight.detach().float(),
@@ -42,7 +45,7 @@ def _fuse_layer(layer: nn.Module) -> LayerParameters:
     )
 
 
-def _fuse(attention: nn.Module, kind: str) -> Tensor:
+def _fuse(attention: Any, kind: str) -> Tensor:
     with torch.no_grad():
         fused = torch.cat([getattr(getattr(attention, name), kind).detach() for name in PROJECTIONS])
     for name, part in zip(PROJECTIONS, fused.chunk(3), strict=True):
@@ -51,12 +54,14 @@ def _fuse(attention: nn.Module, kind: str) -> Tensor:
     return fused
 
 
-class WideRotaryEmbedding(RotaryEmbedding):
+class WideRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
     """fair-esm's rotary embedding with float32 tables, for a model in half precision.
 
     fair-esm builds its tables in the model's dtype: at length 400 bfloat16 tables disturb the attention
     logits by 19 % of their size.
     """
+
+    inv_freq: Tensor
 
     def __init__(self, inv_freq: Tensor) -> None:
         super().__init__(2 * len(inv_freq))
@@ -68,7 +73,7 @@ class WideRotaryEmbedding(RotaryEmbedding):
         cos, sin = cos.transpose(0, 1), sin.transpose(0, 1)
         return rotate(q, cos, sin).to(q.dtype), rotate(k, cos, sin).to(k.dtype)
 
-    def _apply(self, fn: object, recurse: bool = True) -> WideRotaryEmbedding:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideRotaryEmbedding:
         """Move with the model, but stay float32 with the stored values when it is cast."""
         exact = self.inv_freq
         super()._apply(fn, recurse)
@@ -77,9 +82,7 @@ class WideRotaryEmbedding(RotaryEmbedding):
 
 
 def widen_rotary(model: ESM2) -> None:
-    """Give a half-precision model's layers float32 rotary tables; a float32 model stays as it is."""
-    if model.embed_tokens.weight.dtype == torch.float32:
-        return
+    """Give every layer rotary tables that stay float32, with the stored frequencies, however the model is cast."""
     for layer in model.layers:
         rotary = layer.self_attn.rot_emb
         if not isinstance(rotary, WideRotaryEmbedding):

@@ -1,0 +1,175 @@
+"""Every packed attention against its formula, and the choice among them with capabilities that we lack."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from virnucpro.cuda.attention_utils import FLASH, STANDARD, AttentionSupport
+from virnucpro.models.attention import choose as choose_module
+from virnucpro.models.attention.bucketed import BucketedAttention
+from virnucpro.models.attention.choose import choose_attention, plain_attention, try_attention
+from virnucpro.models.attention.runs import FlashRunsAttention, RunsAttention
+from virnucpro.models.attention.varlen import VarlenAttention
+from virnucpro.models.segments import Segments
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+LOGGER = logging.getLogger("test")
+
+
+@pytest.mark.parametrize("make", [RunsAttention, FlashRunsAttention, BucketedAttention])
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12), seed=st.integers(0, 100))
+def test_attention_stays_within_each_sequence(make: Any, lengths: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = torch.randn(sum(lengths), 3, 2, 8, generator=generator).unbind(1)
+    segments = Segments.from_lengths(lengths)
+    torch.testing.assert_close(make()(q, k, v, segments), plain_attention(q, k, v, segments), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [16, 24, 32, 64, 128])
+@pytest.mark.parametrize("make", [RunsAttention, BucketedAttention])
+def test_the_trial_passes_what_is_right(make: Any, head_dim: int, dtype: torch.dtype) -> None:
+    assert try_attention(make, CPU, dtype, head_dim) is None
+
+
+class Wrong(RunsAttention):
+    name = "wrong"
+
+    def __call__(self, q: Any, k: Any, v: Any, segments: Segments) -> Any:
+        return super().__call__(q, k, v, segments) * 1.05
+
+
+class NotANumber(RunsAttention):
+    name = "nan"
+
+    def __call__(self, q: Any, k: Any, v: Any, segments: Segments) -> Any:
+        return super().__call__(q, k, v, segments) * float("nan")
+
+
+class Broken(RunsAttention):
+    name = "broken"
+
+    def __call__(self, q: Any, k: Any, v: Any, segments: Segments) -> Any:
+        raise RuntimeError("CUDA error: no kernel image is available for execution. A long story follows")
+
+
+class Absent(RunsAttention):
+    name = "absent"
+
+    def __init__(self) -> None:
+        raise ImportError("No module named 'torch.nn.attention.varlen'")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (Wrong, "wrong disagrees"),
+        (NotANumber, "nan disagrees"),
+        (Broken, "broken does not run (CUDA error: no kernel image is available for execution)"),
+        (Absent, "absent does not run (No module named"),
+    ],
+)
+def test_the_trial_refuses_what_is_wrong(make: Any, says: str) -> None:
+    refusal = try_attention(make, CPU, torch.float16, 16)
+    assert refusal is not None
+    assert says in refusal
+
+
+def test_a_varlen_function_without_scale_gets_unscaled_queries() -> None:
+    """torch 2.10's signature, computed by its formula."""
+
+    def old(q: Any, k: Any, v: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int) -> Any:
+        assert max_q == max_k == 129
+        lengths = cu_seq_q.diff().tolist()
+        return plain_attention(q * q.shape[-1] ** -0.5, k, v, Segments.from_lengths(lengths)).to(q.dtype)
+
+    def new(*args: Any, scale: float | None = None) -> Any:
+        assert scale == 1.0
+        return old(args[0] * args[0].shape[-1] ** 0.5, *args[1:])
+
+    assert VarlenAttention(old).scales
+    assert not VarlenAttention(new).scales
+    assert try_attention(lambda: VarlenAttention(old), CPU, torch.float16, 24) is None
+    assert try_attention(lambda: VarlenAttention(new), CPU, torch.float16, 24) is None
+
+
+def use(monkeypatch: pytest.MonkeyPatch, support: AttentionSupport, flash: list[Any], standard: list[Any]) -> None:
+    """Pretend a GPU with this support; its kernels run on the CPU."""
+    monkeypatch.setattr(choose_module, "attention_support", lambda device: support)
+    monkeypatch.setattr(choose_module, "FLASH_CHOICES", tuple(flash))
+    monkeypatch.setattr(choose_module, "STANDARD_CHOICES", tuple(standard))
+    trial = try_attention
+    monkeypatch.setattr(choose_module, "try_attention", lambda make, device, dtype, dim: trial(make, CPU, dtype, dim))
+
+
+class GoodFlash(RunsAttention):
+    name = "good_flash"
+    implementation = FLASH
+
+
+class GoodEfficient(RunsAttention):
+    name = "good_efficient"
+
+
+AMPERE = AttentionSupport(FLASH, "NVIDIA A100, compute capability 8.0; probe agrees to 0.001", 0.001)
+TURING = AttentionSupport(STANDARD, "Tesla T4, compute capability 7.5; FlashAttention-2 needs 8.0 or newer")
+
+
+@pytest.mark.parametrize(
+    ("support", "dtype", "flash", "chosen"),
+    [
+        (AMPERE, torch.float16, [GoodFlash], "good_flash"),
+        (AMPERE, torch.bfloat16, [Absent, GoodFlash], "good_flash"),
+        (AMPERE, torch.float16, [Absent, Wrong], "good_efficient"),
+        (AMPERE, torch.float32, [GoodFlash], "good_efficient"),
+        (TURING, torch.float16, [GoodFlash], "good_efficient"),
+    ],
+)
+def test_the_choice_takes_the_first_that_agrees(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    support: AttentionSupport,
+    dtype: torch.dtype,
+    flash: list[Any],
+    chosen: str,
+) -> None:
+    use(monkeypatch, support, flash, [GoodEfficient])
+    with caplog.at_level(logging.INFO):
+        found = choose_attention(CUDA, dtype, 64, LOGGER)
+    assert found.name == chosen
+    flash_runs = chosen == "good_flash"
+    assert found.implementation == (FLASH if flash_runs else STANDARD)
+    assert len(caplog.messages) == 1
+    assert ("FlashAttention-2: enabled" in caplog.text) == flash_runs
+    assert ("Using standard attention" in caplog.text) == (not flash_runs)
+    assert f"running {chosen}" in caplog.text
+    for make in flash:
+        if make in (Absent, Wrong):
+            assert make.name in caplog.text, "what was refused is told, and why"
+    if dtype == torch.float32:
+        assert "flash computes no float32" in caplog.text
+
+
+def test_padded_attention_is_left_when_everything_else_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(monkeypatch, AMPERE, [Absent, Broken], [Broken, Wrong])
+    with caplog.at_level(logging.INFO):
+        found = choose_attention(CUDA, torch.float16, 64, LOGGER)
+    assert isinstance(found, BucketedAttention)
+    assert "Using standard attention" in caplog.text
+
+
+def test_the_cpu_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        found = choose_attention(CPU, torch.float32, 64, LOGGER)
+    assert isinstance(found, RunsAttention)
+    assert caplog.messages == ["Using standard attention (the device is the CPU)"]
