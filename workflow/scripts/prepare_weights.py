@@ -6,4 +6,6 @@ from virnucpro.jobs import job
 from virnucpro.weights.files import prepare_weights
 
 with job("prepare_weights", snakemake.log[0]) as log:
-    prepare_weights(snakemake.params.model, Path(snakemake.output.weights), Path(snakemake.output.manifest), log=log.info)
+    prepare_weights(
+        snakemake.params.model, Path(snakemake.output.weights), Path(snakemake.output.manifest), log=log.info
+    )
