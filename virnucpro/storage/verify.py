@@ -46,7 +46,7 @@ def verify_chunks(
 
     def check(item: tuple[int, Path]) -> ChunkFile | ChunkError:
         try:
-            return _verify(item[1], chunk_name(item[0]), summary.chunk_digests[item[0]], expected)
+            return verify_chunk(item[1], chunk_name(item[0]), summary.chunk_digests[item[0]], expected)
         except ChunkError as error:
             return error
 
@@ -71,7 +71,12 @@ def _is_there(path: Path | None) -> bool:
     return path is not None and path.exists()
 
 
-def _verify(path: Path, name: str, digest: str, expected: Mapping[str, str]) -> ChunkFile:
+def verify_chunk(path: Path, name: str, digest: str, expected: Mapping[str, str]) -> ChunkFile:
+    """Check one chunk file: every byte, that it is chunk ``name`` of these sequences, and made as ``expected``.
+
+    Raises:
+        ChunkError: the file cannot be trusted or is another; its ``reason`` says why.
+    """
     chunk = verify_chunk_file(path)
     for key, value in {"chunk": name, **expected}.items():
         if not _same(chunk.metadata.get(key), value):

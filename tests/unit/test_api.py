@@ -1,0 +1,85 @@
+"""Embedding from Python: the whole way with random weights, stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from virnucpro.api import embed
+from virnucpro.errors import UserError
+from virnucpro.storage.reading import read_embeddings, read_residues
+
+FASTA = ">a/1 one\nMKVLAAGIVGLCAKAYE*\n>b\nMKJLA\n>c\nmkvlaagivglcakaye\n>d\nM\n>e\n" + "MKVLWAALLVTF" * 5 + "\n"
+
+
+@pytest.fixture
+def fasta(tmp_path: Path) -> Path:
+    (tmp_path / "in.faa").write_text(FASTA)
+    return tmp_path / "in.faa"
+
+
+def test_from_fasta_to_tables_and_on_again(tmp_path: Path, fasta: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "out"
+    options = {"model": "esm2_demo", "chunk_residues": 20, "devices": ["cpu"], "formats": ["npy", "parquet"]}
+    table = embed(fasta, folder, **options)
+    assert table == folder / "embeddings_npy"
+    ids, matrix = read_embeddings(table)
+    assert ids == ["a/1", "b", "c", "d", "e"]
+    assert matrix.shape == (5, 64)
+    np.testing.assert_array_equal(matrix[0], matrix[2])  # equal residues
+    assert not np.allclose(matrix[0], matrix[1])
+    np.testing.assert_array_equal(read_embeddings(folder / "embeddings.parquet").matrix, matrix)
+    assert "mean nothing" in json.loads((folder / "embeddings.json").read_text())["provenance"]["warning"]
+
+    # Again: a chunk file that is gone and one that is damaged are made anew, the rest is kept.
+    tensors = sorted((folder / "tensors").iterdir())
+    assert len(tensors) >= 3
+    tensors[0].unlink()
+    tensors[1].write_bytes(tensors[1].read_bytes()[:-1])
+    kept = {path: path.stat().st_mtime_ns for path in tensors[2:]}
+    with caplog.at_level(logging.INFO):
+        embed(str(fasta), str(folder), **options)
+    assert {path: path.stat().st_mtime_ns for path in tensors[2:]} == kept
+    assert f"{tensors[1]} is made anew: it is cut short" in caplog.text
+    np.testing.assert_array_equal(read_embeddings(table).matrix, matrix)
+
+    # Other settings: all is made anew.
+    embed([fasta], folder, **options, layers=[0, -1], pooling=["per_residue", "mean"])
+    assert all(path.stat().st_mtime_ns != kept[path] for path in kept)
+    residues = read_residues(table, layer=4)
+    assert np.diff(residues.offsets).tolist() == [17, 5, 17, 1, 60]
+    means = np.add.reduceat(residues.values, residues.offsets[:-1]) / np.diff(residues.offsets)[:, None]
+    np.testing.assert_allclose(means, matrix, atol=1e-5)
+    assert not list(folder.rglob(".*"))
+
+
+def test_a_changed_checkpoint_is_noticed(tmp_path: Path, fasta: Path) -> None:
+    from virnucpro.weights.architectures import DEMO_ARCHITECTURE
+    from virnucpro.weights.synthetic import write_checkpoint
+
+    found = []
+    for seed in (1, 2):
+        write_checkpoint(tmp_path / "my.pt", DEMO_ARCHITECTURE, seed=seed)
+        os.utime(tmp_path / "my.pt", (1, 1))
+        table = embed(fasta, tmp_path / "out", model=str(tmp_path / "my.pt"), devices=["cpu"])
+        found.append(read_embeddings(table).matrix)
+    assert not np.allclose(found[0], found[1])
+
+
+def test_mistakes_are_one_clear_sentence(tmp_path: Path, fasta: Path) -> None:
+    for options, message in (
+        ({"formats": ["csv"]}, "unknown table formats"),
+        ({"model": "esm3"}, "esm3"),
+        ({"pooling": ["max"]}, "pooling 'max' is not known"),
+        ({"layers": [9]}, "layer 9 does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            embed(fasta, tmp_path / "out", **{"model": "esm2_demo", "devices": ["cpu"], **options})
+    with pytest.raises(UserError, match="there is no such file"):
+        embed(tmp_path / "none", tmp_path / "out", model="esm2_demo", devices=["cpu"])
+    assert not (tmp_path / "out" / "embeddings.parquet").exists()
