@@ -170,26 +170,37 @@ def _read_hdf5(path: Path, word: str, layer: int | None) -> tuple[list[str], lis
         plain: list[tuple[str, NDArray[Any]]] = []
         placed: list[tuple[int, str, NDArray[Any]]] = []
         for name, found in _records(file, None if len(columns) == 1 else column):
-            values = (found if len(columns) == 1 else found[column])[()]
-            if "record" in found.attrs:
-                placed.append((int(found.attrs["record"]), str(found.attrs["id"]), values))
+            # Low-level calls: with a million datasets, the objects that h5py makes of each take most of the time.
+            values = found if isinstance(found, h5py.h5d.DatasetID) else h5py.h5d.open(found, column.encode())
+            array = np.empty(values.shape, values.dtype)
+            values.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+            if h5py.h5a.get_num_attrs(found) and h5py.h5a.exists(found, b"record"):
+                attributes = file[name].attrs
+                placed.append((int(attributes["record"]), str(attributes["id"]), array))
             else:
-                plain.append((name, values))
+                plain.append((name, array))
     # Ids that are stored under another name, or one level down, know their place; the rest is in order.
-    for number, record_id, values in sorted(placed, key=lambda item: item[0]):
-        plain.insert(number, (record_id, values))
-    return [record_id for record_id, _ in plain], [values for _, values in plain]
+    for number, record_id, array in sorted(placed, key=lambda item: item[0]):
+        plain.insert(number, (record_id, array))
+    return [record_id for record_id, _ in plain], [array for _, array in plain]
 
 
-def _records(group: Any, column: str | None) -> Iterator[tuple[str, Any]]:
-    """Name and dataset (or group of columns) of every record, folders of ids with a slash included."""
+def _records(group: Any, column: str | None, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and identifier of every record (a dataset, or a group of columns), those one level down included."""
     import h5py
 
-    for name, found in group.items():
-        if isinstance(found, h5py.Dataset) or (column is not None and isinstance(found.get(column), h5py.Dataset)):
-            yield name, found
+    for name in group:
+        found = h5py.h5o.open(group.id, name.encode())
+        if isinstance(found, h5py.h5d.DatasetID) or (column is not None and _has_column(found, column)):
+            yield f"{above}{name}", found
         else:
-            yield from _records(found, column)
+            yield from _records(group[name], column, f"{above}{name}/")
+
+
+def _has_column(group: Any, column: str) -> bool:
+    import h5py
+
+    return column.encode() in group and isinstance(h5py.h5o.open(group, column.encode()), h5py.h5d.DatasetID)
 
 
 def _read_virnucpro_pt(folder: Path, layer: int | None) -> Embeddings:
