@@ -104,16 +104,20 @@ def embed_proteins(
         }
         bad = outputs.not_finite()
         precision = np.zeros(len(proteins), dtype=np.uint8)
+        precisions = [dtype_name(dtype)]
         if len(bad):
             if dtype == torch.float32:
                 raise _never_finite(names, bad)
             del model
-            logger.warning("%d of %d proteins overflow in %s: once more in float32", len(bad), len(names), dtype)
+            logger.warning(
+                "%d of %d proteins overflow in %s: once more in float32", len(bad), len(names), precisions[0]
+            )
             model = load_packed(weights, manifest, device=place, dtype=torch.float32, logger=logger)
             again = _run_again(model, tokens, bad, outputs, settings, names, logger)
             counts.tokens += again.tokens
             counts.retries += again.retries
             precision[bad] = 1
+            precisions.append("float32")
         outputs.finish()
     seconds = time.perf_counter() - started
     return Embeddings(
@@ -124,7 +128,7 @@ def embed_proteins(
         windows=windows.astype(np.int32),
         embedded=embedded.astype(np.int32),
         precision=precision,
-        precisions=[dtype_name(dtype)] + (["float32"] if len(bad) else []),
+        precisions=precisions,
         provenance=provenance,
         statistics={
             "proteins": len(proteins),

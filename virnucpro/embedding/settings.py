@@ -52,7 +52,8 @@ class EmbeddingSettings:
             _one_of("pooling", pooling, POOLINGS)
         if not self.pooling or not self.layers:
             raise UserError("nothing to compute: name at least one pooling and one layer")
-        if self.longest < 1 or not 0 <= self.overlap < self.longest:
+        longest_overlap = self.longest - 1 if self.long_policy == "window" else self.overlap
+        if self.longest < 1 or not 0 <= self.overlap <= longest_overlap:
             raise UserError(
                 f"long_proteins: longest ({self.longest}) must be at least 1 and "
                 f"overlap ({self.overlap}) from 0 to longest - 1"

@@ -1,0 +1,384 @@
+"""The embed job end to end: fair-esm is the truth, windows, half precision, several processes, and failures."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from esm.model.esm2 import ESM2
+
+from tests.oracle import fair_esm, oracle_residues, random_protein
+from virnucpro.embedding import EmbeddingSettings, embed_chunk, resolve_layers
+from virnucpro.embedding import workers as workers_module
+from virnucpro.embedding.embed import Protein, embed_proteins
+from virnucpro.errors import UserError
+from virnucpro.storage.chunk_file import ChunkFile, verify_chunk_file
+from virnucpro.weights.architectures import Architecture
+from virnucpro.weights.files import prepare_weights, read_manifest
+from virnucpro.weights.synthetic import random_state_dict, write_checkpoint
+
+LOGGER = logging.getLogger("test")
+TINY = Architecture(layers=3, embed_dim=64, heads=4)
+LENGTHS = [7, 1, 166, 30, 166, 1022, 1023, 2, 1700]
+PROTEINS = [random_protein(length, seed) for seed, length in enumerate(LENGTHS)]
+BOTH = ("mean", "per_residue")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with w.safetensors and w.json."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_checkpoint(folder / "esm2_tiny.pt", TINY, seed=1)
+    prepare_weights(str(folder / "esm2_tiny.pt"), folder / "w.safetensors", folder / "w.json", log=lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def oracle() -> ESM2:
+    return fair_esm(random_state_dict(TINY, seed=1), TINY)
+
+
+def write_chunk(folder: Path, sequences: list[str], ids: list[str] | None = None) -> tuple[Path, Path]:
+    fasta, manifest = folder / "chunk_00003.fasta", folder / "chunk_00003.json"
+    ids = ids or [f"p{number}" for number in range(len(sequences))]
+    fasta.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in zip(ids, sequences, strict=True)))
+    digests = b"".join(hashlib.blake2b(sequence.encode(), digest_size=16).digest() for sequence in sequences)
+    content = {
+        "chunk": "chunk_00003",
+        "proteins": len(sequences),
+        "residues": sum(map(len, sequences)),
+        "cost": 1,
+        "digest": hashlib.blake2b(digests, digest_size=16).hexdigest(),
+    }
+    manifest.write_text(json.dumps(content))
+    return fasta, manifest
+
+
+def embed(
+    folder: Path, weights: Path, sequences: list[str], settings: EmbeddingSettings, devices: list[str] | None = None
+) -> ChunkFile:
+    fasta, manifest = write_chunk(folder, sequences)
+    output = folder / "out.safetensors"
+    devices = devices or ["cpu"]
+    embed_chunk(
+        fasta, manifest, weights / "w.safetensors", weights / "w.json", output, settings, devices=devices, logger=LOGGER
+    )
+    return verify_chunk_file(output)
+
+
+def residues(file: ChunkFile, row: int, layer: int) -> torch.Tensor:
+    offsets = file.tensors("offsets")
+    return torch.from_numpy(np.array(file.tensors(f"residues.{layer}")[offsets[row] : offsets[row + 1]]))
+
+
+def mean(file: ChunkFile, row: int, layer: int) -> torch.Tensor:
+    return torch.from_numpy(np.array(file.tensors(f"mean.{layer}")[row]))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_a_chunk_equals_fair_esm_in_every_layer_and_pooling(tmp_path: Path, weights: Path, oracle: ESM2) -> None:
+    settings = EmbeddingSettings(layers=(0, 1, 2, "last"), pooling=BOTH, long_policy="full")
+    file = embed(tmp_path, weights, PROTEINS, settings)
+    expected = oracle_residues(oracle, PROTEINS, [0, 1, 2, 3])
+    for row in range(len(PROTEINS)):
+        for layer in (0, 1, 2, 3):
+            close(residues(file, row, layer), expected[row][layer])
+            close(mean(file, row, layer), expected[row][layer].mean(0))
+    assert file.read("lengths").tolist() == file.read("embedded").tolist() == LENGTHS
+    assert set(file.read("windows").tolist()) == {1}
+
+
+def test_windows_average_what_fair_esm_gives_for_each(tmp_path: Path, weights: Path, oracle: ESM2) -> None:
+    settings = EmbeddingSettings(layers=(2, 3), pooling=BOTH, longest=100, overlap=40)
+    file = embed(tmp_path, weights, [PROTEINS[2], PROTEINS[3]], settings)
+    starts = [0, 33, 66]  # of 166 residues: two steps of 60 at most, evenly spread
+    windows = oracle_residues(oracle, [PROTEINS[2][start : start + 100] for start in starts], [2, 3])
+    for layer in (2, 3):
+        total, count = torch.zeros(166, 64), torch.zeros(166, 1)
+        for start, window in zip(starts, windows, strict=True):
+            total[start : start + 100] += window[layer]
+            count[start : start + 100] += 1
+        close(residues(file, 0, layer), total / count)
+        close(mean(file, 0, layer), (total / count).mean(0))
+        close(residues(file, 1, layer), oracle_residues(oracle, [PROTEINS[3]], [layer])[0][layer])
+    assert file.read("windows").tolist() == [3, 1]
+
+
+def test_truncation_is_esm_extracts(tmp_path: Path, weights: Path, oracle: ESM2) -> None:
+    settings = EmbeddingSettings(pooling=BOTH, long_policy="truncate", longest=50)
+    file = embed(tmp_path, weights, [PROTEINS[2], PROTEINS[0]], settings)
+    expected = oracle_residues(oracle, [PROTEINS[2][:50], PROTEINS[0]], [3])
+    for row in (0, 1):
+        close(residues(file, row, 3), expected[row][3])
+        close(mean(file, row, 3), expected[row][3].mean(0))
+    assert file.read("lengths").tolist() == [166, 7]
+    assert file.read("embedded").tolist() == [50, 7]
+
+
+def test_several_processes_give_the_same_rows_in_the_same_order(tmp_path: Path, weights: Path) -> None:
+    settings = EmbeddingSettings(layers=(1, -1), pooling=BOTH)
+    one = embed(tmp_path, weights, PROTEINS, settings)
+    arrays = {name: one.read(name) for name in one.names}
+    two = embed(tmp_path, weights, PROTEINS, settings, devices=["cpu", "cpu"])
+    assert set(two.names) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_allclose(two.read(name), array, rtol=0, atol=2e-5)
+    assert json.loads(two.metadata["statistics"])["tokens"] == json.loads(one.metadata["statistics"])["tokens"]
+
+
+def test_more_processes_than_proteins(tmp_path: Path, weights: Path) -> None:
+    file = embed(tmp_path, weights, ["MK"], EmbeddingSettings(), devices=["cpu", "cpu"])
+    assert np.isfinite(file.read("mean.3")).all()
+
+
+def test_the_file_says_what_ran(tmp_path: Path, weights: Path) -> None:
+    file = embed(tmp_path, weights, PROTEINS[:3], EmbeddingSettings(layers=(-1, 0)))
+    manifest = read_manifest(weights / "w.json")
+    assert file.metadata["weights_sha256"] == manifest.sha256
+    assert file.metadata["model"] == "esm2_tiny"
+    assert file.metadata["attention"] == "standard_attention"
+    assert file.metadata["attention_kernel"] == "sdpa"
+    assert file.metadata["device"] == "cpu"
+    assert file.metadata["demo"] == "false"
+    assert file.metadata["precision"] == "auto"
+    assert json.loads(file.metadata["precisions"]) == ["float32"]
+    assert json.loads(file.metadata["layers"]) == [0, 3]
+    assert json.loads(file.metadata["long_proteins"]) == {"policy": "window", "longest": 1022, "overlap": 511}
+    statistics = json.loads(file.metadata["statistics"])
+    assert statistics["proteins"] == 3
+    assert statistics["residues"] == 7 + 1 + 166
+    assert statistics["tokens"] == 7 + 1 + 166 + 6
+    assert statistics["recomputed"] == statistics["out_of_memory_retries"] == 0
+    assert statistics["peak_memory_bytes"] > 0
+    assert 0 <= statistics["padding_avoided"] < 1
+
+
+def overflowing_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint whose first layer overflows float16 for tryptophan and for nothing else."""
+    state = random_state_dict(TINY, seed=5)
+    for name in ("weight", "bias"):
+        state[f"layers.0.self_attn.out_proj.{name}"].zero_()  # so that the layer sees the residue alone
+    norm = torch.nn.functional.layer_norm(
+        state["embed_tokens.weight"] * 0.88,
+        (64,),
+        state["layers.0.final_layer_norm.weight"],
+        state["layers.0.final_layer_norm.bias"],
+    )
+    tryptophan = norm[22]
+    state["layers.0.fc1.weight"][0] = 2000 * tryptophan / tryptophan.square().sum()
+    state["layers.0.fc1.bias"][0] = -1400
+    state["layers.0.fc2.weight"][:, 0] = 1000 * torch.linspace(-1, 1, 64)
+    namespace = argparse.Namespace(
+        encoder_layers=3, encoder_embed_dim=64, encoder_attention_heads=4, token_dropout=True
+    )
+    prefixed = {
+        ("encoder." if name.startswith("lm_head") else "encoder.sentence_encoder.") + name: tensor
+        for name, tensor in state.items()
+        if not name.startswith("contact_head")
+    }
+    torch.save({"cfg": {"model": namespace}, "model": prefixed}, path)
+    return state
+
+
+def test_what_overflows_in_float16_is_done_again_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = overflowing_checkpoint(tmp_path / "esm2_loud.pt")
+    prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", tmp_path / "w.json", log=print)
+    sequences = ["MKLVAG", "MKLWVAG", "ACDEFGHIK", "WW" + "A" * 90, "G" * 80]
+    settings = EmbeddingSettings(precision="fp16", pooling=BOTH, longest=60, overlap=20)
+    file = embed(tmp_path, tmp_path, sequences, settings)
+    assert file.read("precision").tolist() == [0, 1, 0, 1, 0]
+    assert json.loads(file.metadata["precisions"]) == ["float16", "float32"]
+    assert json.loads(file.metadata["statistics"])["recomputed"] == 2
+    assert "2 of 5 proteins overflow in float16" in caplog.text
+    expected = oracle_residues(fair_esm(state, TINY), sequences[:3], [3])
+    assert np.isfinite(file.read("mean.3")).all()
+    torch.testing.assert_close(residues(file, 1, 3), expected[1][3], rtol=1e-5, atol=2e-4)
+    torch.testing.assert_close(residues(file, 0, 3), expected[0][3], rtol=0, atol=2e-2)
+
+
+def test_weights_that_are_not_finite_are_an_error_that_names_proteins(tmp_path: Path, weights: Path) -> None:
+    state = random_state_dict(TINY, seed=5)
+    state["layers.1.fc2.bias"][3] = float("nan")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights / "w.safetensors")
+    tensors["layers.1.fc2.bias"] = state["layers.1.fc2.bias"]
+    save_file(tensors, tmp_path / "w.safetensors")
+    content = json.loads((weights / "w.json").read_text()) | {"bytes": (tmp_path / "w.safetensors").stat().st_size}
+    (tmp_path / "w.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"no finite embedding even in float32 \(first: 'p0'"):
+        embed(tmp_path, tmp_path, PROTEINS[:2], EmbeddingSettings(precision="bf16"))
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_fasta_that_is_not_the_manifests_is_refused(tmp_path: Path, weights: Path) -> None:
+    fasta, manifest = write_chunk(tmp_path, PROTEINS[:3])
+    fasta.write_text(fasta.read_text().replace(PROTEINS[2], PROTEINS[2][:-1]))
+    with pytest.raises(UserError, match="does not hold the proteins that chunk_00003 was made with"):
+        embed_chunk(
+            fasta,
+            manifest,
+            weights / "w.safetensors",
+            weights / "w.json",
+            tmp_path / "out.safetensors",
+            EmbeddingSettings(),
+            devices=["cpu"],
+            logger=LOGGER,
+        )
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"chunk": "a"}'])
+def test_a_damaged_chunk_manifest_is_a_sentence(tmp_path: Path, weights: Path, text: str) -> None:
+    fasta, manifest = write_chunk(tmp_path, ["MK"])
+    manifest.write_text(text)
+    with pytest.raises(UserError, match=r"chunk_00003\.json"):
+        embed_chunk(
+            fasta,
+            manifest,
+            weights / "w.safetensors",
+            weights / "w.json",
+            tmp_path / "out.safetensors",
+            EmbeddingSettings(),
+            devices=["cpu"],
+            logger=LOGGER,
+        )
+
+
+def test_a_workers_error_is_the_jobs_error(weights: Path) -> None:
+    proteins = [Protein("good", b"MKLV"), Protein("bad", b"MK!V")]
+    with pytest.raises(UserError, match=r"cpu: protein 'bad' has '!' at residue 3"):
+        workers_module.embed_on_devices(
+            proteins,
+            weights / "w.safetensors",
+            read_manifest(weights / "w.json"),
+            EmbeddingSettings(),
+            devices=["cpu", "cpu"],
+            logger=LOGGER,
+        )
+
+
+def test_a_killed_worker_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nread line\nkill -KILL $$\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(workers_module, "sys", SimpleNamespace(executable=str(program)))
+    with pytest.raises(UserError, match="ended with signal SIGKILL"):
+        workers_module.embed_on_devices(
+            [Protein("a", b"MK"), Protein("b", b"MK")],
+            weights / "w.safetensors",
+            read_manifest(weights / "w.json"),
+            EmbeddingSettings(),
+            devices=["cpu", "cpu"],
+            logger=LOGGER,
+        )
+
+
+def test_workers_end_with_their_parent() -> None:
+    """A worker whose parent is killed before it wrote the task, and one that waits at work, both end."""
+    root = str(Path(__file__).resolve().parents[2])
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "virnucpro.embedding.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert worker.stdin is not None
+    worker.stdin.write(json.dumps({"manifest": "never finished"}).encode())  # no line end: still being written
+    worker.stdin.close()
+    assert worker.wait(timeout=60) != 0
+    assert worker.stdout is not None
+    worker.stdout.close()
+
+
+def test_settings_are_checked() -> None:
+    for wrong in (
+        {"precision": "fp64"},
+        {"pooling": ("max",)},
+        {"pooling": ()},
+        {"layers": ()},
+        {"long_policy": "drop"},
+        {"longest": 0},
+        {"overlap": 1022},
+        {"overlap": -1},
+        {"token_budget": 0},
+    ):
+        with pytest.raises(UserError):
+            EmbeddingSettings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("last", (36,)),
+        (36, (36,)),
+        (-1, (36,)),
+        ((0, -1, "last", 36, 5), (0, 5, 36)),
+        (-37, (0,)),
+    ],
+)
+def test_layers_are_resolved(given: object, expected: tuple[int, ...]) -> None:
+    assert resolve_layers(given, 36) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [37, -38, (1, 99), "first", True, 1.0, (None,)])
+def test_layers_that_do_not_exist_are_refused(given: object) -> None:
+    with pytest.raises(UserError, match="layer"):
+        resolve_layers(given if not isinstance(given, float) else (given,), 36)  # type: ignore[arg-type]
+
+
+def test_a_job_stopped_by_sigterm_leaves_no_process_behind(tmp_path: Path, weights: Path) -> None:
+    fasta, manifest = write_chunk(tmp_path, [random_protein(1000, seed) for seed in range(400)])
+    code = f"""
+from pathlib import Path
+from virnucpro.jobs import job
+from virnucpro.embedding import EmbeddingSettings, embed_chunk
+with job("t") as log:
+    embed_chunk(Path({str(fasta)!r}), Path({str(manifest)!r}), Path({str(weights / "w.safetensors")!r}),
+                Path({str(weights / "w.json")!r}), Path({str(tmp_path / "o")!r}), EmbeddingSettings(),
+                devices=["cpu", "cpu"], threads=2, logger=log)
+"""
+    root = str(Path(__file__).resolve().parents[2])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, stderr=subprocess.PIPE, text=True
+    )
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    deadline = time.monotonic() + 60
+    found: list[str] = []
+    while len(found) < 2 and time.monotonic() < deadline:
+        found = children.read_text().split()
+        time.sleep(0.05)
+    assert len(found) == 2
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=30) == 143
+    assert not any(Path(f"/proc/{pid}").exists() for pid in found)
+    assert not list(tmp_path.glob("o*"))
+    assert parent.stderr is not None
+    parent.stderr.close()
+
+
+def test_one_protein_needs_no_files_but_the_weights(weights: Path, oracle: ESM2) -> None:
+    found = embed_proteins(
+        [Protein("a", b"MKLV")],
+        weights / "w.safetensors",
+        read_manifest(weights / "w.json"),
+        EmbeddingSettings(),
+        logger=LOGGER,
+    )
+    close(torch.from_numpy(found.mean[3][0]), oracle_residues(oracle, ["MKLV"], [3])[0][3].mean(0))

@@ -1,0 +1,129 @@
+"""The loop over batches: out of memory, failing devices, progress, values that are not finite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from virnucpro.embedding.batch import Work
+from virnucpro.embedding.budget import CPU_BUDGET, GPU_BUDGET, LOWEST_BUDGET, bytes_per_token, default_budget
+from virnucpro.embedding.outputs import Outputs
+from virnucpro.embedding.progress import Progress, clock_time
+from virnucpro.embedding.runner import RunCounts, run_work
+from virnucpro.embedding.windows import cut_into_pieces
+from virnucpro.errors import UserError
+from virnucpro.models.segments import Segments
+from virnucpro.weights.architectures import ESM2_MODELS
+
+CPU = torch.device("cpu")
+LOGGER = logging.getLogger("test")
+LENGTHS = np.array([5, 30, 12, 12, 50, 3])
+
+
+class Memory:
+    """A forward that counts tokens: layer 1 is each token's id; more tokens than ``limit`` do not fit."""
+
+    def __init__(self, limit: int, error: RuntimeError | None = None) -> None:
+        self.limit = limit
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        self.batches: list[int] = []
+
+    def __call__(self, tokens: Tensor, segments: Segments, layers: Sequence[int]) -> dict[int, Tensor]:
+        if len(tokens) > self.limit:
+            raise self.error
+        self.batches.append(len(tokens))
+        return {1: tokens.float()[:, None].expand(-1, 2)}
+
+
+def run(forward: Any, budget: int, lengths: np.ndarray = LENGTHS) -> tuple[Outputs, RunCounts]:
+    proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
+    work = Work(proteins, cut_into_pieces(lengths, "window", 20, 10))
+    outputs = Outputs(lengths, (1,), 2, per_residue=True)
+    progress = Progress(len(lengths), int(work.length.sum()), int(work.tokens_before[-1]), where="x", logger=LOGGER)
+    names = [f"p{row}" for row in range(len(lengths))]
+    counts = run_work(forward, work, outputs, device=CPU, budget=budget, names=names, progress=progress, logger=LOGGER)
+    assert progress.done == [len(lengths), int(work.length.sum()), int(work.tokens_before[-1])]
+    outputs.finish()
+    return outputs, counts
+
+
+def check(outputs: Outputs) -> None:
+    for row, length in enumerate(LENGTHS):
+        ids = np.arange(length) % 20 + 4
+        np.testing.assert_allclose(outputs.mean[1][row], ids.mean(), rtol=1e-5)
+        own = outputs.residues[1][outputs.offsets[row] : outputs.offsets[row + 1]]
+        np.testing.assert_allclose(own[:, 0], ids, rtol=1e-6)
+
+
+def test_out_of_memory_halves_the_budget_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    forward = Memory(limit=45)
+    outputs, counts = run(forward, budget=1000)
+    check(outputs)
+    assert counts.retries > 0
+    assert counts.budget <= 45 * 2
+    assert max(forward.batches) <= 45
+    assert sum("out of memory" in text for text in caplog.messages) == counts.retries
+
+
+def test_enough_memory_means_no_retry() -> None:
+    outputs, counts = run(Memory(limit=10**6), budget=60)
+    check(outputs)
+    assert counts.retries == 0
+    assert counts.budget == 60
+
+
+def test_a_piece_that_does_not_fit_alone_is_named() -> None:
+    with pytest.raises(UserError, match=r"protein 'p(1|4)' does not fit .* even alone \(22 tokens\)"):
+        run(Memory(limit=21), budget=1000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "[enforce] DefaultCPUAllocator: can't allocate memory"],
+)
+def test_other_words_for_out_of_memory_halve_too(text: str) -> None:
+    outputs, counts = run(Memory(45, RuntimeError(text)), budget=1000)
+    check(outputs)
+    assert counts.retries > 0
+
+
+def test_a_failed_device_ends_the_process_with_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"device-side assert triggered.*run the same command again"):
+        run(Memory(45, RuntimeError("CUDA error: device-side assert triggered\nfor debugging...")), budget=1000)
+
+
+def test_a_defect_of_ours_is_not_hidden() -> None:
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(Memory(45, RuntimeError("shapes do not match")), budget=1000)
+
+
+def test_progress_speaks_at_a_steady_pace(caplog: pytest.LogCaptureFixture) -> None:
+    now = [100.0]
+    progress = Progress(4, 398, 400, where="NVIDIA H200, varlen_attn", logger=LOGGER, interval=10, clock=lambda: now[0])
+    with caplog.at_level(logging.INFO):
+        for _ in range(4):
+            now[0] += 6
+            progress.add(1, 98, 100)
+    assert caplog.messages == [
+        " 50 %  2 of 4 proteins, 196 residues, 17 tokens/s, 0:12 left, NVIDIA H200, varlen_attn",
+        "100 %  4 of 4 proteins, 392 residues, 17 tokens/s, 0:00 left, NVIDIA H200, varlen_attn",
+    ]
+    assert clock_time(3700) == "1:01:40"
+
+
+def test_budgets_follow_the_free_memory() -> None:
+    cuda = torch.device("cuda", 0)
+    large, small = ESM2_MODELS["esm2_t36_3B_UR50D"], ESM2_MODELS["esm2_t6_8M_UR50D"]
+    assert default_budget(large, CPU, 1, torch.float32) == CPU_BUDGET
+    assert default_budget(large, cuda, 1, torch.float16, free_bytes=100 << 30) == GPU_BUDGET
+    assert default_budget(small, cuda, 1, torch.float16, free_bytes=100 << 30) == 4 * GPU_BUDGET
+    tight = default_budget(large, cuda, 1, torch.float16, free_bytes=2 << 30)
+    assert LOWEST_BUDGET <= tight < GPU_BUDGET
+    assert tight * bytes_per_token(large, 1, torch.float16) <= 2 << 30
+    assert default_budget(large, cuda, 1, torch.float16, free_bytes=0) == LOWEST_BUDGET
