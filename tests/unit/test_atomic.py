@@ -81,7 +81,7 @@ with atomic_path(Path(sys.argv[1])) as temporary:
 
 def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path) -> None:
     target = tmp_path / "table.txt"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(target)], check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(target)], check=False, cwd=Path(__file__).parents[2])
     assert killed.returncode == -signal.SIGKILL
     assert not target.exists()
     assert len(list(tmp_path.iterdir())) == 1

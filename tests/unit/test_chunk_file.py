@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ def some_tensors(n: int = 3, d: int = 5) -> dict[str, NDArray[np.generic]]:
     }
 
 
+ROOT = Path(__file__).parents[2]
 METADATA = {"model": "esm2_demo", "layers": "[4]", "versions": '{"checksum":"é\\""}'}
 
 
@@ -138,3 +141,16 @@ def test_tensors_that_no_chunk_has_are_refused(tmp_path: Path, name: str, array:
     with pytest.raises(ValueError, match=name):
         write_chunk_file(tmp_path / "c", {**some_tensors(), name: array}, METADATA)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_embed_job_needs_no_table_libraries() -> None:
+    """Where only the GPU part is installed there is no pyarrow, h5py or pandas."""
+    code = (
+        "import sys\n"
+        "for name in ('pyarrow', 'h5py', 'pandas', 'snakemake', 'yaml'):\n"
+        "    sys.modules[name] = None\n"
+        "import virnucpro.storage.chunk_file, virnucpro.storage.atomic, virnucpro.sequences.fasta\n"
+        "import virnucpro.sequences.cleaning, virnucpro.embedding.job\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
 """Merged table as HDF5 in UniProt's layout: one dataset an id, at the file's root.
 
-UniProt publishes its embeddings so (https://www.uniprot.org/help/embeddings): ``file[id]`` is the mean vector, (D,),
-or with per-residue pooling the matrix (residues, D). With several layers or both poolings ``file[id]`` is a
-group of datasets named as the Parquet columns are.
+UniProt publishes its embeddings so (per-protein.h5 and per-residue.h5 on its download page): ``file[id]`` is the mean
+vector, (D,), or with per-residue pooling the matrix (residues, D). With several layers or both poolings
+``file[id]`` is a group of datasets named as the Parquet columns are.
 
 HDF5 takes ``/`` for a path, so ``file["a/b"]`` finds the dataset ``b`` in the group ``a``: ids with a slash are
 found by their own text, but stand one level down. An id that is no proper path (``/a``, ``a//b``, ``.``), or
