@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.sample import Sample, write_input
 from tests.unit.stub_chunks import stub_vectors, write_stub_chunk
@@ -45,6 +47,32 @@ def test_every_id_comes_out_in_order_with_its_own_vector(
         assert read_embeddings(tmp_path / name, layer=6).ids == ids
         with pytest.raises(UserError, match="embedding_5"):
             read_embeddings(tmp_path / name, layer=5)
+
+
+HEADER = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).filter(
+    lambda text: text.split(" ", 1)[0] != ""
+)
+SEQUENCE = st.text("MKLjx*.-VA \t", min_size=1, max_size=9).filter(lambda text: text.strip().rstrip("*") != "")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    headers=st.lists(HEADER, min_size=1, max_size=12, unique_by=lambda text: text.split(" ", 1)[0]),
+    sequences=st.lists(SEQUENCE, min_size=12, max_size=12),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_any_ids_and_residues(
+    tmp_path_factory: pytest.TempPathFactory, headers: list[str], sequences: list[str], end: str
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    text = "".join(f">{header}{end}{sequence}{end}" for header, sequence in zip(headers, sequences, strict=False))
+    (folder / "in.faa").write_bytes(text.encode())
+    Sample(folder, folder / "in.faa", chunk_residues=10).merge("parquet", "hdf5", "npy")
+    for name in ("parquet", "hdf5", "npy"):
+        ids, matrix = read_embeddings(folder / name)
+        assert ids == [header.split(" ", 1)[0] for header in headers]
+        for row, record in zip(matrix, read_fasta(folder / "in.faa"), strict=True):
+            np.testing.assert_array_equal(row, stub_vectors(record.sequence, 1, 8, 6)[0])
 
 
 @pytest.mark.parametrize("batch_bytes", [merge_module.BATCH_BYTES, 700])
