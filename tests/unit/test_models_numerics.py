@@ -260,7 +260,7 @@ def bias_after_the_scale(patch: Patch, state: State, model: PackedESM2) -> None:
 
 
 def no_scale_of_the_logits(patch: Patch, state: State, model: PackedESM2) -> None:
-    model._q_scale = 1.0
+    model.steps.q_scale = 1.0
 
 
 def tanh_gelu(patch: Patch, state: State, model: PackedESM2) -> None:

@@ -23,6 +23,7 @@ from virnucpro.embedding.settings import EmbeddingSettings, resolve_layers
 from virnucpro.embedding.tokens import tokenise
 from virnucpro.embedding.windows import cut_into_pieces
 from virnucpro.errors import UserError
+from virnucpro.models.compiled import compile_steps, worthwhile
 from virnucpro.models.load import device_name, load_packed, parse_device
 from virnucpro.models.packed import PackedESM2
 from virnucpro.models.precision import dtype_name, exact_products, resolve_precision
@@ -45,7 +46,7 @@ class Embeddings:
         mean, residues, offsets: see :class:`Outputs`; one of the first two is empty when not asked for.
         lengths, windows, embedded: int32 ``(n,)``: residues, pieces run, residues that entered.
         precision: uint8 ``(n,)``: index into ``precisions``, the dtypes' names.
-        provenance: attention, attention_kernel, device.
+        provenance: attention, attention_kernel, device, and whether layers ran eager or compiled.
         statistics: counts and rates of the run.
     """
 
@@ -94,13 +95,17 @@ def embed_proteins(
     loading = time.perf_counter()
     with exact_products():
         model = load_packed(weights, manifest, device=place, dtype=dtype, logger=logger)
+        work = Work(tokens, pieces)
+        if settings.compile == "on" or (settings.compile == "auto" and worthwhile(model, int(work.tokens_before[-1]))):
+            compile_steps(model, logger)
         started = time.perf_counter()
         outputs = Outputs(embedded, layers, architecture.embed_dim, per_residue="per_residue" in settings.pooling)
-        counts = _run(model, Work(tokens, pieces), outputs, settings, names, logger)
+        counts = _run(model, work, outputs, settings, names, logger)
         provenance = {
             "attention": model.attention.implementation,
             "attention_kernel": model.attention.name,
             "device": device_name(place),
+            "layers_run": model.steps.name,
         }
         bad = outputs.not_finite()
         precision = np.zeros(len(proteins), dtype=np.uint8)

@@ -11,7 +11,6 @@ from virnucpro.errors import UserError
 from virnucpro.models.attention import choose_attention
 from virnucpro.models.packed import PackedESM2
 from virnucpro.models.precision import dtype_name
-from virnucpro.models.steps import LayerSteps
 from virnucpro.weights.files import load_state_dict
 from virnucpro.weights.manifest import WeightsManifest
 
@@ -46,7 +45,6 @@ def load_packed(
     device: torch.device,
     dtype: torch.dtype,
     logger: logging.Logger,
-    steps: LayerSteps | None = None,
 ) -> PackedESM2:
     """Load the embedding part, memory-mapped, tensor by tensor to the device.
 
@@ -57,19 +55,14 @@ def load_packed(
     state = load_state_dict(weights, manifest=manifest)
     architecture = manifest.architecture
     try:
-        model = PackedESM2.from_state_dict(state, architecture, attention, device=device, dtype=dtype, steps=steps)
+        model = PackedESM2.from_state_dict(state, architecture, attention, device=device, dtype=dtype)
     except torch.OutOfMemoryError:
         raise UserError(
             f"{weights} needs about {architecture.parameters * torch.finfo(dtype).bits / 8e9:.1f} GB in "
             f"{dtype_name(dtype)}, which {device} does not have free: use a GPU with more memory or a smaller model"
         ) from None
     logger.info(
-        "%s: %s, %s attention (%s), layers run %s",
-        device_name(device),
-        dtype_name(dtype),
-        attention.name,
-        attention.implementation,
-        model.steps.name,
+        "%s: %s, attention %s (%s)", device_name(device), dtype_name(dtype), attention.name, attention.implementation
     )
     return model
 

@@ -29,15 +29,13 @@ class PackedESM2:
         architecture: Architecture,
         attention: PackedAttention,
         *,
-        steps: LayerSteps | None = None,
         residual_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.parameters = parameters
         self.architecture = architecture
         self.attention = attention
-        self.steps = steps or LayerSteps()
+        self.steps = LayerSteps(architecture.heads, 1.0 if attention.scales else architecture.head_dim**-0.5)
         self.residual_dtype = residual_dtype
-        self._q_scale = 1.0 if attention.scales else architecture.head_dim**-0.5
         self._rotary_sources = _first_equal(parameters.inv_freq)
 
     @classmethod
@@ -49,11 +47,10 @@ class PackedESM2:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        steps: LayerSteps | None = None,
     ) -> PackedESM2:
         """Build from tensors named as in fair-esm's ``ESM2.state_dict()`` (see :func:`arrange_parameters`)."""
         parameters = arrange_parameters(state, architecture, device=device, dtype=dtype)
-        return cls(parameters, architecture, attention, steps=steps)
+        return cls(parameters, architecture, attention)
 
     @property
     def device(self) -> torch.device:
@@ -88,15 +85,17 @@ class PackedESM2:
             self.residual_dtype,
         )
         found = {0: x} if 0 in layers else {}
-        tables: dict[int, tuple[Tensor, Tensor]] = {}
-        highest = max(layers, default=0)
-        for number, layer in enumerate(p.layers[:highest], start=1):
-            source = self._rotary_sources[number - 1]
-            if source not in tables:
-                tables[source] = rotary_tables(p.inv_freq[source], segments.positions)
-            cos, sin = tables[source]
-            q, k, v = self.steps.project_qkv(x, layer, cos, sin, self.architecture.heads, self._q_scale)
-            x = self.steps.finish_layer(x, self.attention(q, k, v, segments), layer)
+        run = p.layers[: max(layers, default=0)]
+        sources = self._rotary_sources[: len(run)]
+        tables = {source: rotary_tables(p.inv_freq[source], segments.positions) for source in set(sources)}
+        if run:
+            q, k, v = self.steps.project(x, run[0], *tables[sources[0]])
+        for number, layer in enumerate(run, start=1):
+            attended = self.attention(q, k, v, segments)
+            if number < len(run):
+                x, q, k, v = self.steps.advance(x, attended, layer, run[number], *tables[sources[number]])
+            else:
+                x = self.steps.finish(x, attended, layer)
             if number in layers and number < last:
                 found[number] = x
         if last in layers:
