@@ -63,7 +63,8 @@ def test_types_and_provenance(tmp_path: Path) -> None:
     assert str(schema.field("embedding").type) == "fixed_size_list<element: float not null>[8]"
     origin = json.loads(schema.metadata[b"virnucpro"])
     assert origin["model"] == "esm2_stub"
-    assert duckdb.sql(f"SELECT count(*) FROM parquet_kv_metadata('{path}') WHERE key = 'virnucpro'").fetchall() == [(1,)]
+    rows = duckdb.sql(f"SELECT count(*) FROM parquet_kv_metadata('{path}') WHERE key = 'virnucpro'").fetchall()
+    assert rows == [(1,)]
 
 
 def test_several_layers(tmp_path: Path) -> None:
@@ -86,7 +87,8 @@ def test_residues_are_lists_of_vectors(tmp_path: Path) -> None:
     )
     by_pandas = [np.stack(matrix) for matrix in pd.read_parquet(path).residues]
     by_polars = [np.array(matrix, np.float32) for matrix in pl.read_parquet(path)["residues"].to_list()]
-    by_duckdb = [np.array(row[0], np.float32) for row in duckdb.sql(f"SELECT residues FROM read_parquet('{path}')").fetchall()]
+    rows = duckdb.sql(f"SELECT residues FROM read_parquet('{path}')").fetchall()
+    by_duckdb = [np.array(row[0], np.float32) for row in rows]
     for i, (_, residues) in enumerate(records):
         wanted = stub_vectors(residues, len(residues), 8, 6)
         for found in (by_pandas[i], by_polars[i], by_duckdb[i]):
