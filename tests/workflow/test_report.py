@@ -166,3 +166,18 @@ def test_plots_are_there_as_svg_and_png(finished: Path) -> None:
     for folder, names in (("plots", RUN_PLOTS), ("my/plots", SAMPLE_PLOTS), ("other/plots", SAMPLE_PLOTS)):
         found = {path.name for path in (finished / "results" / folder).iterdir()}
         assert found == {f"{name}.{end}" for name in names for end in ("svg", "png")}
+
+
+def test_a_dry_run_foretells_chunks_proteins_residues_and_time(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, symlinks=True)
+    tensors = sorted((folder / "results" / "my" / "tensors").iterdir())
+    tensors[0].unlink()
+    result = snakemake(folder, "--dry-run", config=CONFIG)
+    assert result.code == 0, result.text
+    text = " ".join(result.text.split())
+    assert f"Sample my: {len(tensors)} chunks of 9 different proteins, 3,555 residues" in text
+    assert f"{len(tensors) - 1} done, 1 to embed" in text
+    assert "Sample other: 1 chunk of 2 different proteins, 13 residues; 1 done" in text
+    assert "on one device such as did the finished chunks (cpu)" in text
+    assert "Left to embed" not in snakemake(folder, config=CONFIG).text, "only a dry run foretells"

@@ -82,3 +82,9 @@ def closing_summary():
         if SUMMARY.exists()
         else ""
     )
+
+
+if getattr(workflow.output_settings, "dryrun", False):
+    from virnucpro.report.plan import planned_text
+
+    logger.info(planned_text(run))

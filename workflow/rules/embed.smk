@@ -26,6 +26,16 @@ def embed_time(wildcards, input, threads, attempt):
     )
 
 
+def gpu_report(wildcards):
+    """The GPU report: ancient for a finished chunk, which no new report makes stale.
+
+    Not for one that is missing: when a checkpoint ends while detect_gpu runs and its file is already there, Snakemake
+    (seen with 9.27) forgets all jobs whose only tie to a running job is ancient, and ends without them.
+    """
+    chunk_file = str(CHUNK_FILE).format(sample=wildcards.sample, chunk=wildcards.chunk)
+    return ancient(GPU_REPORT) if Path(chunk_file).exists() else GPU_REPORT
+
+
 rule embed_esm2:
     input:
         # The manifest is small, so Snakemake compares its content: splitting again or preparing the same weights again
@@ -34,7 +44,7 @@ rule embed_esm2:
         proteins=ancient(CHUNKS / "{chunk}.fasta"),
         weights_manifest=WEIGHTS_MANIFEST,
         weights=ancient(WEIGHTS),
-        gpu_report=ancient(GPU_REPORT),
+        gpu_report=gpu_report,
     output:
         CHUNK_FILE,
     log:

@@ -1,0 +1,130 @@
+"""What a dry run foretells: chunks, proteins, residues, and a time that comes from something measured."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.stub_chunks import write_stub_chunk
+from tests.unit.test_report_plots import protein
+from virnucpro.chunking import split_proteins
+from virnucpro.config import RunConfig, load_config
+from virnucpro.report.plan import H200_TOKENS_PER_SECOND, plan, planned_text
+from virnucpro.sequences.estimate import Amount, estimate
+
+ROOT = Path(__file__).parents[2]
+LENGTHS = [30, 40, 50, 200, 300]
+TEXT = "".join(f">p{length} some words > here\n{protein(length)[:25]}\n{protein(length)[25:]}\n" for length in LENGTHS)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.faa").write_text(TEXT)
+
+    def make(**config: Any) -> RunConfig:
+        given = {"samples": "own.faa", "chunk_residues": 200, **config}
+        return load_config(given, ROOT / "workflow/schemas/config.schema.yaml", beside=tmp_path)
+
+    return make
+
+
+def split(run: RunConfig) -> list[Path]:
+    folder = run.results / "own"
+    split_proteins([Path("own.faa")], folder / "proteins.parquet", folder / "chunks", chunk_residues=200)
+    return sorted((folder / "chunks").glob("*.json"))
+
+
+def finish(manifest: Path, run: RunConfig, **changes: str) -> None:
+    statistics = json.dumps({"tokens": 1000, "seconds": 2.0})
+    metadata = {"model": run.model_name, "precision": "auto", "statistics": statistics, "device": "NVIDIA A100"}
+    metadata["chunk_digest"] = json.loads(manifest.read_text())["digest"]
+    output = run.results / "own" / "tensors" / f"{manifest.stem}.safetensors"
+    write_stub_chunk(manifest.with_suffix(".fasta"), output, **(metadata | changes))
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_whole_file_is_counted_exactly(ends: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.faa"
+    path.write_bytes(TEXT.replace("\n", ends).rstrip().encode())
+    assert estimate(path) == Amount(len(LENGTHS), sum(LENGTHS), exact=True)
+    (tmp_path / "own.faa.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert estimate(tmp_path / "own.faa.gz") == estimate(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_large_file_is_judged_by_its_beginning(packed: bool, tmp_path: Path) -> None:
+    text = "".join(f">protein_number_{number}\n{protein(200 + number % 100, number)}\n" for number in range(20_000))
+    path = tmp_path / "own.faa"
+    path.write_bytes(gzip.compress(text.encode(), 1) if packed else text.encode())
+    amount = estimate(path, enough=path.stat().st_size // 3)
+    whole = estimate(path)
+    assert whole.exact
+    assert not amount.exact
+    assert amount.records == pytest.approx(whole.records, rel=0.05)
+    assert amount.letters == pytest.approx(whole.letters, rel=0.05)
+
+
+def test_before_the_split_the_files_are_counted(run: Any) -> None:
+    (sample,) = plan(run())
+    assert "5 proteins, 620 residues; not split yet, about 4 chunks" in sample.line
+    assert sample.tokens == 620 + 2 * 5
+    text = planned_text(run())
+    assert f"{H200_TOKENS_PER_SECOND['esm2_t36_3B_UR50D']:,} tokens/s" in text
+    assert "NVIDIA H200" in text
+
+
+def test_after_the_split_the_chunks_are_known(run: Any) -> None:
+    manifests = split(run())
+    (sample,) = plan(run())
+    assert sample.exact
+    assert sample.chunks == len(manifests) > 1
+    assert f"{len(manifests)} chunks of 5 different proteins, 620 residues; 0 done" in sample.line
+
+
+def test_finished_chunks_tell_the_rate(run: Any) -> None:
+    manifests = split(run())
+    finish(manifests[0], run())
+    text = planned_text(run())
+    left = [json.loads(path.read_text()) for path in manifests[1:]]
+    tokens = sum(entry["residues"] + 2 * entry["proteins"] for entry in left)
+    assert f"1 done, {len(left)} to embed" in text
+    assert f"About {tokens / 500:.1f} s on one device such as did the finished chunks (NVIDIA A100)" in text
+    for manifest in manifests:
+        finish(manifest, run())
+    assert "Nothing is left to embed." in planned_text(run())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": "esm2_t6_8M_UR50D"}, {"precision": "fp32"}, {"chunk_digest": "0" * 32}, {"statistics": "{}"}]
+)
+def test_a_chunk_of_another_kind_is_not_done(changes: dict[str, str], run: Any) -> None:
+    manifests = split(run())
+    finish(manifests[0], run(), **changes)
+    (sample,) = plan(run())
+    assert sample.chunks == len(manifests)
+
+
+def test_no_time_is_made_up(run: Any) -> None:
+    for config in ({"model": "esm2_t48_15B_UR50D"}, {"precision": "fp32"}):
+        text = planned_text(run(**config))
+        assert "known once the first chunk is done" in text
+        assert "H200" not in text
+
+
+def test_contigs_wait_for_their_translation(run: Any, tmp_path: Path) -> None:
+    contigs = run(input="nucleotide")
+    assert "5 contigs, 620 bases; proteins are known once they are translated" in planned_text(contigs)
+    translated = contigs.results / "own" / "translated.faa"
+    translated.parent.mkdir(parents=True)
+    translated.write_text(">a_chunk_1F1\nMKV\n")
+    assert "1 protein, 3 residues" in planned_text(contigs)
+
+
+def test_an_unreadable_file_stops_nothing(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "own.faa").write_bytes(gzip.compress(TEXT.encode())[:-10])
+    assert "cannot be read" in planned_text(run())
