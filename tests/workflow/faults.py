@@ -1,0 +1,180 @@
+"""What the fault tests share: an undisturbed run to compare with, faults to order, and the table of what they cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tests.workflow.running import ROOT, SNAKEFILE, Result
+
+HOOKS = Path(__file__).parent / "fault_hooks"
+TABLE = ROOT / "docs" / "faults.md"
+RECORD = "VIRNUCPRO_TEST_FAULT_TABLE"
+"""Set to a file's name, it gathers the rows there (see fault_table.py); else the rows must stand in the docs."""
+
+CHUNKS = 10
+
+TARGET = "results/own/embeddings.parquet"
+"""The table: what comes after it (plots, summary) has no part in these tests."""
+
+
+def write_proteins(path: Path, count: int = 60) -> None:
+    """A FASTA file of random proteins, some of them twice."""
+    chance = random.Random(11)
+    proteins = ["".join(chance.choices("ACDEFGHIKLMNPQRSTVWY", k=chance.randint(40, 300))) for _ in range(count)]
+    proteins += proteins[:5]
+    path.write_text("".join(f">protein_{i}\n{protein}\n" for i, protein in enumerate(proteins)))
+
+
+def config_for(proteins: Path, chunks: int = CHUNKS) -> dict[str, object]:
+    """Settings that cut the file into about so many chunks."""
+    residues = sum(len(line) for line in proteins.read_text().splitlines() if not line.startswith(">"))
+    return {"samples": proteins, "model": "esm2_demo", "chunk_residues": residues // (chunks + 1)}
+
+
+@dataclass
+class Run:
+    """A folder with the workflow's results, and the faults that are ordered in it."""
+
+    folder: Path
+    config: dict[str, object]
+    arguments: Sequence[str] = ()
+    _started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.plans.mkdir(exist_ok=True)
+
+    @property
+    def plans(self) -> Path:
+        return self.folder / "faults"
+
+    @property
+    def tensors(self) -> Path:
+        return self.folder / "results" / "own" / "tensors"
+
+    @property
+    def table(self) -> Path:
+        return self.folder / TARGET
+
+    def chunk(self, number: int) -> Path:
+        return self.tensors / f"chunk_{number:05d}.safetensors"
+
+    def log(self, number: int) -> str:
+        return (self.folder / "results" / "logs" / "own" / "embed_esm2" / f"chunk_{number:05d}.log").read_text()
+
+    def order(self, output: Path, fault: str) -> None:
+        (self.plans / output.name).write_text(fault)
+
+    def forget(self, *numbers: int) -> None:
+        """Take away chunk files, and the table that was made of them."""
+        for number in numbers:
+            self.chunk(number).unlink()
+        self.forget_table()
+
+    def forget_table(self) -> None:
+        self.table.unlink()
+        self.table.with_suffix(".json").unlink()
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Call Snakemake and do not wait."""
+        paths = [str(HOOKS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), "--directory", str(self.folder)),
+                *(self.arguments or ("--cores", "2")),
+                *arguments,
+                TARGET,
+                *("--config", *(f"{key}={value}" for key, value in self.config.items())),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "VIRNUCPRO_TEST_FAULTS": str(self.plans)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._started.append(process)
+        return process
+
+    def finish(self, process: subprocess.Popen[str], timeout: float = 300) -> Result:
+        text, _ = process.communicate(timeout=timeout)
+        return Result(process.returncode, text)
+
+    def call(self, *arguments: str) -> Result:
+        return self.finish(self.start(*arguments))
+
+    def struck(self, output: Path, seconds: float = 60) -> int:
+        """Wait for the process that met its fault at this output, and give its id."""
+        file = self.plans / f"{output.name}.pid"
+        wait_until(file.exists, seconds)
+        return int(file.read_text())
+
+    def stop_all(self) -> None:
+        """End whatever a failed test has left running."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        for file in self.plans.glob("*.pid"):
+            pid = int(file.read_text())
+            if str(self.plans).encode() in _environment_of(pid):
+                os.kill(pid, signal.SIGKILL)
+
+    def left_over(self) -> list[str]:
+        """Temporary files beside the results."""
+        return [path.name for path in self.folder.joinpath("results").rglob(".*.tmp*")]
+
+    def copy(self, folder: Path) -> Run:
+        """The same results, times and Snakemake's records, elsewhere."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        shutil.rmtree(folder / "faults")
+        return Run(folder, self.config, self.arguments)
+
+
+def same_table(one: Path, other: Path) -> bool:
+    """Whether two tables hold the same rows with the same numbers, bit for bit."""
+    return bool(pq.read_table(one).equals(pq.read_table(other)))
+
+
+def chunks_run(text: str) -> Counter[int]:
+    """How often each chunk was embedded, by Snakemake's own output."""
+    blocks = re.findall(r"^(?:local)?rule embed_esm2:\n(?:    .*\n)+", text, flags=re.MULTILINE)
+    found = (re.search(r"wildcards: .*chunk=chunk_(\d+)", block) for block in blocks)
+    return Counter(int(match[1]) for match in found if match)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.05)
+
+
+def record(fault: str, lost: str, again: Counter[str]) -> None:
+    """Put a row into the table of faults, or hold it against the one in the docs."""
+    jobs = ", ".join(f"{count} {name}" for name, count in sorted(again.items()) if count) or "none"
+    row = f"| {fault} | {lost} | {jobs} |"
+    if RECORD in os.environ:
+        with Path(os.environ[RECORD]).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    else:
+        assert row in TABLE.read_text(), f"{TABLE} is out of date (python -m tests.workflow.fault_table): {row}"
+
+
+def _environment_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""

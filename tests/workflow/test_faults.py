@@ -1,0 +1,255 @@
+"""Faults, done for real: each costs what it hit, and the final table is that of an undisturbed run.
+
+Every test starts from a finished run with some chunk files taken away, lets a fault strike while those are made
+again, and counts the jobs that the next call runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.faults import Run, chunks_run, config_for, record, same_table, wait_until, write_proteins
+from virnucpro.storage.chunk_file import verify_chunk_file, write_chunk_file
+
+MERGE = Counter(merge_embeddings=1)
+ONE_CHUNK = Counter(embed_esm2=1) + MERGE
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run in which nothing goes wrong."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_proteins(folder / "own.faa")
+    run = Run(folder, config_for(folder / "own.faa"))
+    result = run.call()
+    assert result.code == 0, result.text
+    assert result.jobs["embed_esm2"] >= 10
+    return run
+
+
+@pytest.fixture
+def run(undisturbed: Run, tmp_path: Path) -> Iterator[Run]:
+    copy = undisturbed.copy(tmp_path / "run")
+    yield copy
+    copy.stop_all()
+
+
+def test_killed_in_the_middle_of_a_chunk(run: Run, undisturbed: Run) -> None:
+    run.forget(2, 5, 7)
+    run.order(run.chunk(5), "pause")
+    first = run.start("--keep-going")
+    os.kill(run.struck(run.chunk(5)), signal.SIGKILL)
+    result = run.finish(first)
+    assert result.code != 0
+    assert run.chunk(2).exists()
+    assert run.chunk(7).exists()
+    assert not run.chunk(5).exists()
+    again = run.call()
+    assert again.code == 0, again.text
+    assert again.jobs == ONE_CHUNK
+    assert run.left_over() == [], "what the killed job left is cleared by the next one"
+    assert same_table(run.table, undisturbed.table)
+    record("an embed job is killed (SIGKILL)", "its chunk", again.jobs)
+
+
+def test_terminated_with_a_clean_end(run: Run, undisturbed: Run) -> None:
+    run.forget(3)
+    run.order(run.chunk(3), "pause")
+    first = run.start()
+    os.kill(run.struck(run.chunk(3)), signal.SIGTERM)
+    result = run.finish(first)
+    assert result.code != 0
+    assert "stopped by SIGTERM" in run.log(3).splitlines()[-1]
+    assert "Traceback" not in run.log(3)
+    assert run.left_over() == []
+    again = run.call()
+    assert again.jobs == ONE_CHUNK
+    assert same_table(run.table, undisturbed.table)
+    record("an embed job is preempted (SIGTERM)", "its chunk", again.jobs)
+
+
+def test_snakemake_killed(run: Run, undisturbed: Run) -> None:
+    run.forget(1, 4, 6)
+    run.order(run.chunk(4), "pause")
+    first = run.start("--cores", "1")
+    job = run.struck(run.chunk(4))
+    made = [number for number in (1, 6) if run.chunk(number).exists()]
+    first.kill()
+    os.kill(job, signal.SIGKILL)  # as when a machine goes down; alone, it would finish its chunk
+    first.communicate()
+    locked = run.call()
+    assert locked.code != 0
+    assert "--unlock" in locked.text
+    assert run.call("--unlock").code == 0
+    again = run.call()
+    assert again.code == 0, again.text
+    assert chunks_run(again.text) == Counter({1, 4, 6} - set(made))
+    assert same_table(run.table, undisturbed.table)
+    record(
+        "Snakemake and its machine go down (then --unlock)",
+        "the chunk in work",
+        again.jobs - Counter(embed_esm2=2 - len(made)),
+    )
+
+
+def test_two_runs_started_at_once(run: Run, undisturbed: Run) -> None:
+    run.forget(0, 8)
+    run.order(run.chunk(8), "hold")
+    first = run.start()
+    run.struck(run.chunk(8))
+    second = run.call()
+    assert second.code != 0
+    assert "lock" in second.text
+    assert not second.jobs
+    (run.plans / f"{run.chunk(8).name}.release").touch()
+    result = run.finish(first)
+    assert result.code == 0, result.text
+    assert result.jobs == Counter(embed_esm2=2) + MERGE
+    again = run.call()
+    assert not again.jobs
+    assert same_table(run.table, undisturbed.table)
+    record("a second run is started in the same folder", "nothing: it is refused", again.jobs)
+
+
+def test_merge_killed_half_way(run: Run, undisturbed: Run) -> None:
+    run.forget_table()
+    run.order(run.table, "pause")
+    first = run.start()
+    os.kill(run.struck(run.table), signal.SIGKILL)
+    assert run.finish(first).code != 0
+    assert not run.table.exists()
+    again = run.call()
+    assert again.code == 0, again.text
+    assert again.jobs == MERGE
+    assert run.left_over() == []
+    assert same_table(run.table, undisturbed.table)
+    record("the merge is killed half-way", "the merge", again.jobs)
+
+
+def test_a_gpu_that_fails_in_one_job_of_many(run: Run, undisturbed: Run) -> None:
+    """The process that met the error ends, and the retry is a new one."""
+    run.forget(2, 3, 9)
+    run.order(run.chunk(3), "fail CUDA error: device-side assert triggered")
+    result = run.call("--retries", "1")
+    assert result.code == 0, result.text
+    assert chunks_run(result.text) == Counter({2: 1, 3: 2, 9: 1})
+    assert same_table(run.table, undisturbed.table)
+    again = Counter(embed_esm2=chunks_run(result.text).total() - 3)
+    record("a GPU fails in one job of many (with retries)", "its chunk", again)
+
+
+def test_a_file_that_comes_late(run: Run, undisturbed: Run) -> None:
+    run.forget(6)
+    run.order(run.chunk(6), "late 3")
+    result = run.call("--latency-wait", "30")
+    assert result.code == 0, result.text
+    assert result.jobs == ONE_CHUNK
+    again = run.call()
+    assert not again.jobs
+    assert same_table(run.table, undisturbed.table)
+    record("a finished job's file appears late (latency-wait)", "nothing", again.jobs)
+
+
+def test_bad_chunk_files_are_all_named_and_made_again(run: Run, undisturbed: Run) -> None:
+    """Cut short, swapped, of another model, and one flipped bit: the merge names all five, and no other."""
+    cut = run.chunk(0)
+    cut.write_bytes(cut.read_bytes()[:-100])
+    one, other = run.chunk(2), run.chunk(3)
+    aside = one.with_suffix(".aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+    foreign = run.chunk(5)
+    file = verify_chunk_file(foreign)
+    tensors = {name: file.tensors(name).copy() for name in file.names}
+    metadata = {key: value for key, value in file.metadata.items() if key not in ("checksum", "format")}
+    write_chunk_file(foreign, tensors, metadata | {"weights_sha256": "0" * 64})
+    flipped = run.chunk(7)
+    data = bytearray(flipped.read_bytes())
+    data[-40] ^= 1
+    flipped.write_bytes(data)
+    run.forget_table()
+
+    bad = [0, 2, 3, 5, 7]
+    first = run.call()
+    assert first.code != 0
+    assert first.jobs == MERGE
+    log = (run.folder / "results/logs/own/merge_embeddings.log").read_text()
+    for number in range(10):
+        assert (run.chunk(number).name in log) == (number in bad), log
+        assert run.chunk(number).exists() == (number not in bad)
+    assert "Traceback" not in first.text
+    assert not run.table.exists()
+
+    again = run.call()
+    assert again.code == 0, again.text
+    assert chunks_run(again.text) == Counter(bad)
+    assert again.jobs == Counter(embed_esm2=5) + MERGE
+    assert same_table(run.table, undisturbed.table)
+    for fault, count in (
+        ("a chunk file is cut short", 1),
+        ("two chunk files are swapped", 2),
+        ("a chunk file is from another model", 1),
+        ("one bit of a chunk file flips", 1),
+    ):
+        lost = "the chunk" if count == 1 else "both chunks"
+        record(f"{fault} (the merge names it)", lost, Counter(embed_esm2=count) + MERGE)
+
+
+@pytest.fixture
+def small_disk(run: Run) -> Iterator[Path]:
+    """A file system of two megabytes that holds the chunk files."""
+    files = run.folder / "files"
+    run.tensors.rename(files)
+    run.tensors.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(run.tensors)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        for file in files.iterdir():
+            shutil.copy2(file, run.tensors)
+        yield run.tensors
+    finally:
+        subprocess.run(["umount", "--lazy", str(run.tensors)], check=True)
+
+
+def _fill(path: Path) -> None:
+    """Write until nothing fits any more."""
+    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        all(iter(lambda: file.write(b"x" * 1024), 0))
+
+
+def test_a_full_disk_while_writing(run: Run, small_disk: Path, undisturbed: Run) -> None:
+    run.forget(4)
+    filler = small_disk / "somebody-elses-data"
+    _fill(filler)
+    first = run.call()
+    assert first.code != 0
+    last = run.log(4).splitlines()[-1]
+    assert "No space left on device" in last
+    assert run.chunk(4).name in last
+    assert "Traceback" not in first.text
+    assert run.left_over() == []
+    filler.unlink()
+    again = run.call()
+    assert again.code == 0, again.text
+    assert again.jobs == ONE_CHUNK
+    assert same_table(run.table, undisturbed.table)
+    record("the disk is full while a chunk is written", "the chunk", again.jobs)
+
+
+def test_the_faults_strike_where_they_should(run: Run) -> None:
+    """A fault that is ordered for an output that nobody makes does nothing, and none is ordered by default."""
+    run.order(run.chunk(99), "fail never")
+    assert not run.call().jobs
+    wait_until(lambda: (run.plans / run.chunk(99).name).exists(), 1)
