@@ -16,6 +16,7 @@ if (ROOT / "virnucpro").is_dir():
         )
     }
 
+from virnucpro.api import TABLES
 from virnucpro.cluster.resources import slurm_resources
 from virnucpro.config import load_config
 from virnucpro.errors import UserError
@@ -77,11 +78,21 @@ def all_chunk_files(wildcards):
 
 
 def closing_summary():
-    return (
-        SUMMARY.with_suffix(".txt").read_text(encoding="utf-8")
-        if SUMMARY.exists()
-        else ""
-    )
+    """What closes the run; a run of everything that has not made everything ends with an error."""
+    chosen = workflow.dag_settings
+    parts = (chosen.targets, chosen.target_jobs, chosen.until, chosen.omit_from)
+    if any(parts) or chosen.batch is not None:
+        return ""
+    wanted = [
+        str(SUMMARY),
+        *expand(str(SAMPLE / "embeddings.json"), sample=run.samples),
+    ]
+    missing = [file for file in wanted if not Path(file).exists()]
+    if missing:
+        sys.exit(
+            f"error: Snakemake ended without {', '.join(missing)}: run the same command again to go on"
+        )
+    return SUMMARY.with_suffix(".txt").read_text(encoding="utf-8")
 
 
 if getattr(workflow.output_settings, "dryrun", False):
