@@ -19,10 +19,6 @@ TABLES = {
 }
 """What a format's table is called in the folder of results."""
 
-CHUNK_RESIDUES = 20_000_000
-RESIDUE_BYTES = 2_000_000_000
-"""Bytes of per-residue vectors in a chunk; the process that embeds it holds them in memory."""
-
 
 def embed(
     fasta: str | Path | Sequence[str | Path],
@@ -70,6 +66,7 @@ def embed(
     """
     # torch takes seconds to load, so nothing of it is imported with the package.
     from virnucpro.chunking import split_proteins
+    from virnucpro.chunking.size import default_chunk_residues
     from virnucpro.embedding.identity import identity
     from virnucpro.embedding.job import embed_chunk
     from virnucpro.embedding.settings import EmbeddingSettings, resolve_layers
@@ -93,10 +90,8 @@ def embed(
     )
     weights, manifest_path, manifest = _weights(model, Path(weights_folder or folder / "weights"), log)
     if chunk_residues is None:
-        chunk_residues = CHUNK_RESIDUES
-        if "per_residue" in settings.pooling:
-            width = 4 * manifest.embed_dim * len(resolve_layers(settings.layers, manifest.layers))
-            chunk_residues = min(chunk_residues, RESIDUE_BYTES // width)
+        kept = len(resolve_layers(settings.layers, manifest.layers))
+        chunk_residues = default_chunk_residues(manifest.embed_dim, kept, settings.pooling)
     index, chunks = folder / "proteins.parquet", folder / "chunks"
     split_proteins(
         inputs,

@@ -15,6 +15,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
+from virnucpro.chunking.size import default_chunk_residues
 from virnucpro.embedding.settings import resolve_layers
 from virnucpro.errors import UserError
 from virnucpro.weights.architectures import (
@@ -29,11 +30,8 @@ COMPRESSION_ENDINGS = (".gz", ".bgz")
 FASTA_ENDINGS = (".fasta", ".fas", ".fa", ".faa", ".fna", ".ffn", ".fsa", ".pep", ".mpfa", ".txt")
 TABLE_ENDINGS = (".tsv", ".csv")
 
-MEAN_CHUNK_RESIDUES = 20_000_000
-"""About ten minutes of the 3B model on a data-centre GPU; loading the model costs a job some seconds."""
-
-PER_RESIDUE_CHUNK_BYTES = 2_000_000_000
-"""A chunk file with every residue's vector is held in memory by the job that writes it."""
+AUTO_MULTIPLE = 8
+"""Chunks of automatic size come in multiples of this, so that 2, 4 or 8 equal GPUs end together."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class RunConfig:
     pooling: tuple[str, ...]
     precision: str
     chunk_residues: int
+    chunks_multiple_of: int
     long_policy: str
     longest: int
     overlap: int
@@ -118,7 +117,8 @@ def load_config(given: Mapping[str, Any], schema_path: Path, *, beside: Path) ->
         raise UserError("merge format virnucpro_pt holds one mean vector a protein: set pooling to mean and one layer")
     chunk_residues = config["chunk_residues"]
     if chunk_residues == "auto":
-        chunk_residues = _chunk_residues(config["model"], layers, pooling)
+        width = planning_architecture(config["model"]).embed_dim
+        chunk_residues = default_chunk_residues(width, len(layers), pooling)
     return RunConfig(
         samples=find_samples(config["samples"], beside),
         input=config["input"],
@@ -130,6 +130,7 @@ def load_config(given: Mapping[str, Any], schema_path: Path, *, beside: Path) ->
         pooling=pooling,
         precision=config["precision"],
         chunk_residues=chunk_residues,
+        chunks_multiple_of=AUTO_MULTIPLE if config["chunk_residues"] == "auto" else 1,
         long_policy=long_proteins["policy"],
         longest=long_proteins["longest"],
         overlap=long_proteins["overlap"],
@@ -146,7 +147,8 @@ def _check_model(model: str, layers: tuple[int | str, ...]) -> None:
     if not is_checkpoint_path(model):
         resolve_layers(layers, architecture_by_name(model).layers)
     elif not Path(model).expanduser().is_file():
-        raise UserError(f"model {model} does not exist: give the path of a checkpoint, or one of {', '.join(ESM2_MODELS)}")
+        known = ", ".join(ESM2_MODELS)
+        raise UserError(f"model {model} does not exist: give the path of a checkpoint, or one of {known}")
 
 
 def with_defaults(config: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,10 +290,3 @@ def _split_commas(files: Any) -> list[str]:
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _chunk_residues(model: str, layers: tuple[Any, ...], pooling: tuple[str, ...]) -> int:
-    if "per_residue" not in pooling:
-        return MEAN_CHUNK_RESIDUES
-    bytes_per_residue = 4 * planning_architecture(model).embed_dim * len(layers)
-    return max(1, min(MEAN_CHUNK_RESIDUES, PER_RESIDUE_CHUNK_BYTES // bytes_per_residue))

@@ -1,10 +1,11 @@
 # Needs: the index of a sample and all of its chunk files.
 # Makes: one verified table a format, with a row for every record of the input, in its order.
-TABLES = {
-    "parquet": SAMPLE / "embeddings.parquet",
-    "hdf5": SAMPLE / "embeddings.h5",
-    "virnucpro_pt": directory(SAMPLE / "virnucpro_pt"),
-}
+FOLDERS = {"virnucpro_pt", "npy"}
+
+
+def table(name):
+    path = SAMPLE / TABLES[name]
+    return directory(path) if name in FOLDERS else path
 
 
 rule merge_embeddings:
@@ -13,7 +14,7 @@ rule merge_embeddings:
         weights_manifest=WEIGHTS_MANIFEST,
         chunk_files=chunk_files,
     output:
-        **{name: TABLES[name] for name in run.formats},
+        **{name: table(name) for name in run.formats},
         report=SAMPLE / "embeddings.json",
     log:
         LOGS / "{sample}" / "merge_embeddings.log",

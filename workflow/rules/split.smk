@@ -19,6 +19,7 @@ checkpoint split_proteins:
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
         chunk_residues=run.chunk_residues,
+        multiple_of=run.chunks_multiple_of,
         embed_dim=run.embed_dim,
         policy=run.long_policy,
         longest=run.longest,

@@ -11,6 +11,7 @@ with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as lo
         Path(snakemake.output.index),
         Path(snakemake.output.chunks),
         chunk_residues=snakemake.params.chunk_residues,
+        multiple_of=snakemake.params.multiple_of,
         embed_dim=snakemake.params.embed_dim,
         policy=snakemake.params.policy,
         longest=snakemake.params.longest,
