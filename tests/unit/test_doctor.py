@@ -1,0 +1,52 @@
+"""The doctor: passes what is right, and finds what is wrong."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from virnucpro import doctor as doctor_module
+from virnucpro.doctor import format_findings, random_proteins, run_doctor
+from virnucpro.weights.architectures import Architecture
+from virnucpro.weights.synthetic import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "esm2_tiny.pt"
+    write_checkpoint(path, Architecture(3, 64, 4), regression=False)
+    return str(path)
+
+
+def test_the_doctor_passes_this_machine(checkpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        findings = run_doctor(checkpoint, "cpu", proteins=4, longest=200, logger=logging.getLogger("t"))
+    assert [one.name for one in findings] == ["fair-esm float32", "virnucpro float32"]
+    ours = findings[1]
+    assert 0 < ours.residue_error < 2e-5
+    assert 0 < ours.pooled_error < 2e-5
+    assert ours.cosine_distance < 1e-6
+    assert ours.tokens_per_second > 0
+    assert ours.attention == "sdpa"
+    assert "all within their limits" in caplog.text
+
+
+def test_the_doctor_finds_wrong_numbers(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = doctor_module.segment_sums
+    monkeypatch.setattr(doctor_module, "segment_sums", lambda x, s: right(x, s) + 0.5 * torch.arange(x.shape[1]))
+    with caplog.at_level(logging.INFO):
+        findings = run_doctor(checkpoint, "cpu", proteins=3, longest=50, logger=logging.getLogger("t"))
+    assert not findings[1].passed
+    assert "not to be trusted on this device: virnucpro float32" in format_findings(findings, "m", "cpu")
+    assert "TOO FAR OFF" in caplog.text
+
+
+def test_its_proteins_have_the_extremes() -> None:
+    lengths = [len(ids) for ids in random_proteins(10, 500)]
+    assert (lengths[0], lengths[-1]) == (500, 2)
+    assert min(lengths) >= 2
+    assert max(lengths) <= 500

@@ -1,0 +1,255 @@
+"""``virnucpro doctor``: our numbers beside fair-esm's, on the user's own machine and weights.
+
+Everything is computed on the spot: fair-esm in float32 on the same device is the truth, its own half
+precision the comparison, and the speed is that of the same proteins through our packed forward.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from esm.model.esm2 import ESM2
+from torch import Tensor
+
+from virnucpro.embedding.batch import Work
+from virnucpro.embedding.budget import default_budget
+from virnucpro.embedding.packing import batch_end
+from virnucpro.embedding.pooling import segment_sums, weigh
+from virnucpro.embedding.tokens import CLS, EOS
+from virnucpro.embedding.windows import cut_into_pieces
+from virnucpro.errors import UserError
+from virnucpro.models.attention import choose_attention
+from virnucpro.models.load import device_name, parse_device
+from virnucpro.models.packed import PackedESM2
+from virnucpro.models.precision import DTYPES, dtype_name, exact_products, resolve_precision
+from virnucpro.weights.architectures import Architecture
+from virnucpro.weights.files import load_checkpoint, locate_checkpoint
+
+State = dict[str, Tensor]
+
+LIMITS = {torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-3}
+"""Largest 1 - cosine of a pooled vector that passes, by precision."""
+
+
+@dataclass
+class Finding:
+    """One way of computing the pooled embeddings, compared with fair-esm in float32 on the same device.
+
+    Attributes:
+        residue_error, pooled_error: largest absolute differences of the last layer.
+        cosine_distance: largest 1 - cosine of a pooled vector.
+        tokens_per_second: second of two runs.
+    """
+
+    name: str
+    attention: str
+    residue_error: float
+    pooled_error: float
+    cosine_distance: float
+    tokens_per_second: float
+    passed: bool = True
+
+
+def run_doctor(
+    model: str, device: str, *, proteins: int = 24, longest: int = 1022, logger: logging.Logger
+) -> list[Finding]:
+    """Compare every precision that the device computes with fair-esm in float32.
+
+    Args:
+        model: a released model's name, the path of a checkpoint, or "esm2_demo".
+        device: "cuda", "cuda:N" or "cpu".
+        proteins: how many random proteins of mixed length to run.
+
+    Raises:
+        UserError: an unknown model or device, or a model that does not fit.
+    """
+    place = parse_device(device)
+    architecture, state = load_checkpoint(locate_checkpoint(model, logger.info))
+    tokens = random_proteins(proteins, longest)
+    try:
+        findings = _findings(state, architecture, tokens, place, logger)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{model} in float32, which the doctor compares with, needs about {architecture.parameters * 4e-9:.0f} GB, "
+            f"and {place} has not that much free: take a smaller model, or fewer or shorter proteins"
+        ) from None
+    for line in format_findings(findings, model, device_name(place)).splitlines():
+        logger.info(line)
+    return findings
+
+
+def _findings(
+    state: State,
+    architecture: Architecture,
+    tokens: Sequence[np.ndarray],
+    place: torch.device,
+    logger: logging.Logger,
+) -> list[Finding]:
+    findings = []
+    with exact_products():
+        truth, seconds = embed_by_fair_esm(state, architecture, tokens, place, torch.float32)
+        count = sum(len(ids) + 2 for ids in tokens)
+        findings.append(compare("fair-esm float32", "its own", truth, truth, count / seconds))
+        for dtype in _dtypes(place):
+            name = dtype_name(dtype)
+            if dtype != torch.float32 and place.type == "cuda":
+                theirs, seconds = embed_by_fair_esm(state, architecture, tokens, place, dtype)
+                findings.append(compare(f"fair-esm {name}", "its own", theirs, truth, count / seconds))
+            ours, seconds, attention = embed_packed(state, architecture, tokens, place, dtype, logger)
+            finding = compare(f"virnucpro {name}", attention, ours, truth, count / seconds)
+            finding.passed = finding.cosine_distance <= LIMITS[dtype]
+            findings.append(finding)
+    return findings
+
+
+def random_proteins(count: int, longest: int) -> list[np.ndarray]:
+    """Token ids of random proteins of the twenty amino acids; lengths are log-normal about 295, as Swiss-Prot's."""
+    generator = np.random.default_rng(0)
+    lengths = np.clip(np.exp(generator.normal(np.log(295), 0.75, count)).round().astype(int), 2, longest)
+    lengths[0], lengths[-1] = longest, 2
+    return [generator.integers(4, 24, length, dtype=np.uint8) for length in lengths]
+
+
+def format_findings(findings: Sequence[Finding], model: str, device: str) -> str:
+    """A table, and a sentence that says whether all passed."""
+    lines = [
+        f"{model} on {device}, torch {torch.__version__}; errors against fair-esm in float32, last layer",
+        f"{'':24}  {'attention':20}  {'residue':>8}  {'pooled':>8}  {'1-cosine':>8}  {'tokens/s':>10}  ",
+    ]
+    lines += [
+        f"{one.name:24}  {one.attention:20}  {one.residue_error:8.1e}  {one.pooled_error:8.1e}  "
+        f"{one.cosine_distance:8.1e}  {one.tokens_per_second:10,.0f}  {'' if one.passed else 'TOO FAR OFF'}".rstrip()
+        for one in findings
+    ]
+    failed = [one.name for one in findings if not one.passed]
+    lines.append(
+        f"not to be trusted on this device: {', '.join(failed)}; choose another precision and report this table"
+        if failed
+        else "all within their limits"
+    )
+    return "\n".join(lines)
+
+
+Embedded = list[tuple[Tensor, Tensor]]
+"""For each protein float32 residues ``(L, D)`` and their mean ``(D,)``, on the CPU."""
+
+
+def _dtypes(place: torch.device) -> list[torch.dtype]:
+    found = [torch.float32]
+    if place.type == "cuda":
+        best = resolve_precision("auto", place)
+        found += [best] if best != torch.float32 else []
+        if torch.cuda.get_device_capability(place) >= (8, 0):
+            found.append(DTYPES["bf16"])
+    return found
+
+
+def compare(name: str, attention: str, found: Embedded, truth: Embedded, rate: float) -> Finding:
+    """The largest differences over all proteins."""
+    residue = max(float((one[0] - other[0]).abs().max()) for one, other in zip(found, truth, strict=True))
+    pooled = max(float((one[1] - other[1]).abs().max()) for one, other in zip(found, truth, strict=True))
+    cosines = [
+        float(torch.cosine_similarity(one[1].double(), other[1].double(), dim=0))
+        for one, other in zip(found, truth, strict=True)
+    ]
+    return Finding(name, attention, residue, pooled, 1 - min(cosines), rate)
+
+
+def embed_by_fair_esm(
+    state: State, architecture: Architecture, proteins: Sequence[np.ndarray], place: torch.device, dtype: torch.dtype
+) -> tuple[Embedded, float]:
+    """Embed with fair-esm's own model and its own cast, protein by protein.
+
+    Args:
+        proteins: token ids of the residues.
+
+    Returns:
+        The embeddings, and the seconds of a second run.
+    """
+    with torch.device("meta"):
+        model = ESM2(
+            architecture.layers, architecture.embed_dim, architecture.heads, token_dropout=architecture.token_dropout
+        )
+    model.load_state_dict({name: tensor.to(place, torch.float32) for name, tensor in state.items()}, False, True)
+    # Cast as fair-esm's users do, its rotary frequencies included.
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            _materialise(model, name, place)
+    model = model.eval().to(dtype)
+
+    def run() -> Embedded:
+        found = []
+        for ids in proteins:
+            tokens = torch.tensor([[CLS, *ids.tolist(), EOS]], device=place)
+            hidden = model(tokens, repr_layers=[architecture.layers])["representations"][architecture.layers][0, 1:-1]
+            found.append((hidden.float().cpu(), hidden.float().mean(0).cpu()))
+        return found
+
+    return timed(run, place)
+
+
+def _materialise(model: ESM2, name: str, place: torch.device) -> None:
+    """Zeros for a head that the checkpoint does not bring (the contact head); it is not used here."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    shape = getattr(module, leaf).shape
+    setattr(module, leaf, torch.nn.Parameter(torch.zeros(shape, device=place), requires_grad=False))
+
+
+def embed_packed(
+    state: State,
+    architecture: Architecture,
+    proteins: Sequence[np.ndarray],
+    place: torch.device,
+    dtype: torch.dtype,
+    logger: logging.Logger,
+) -> tuple[Embedded, float, str]:
+    """Embed with the packed forward: the embeddings, the seconds of a second run, and the attention's name."""
+    attention = choose_attention(place, dtype, architecture.head_dim, logger)
+    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=dtype)
+    lengths = np.array([len(ids) for ids in proteins])
+    work = Work(proteins, cut_into_pieces(lengths, "full", int(lengths.max()), 0))
+    budget = default_budget(architecture, place, 1, dtype)
+
+    def run() -> Embedded:
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        begin = 0
+        while begin < len(work):
+            end = batch_end(work.tokens_before, begin, budget)
+            batch = work.batch(begin, end, place)
+            weighted = weigh(
+                model(batch.tokens, batch.segments, [architecture.layers])[architecture.layers], batch.weights
+            )
+            sums = segment_sums(weighted, batch.segments).cpu()
+            for piece, part in enumerate(weighted.cpu().split(list(batch.segments.lengths))):  # type: ignore[no-untyped-call]
+                found[int(work.row[begin + piece])] = (part[1:-1], sums[piece] / (len(part) - 2))
+            begin = end
+        return [found[row] for row in range(len(proteins))]
+
+    embedded, seconds = timed(run, place)
+    return embedded, seconds, attention.name
+
+
+def timed(run: Callable[[], Embedded], place: torch.device) -> tuple[Embedded, float]:
+    """The result of a second run, and its seconds; the first one warms up."""
+    with torch.inference_mode():
+        run()
+        with _synchronised(place):
+            started = time.perf_counter()
+            found = run()
+    return found, time.perf_counter() - started
+
+
+@contextmanager
+def _synchronised(place: torch.device) -> Iterator[None]:
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    yield
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
