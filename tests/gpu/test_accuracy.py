@@ -1,0 +1,119 @@
+"""The packed model on a real GPU against fair-esm in float32 on the same GPU."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from virnucpro.doctor import Embedded, embed_by_fair_esm, embed_packed, random_proteins
+from virnucpro.embedding.pooling import segment_sums, weigh
+from virnucpro.models.attention import choose_attention
+from virnucpro.models.compiled import compile_steps
+from virnucpro.models.packed import PackedESM2
+from virnucpro.models.precision import exact_products
+from virnucpro.models.segments import Segments
+from virnucpro.weights.architectures import ESM2_MODELS, Architecture
+from virnucpro.weights.synthetic import random_state_dict
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
+
+LOGGER = logging.getLogger("test")
+SMALL = ESM2_MODELS["esm2_t6_8M_UR50D"]
+WEIGHTS = [pytest.param(False, id="random"), pytest.param(True, id="stressed")]
+
+
+def place() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def weights(outliers: bool, architecture: Architecture = SMALL) -> dict[str, torch.Tensor]:
+    """As the large checkpoints store them: rounded to float16, so that every precision starts from the same numbers."""
+    state = random_state_dict(architecture, seed=2, outliers=outliers)
+    return {name: tensor.half().float().to(place()) for name, tensor in state.items()}
+
+
+def proteins() -> list[np.ndarray]:
+    return random_proteins(12, 1022)
+
+
+def pooled_errors(found: Embedded, truth: Embedded) -> list[float]:
+    return [float((one[1] - other[1]).norm()) for one, other in zip(found, truth, strict=True)]
+
+
+@pytest.mark.parametrize("outliers", WEIGHTS)
+def test_float32_equals_fair_esm(outliers: bool) -> None:
+    state = weights(outliers)
+    with exact_products():
+        truth, _ = embed_by_fair_esm(state, SMALL, proteins(), place(), torch.float32)
+        found, _, _ = embed_packed(state, SMALL, proteins(), place(), torch.float32, LOGGER)
+    for one, other in zip(found, truth, strict=True):
+        torch.testing.assert_close(one[0], other[0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(one[1], other[1], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("outliers", WEIGHTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_errs_no_more_than_fair_esms_own(dtype: torch.dtype, outliers: bool) -> None:
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU only emulates bfloat16")
+    state = weights(outliers)
+    with exact_products():
+        truth, _ = embed_by_fair_esm(state, SMALL, proteins(), place(), torch.float32)
+        theirs, _ = embed_by_fair_esm(state, SMALL, proteins(), place(), dtype)
+        ours, _, _ = embed_packed(state, SMALL, proteins(), place(), dtype, LOGGER)
+    for own, other in zip(pooled_errors(ours, truth), pooled_errors(theirs, truth), strict=True):
+        assert own <= other
+    if dtype == torch.float16 and not outliers:
+        cosines = [torch.cosine_similarity(a[1], b[1], dim=0) for a, b in zip(ours, truth, strict=True)]
+        assert min(cosines) > 0.99999
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_compiled_layers_give_the_same_numbers(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    state = weights(True)
+    attention = choose_attention(place(), dtype, SMALL.head_dim, LOGGER)
+    lengths = [900, 300, 166, 166, 20]
+    tokens = torch.randint(4, 24, (sum(lengths),), generator=torch.Generator().manual_seed(0)).to(place())
+    segments = Segments.from_lengths(lengths, place())
+    with exact_products(), torch.inference_mode(), caplog.at_level(logging.INFO):
+        model = PackedESM2.from_state_dict(state, SMALL, attention, device=place(), dtype=dtype)
+        eager = model(tokens, segments, [2, 6])
+        assert compile_steps(model, LOGGER), caplog.text
+        compiled = model(tokens, segments, [2, 6])
+    for layer in (2, 6):
+        scale = float(eager[layer].abs().max())
+        difference = float((eager[layer] - compiled[layer]).abs().max())
+        assert difference <= (2e-6 if dtype == torch.float32 else 2e-3) * scale + 2e-5
+
+
+def test_a_protein_alone_in_company_and_in_another_order() -> None:
+    state = weights(False)
+    attention = choose_attention(place(), torch.float16, SMALL.head_dim, LOGGER)
+    model = PackedESM2.from_state_dict(state, SMALL, attention, device=place(), dtype=torch.float16)
+    generator = torch.Generator().manual_seed(1)
+    sequences = [torch.randint(4, 24, (length,), generator=generator).to(place()) for length in (166, 900, 30, 511)]
+
+    def run(order: list[int]) -> dict[int, torch.Tensor]:
+        lengths = [len(sequences[number]) for number in order]
+        segments = Segments.from_lengths(lengths, place())
+        with torch.inference_mode():
+            hidden = model(torch.cat([sequences[number] for number in order]), segments, [6])[6]
+        return dict(zip(order, (part.mean(0) for part in hidden.split(lengths)), strict=True))
+
+    together = run([0, 1, 2, 3])
+    for order in ([3, 1, 0, 2], [0], [1], [2], [3]):
+        for number, mean in run(order).items():
+            torch.testing.assert_close(mean, together[number], rtol=0, atol=2e-3)
+
+
+def test_pooling_by_segments_on_the_gpu() -> None:
+    lengths = [1, 1024, 7, 300]
+    segments = Segments.from_lengths(lengths, place())
+    hidden = torch.randn(sum(lengths), 320, device=place()) * 100
+    weights = torch.rand(sum(lengths), device=place())
+    found = segment_sums(weigh(hidden, weights), segments).double()
+    exact = torch.stack([part.sum(0) for part in (hidden.double() * weights.double()[:, None]).split(lengths)])
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-2)

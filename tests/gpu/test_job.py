@@ -1,0 +1,132 @@
+"""The embed job on real GPUs: files in, file out, out of memory, overflow, several devices, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.oracle import fair_esm, oracle_residues, random_protein
+from virnucpro.cuda.report import detect_gpu
+from virnucpro.embedding import EmbeddingSettings, embed_chunk
+from virnucpro.embedding.embed import Protein, embed_proteins
+from virnucpro.storage.chunk_file import ChunkFile, verify_chunk_file
+from virnucpro.weights.architectures import Architecture
+from virnucpro.weights.files import prepare_weights, read_manifest
+from virnucpro.weights.synthetic import random_state_dict, write_checkpoint
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
+
+LOGGER = logging.getLogger("test")
+ARCHITECTURE = Architecture(layers=6, embed_dim=320, heads=20)
+LENGTHS = [166] * 40 + [1022, 1500, 5, 1, 700, 333]
+SEQUENCES = [random_protein(length, seed) for seed, length in enumerate(LENGTHS)]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    write_checkpoint(folder / "esm2_small.pt", ARCHITECTURE, seed=1, dtype=torch.float16)
+    prepare_weights(str(folder / "esm2_small.pt"), folder / "w.safetensors", folder / "w.json", log=lambda line: None)
+    return folder
+
+
+def embed(folder: Path, weights: Path, settings: EmbeddingSettings, devices: list[str]) -> ChunkFile:
+    fasta, manifest, output = folder / "c.fasta", folder / "c.json", folder / "out.safetensors"
+    fasta.write_text("".join(f">p{number}\n{sequence}\n" for number, sequence in enumerate(SEQUENCES)))
+    digests = b"".join(hashlib.blake2b(sequence.encode(), digest_size=16).digest() for sequence in SEQUENCES)
+    digest = hashlib.blake2b(digests, digest_size=16).hexdigest()
+    manifest.write_text(json.dumps({"chunk": "c", "proteins": len(SEQUENCES), "digest": digest}))
+    embed_chunk(
+        fasta, manifest, weights / "w.safetensors", weights / "w.json", output, settings, devices=devices, logger=LOGGER
+    )
+    return verify_chunk_file(output)
+
+
+@pytest.mark.parametrize("compile_layers", ["off", "on"])
+def test_a_chunk_on_the_gpu_is_near_fair_esm(tmp_path: Path, weights: Path, compile_layers: str) -> None:
+    settings = EmbeddingSettings(layers=(3, 6), pooling=("mean", "per_residue"), compile=compile_layers)
+    file = embed(tmp_path, weights, settings, ["cuda:0"])
+    state = {name: tensor.half().float() for name, tensor in random_state_dict(ARCHITECTURE, seed=1).items()}
+    whole = [row for row, length in enumerate(LENGTHS) if length <= 1022][-6:]
+    expected = oracle_residues(fair_esm(state, ARCHITECTURE), [SEQUENCES[row] for row in whole], [3, 6])
+    offsets = file.read("offsets")
+    for row, truth in zip(whole, expected, strict=True):
+        for layer in (3, 6):
+            mean = torch.from_numpy(file.read(f"mean.{layer}")[row])
+            assert torch.cosine_similarity(mean, truth[layer].mean(0), dim=0) > 0.99999
+            residues = torch.from_numpy(file.read(f"residues.{layer}")[offsets[row] : offsets[row + 1]])
+            torch.testing.assert_close(residues, truth[layer], rtol=0, atol=3e-2)
+    assert json.loads(file.metadata["precisions"]) == ["float16"]
+    assert json.loads(file.metadata["statistics"])["peak_memory_bytes"] > 0
+    assert file.metadata["device"] == torch.cuda.get_device_name(0)
+    if torch.cuda.get_device_capability(0) >= (8, 0):
+        assert file.metadata["attention"] == "flash_attention_2"
+
+
+def test_real_out_of_memory_halves_the_budget(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    proteins = [Protein(f"p{number}", random_protein(1000, number).encode()) for number in range(400)]
+    manifest = read_manifest(weights / "w.json")
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    used = total - torch.cuda.mem_get_info(0)[0]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (used + (600 << 20)) / total), 0)
+    try:
+        found = embed_proteins(
+            proteins,
+            weights / "w.safetensors",
+            manifest,
+            EmbeddingSettings(token_budget=400_000),
+            device="cuda:0",
+            logger=LOGGER,
+        )
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
+    assert found.statistics["out_of_memory_retries"] >= 1
+    assert "out of memory with" in caplog.text
+    assert np.isfinite(found.mean[6]).all()
+
+
+def test_memory_does_not_grow_over_batches(weights: Path) -> None:
+    proteins = [Protein(f"p{number}", random_protein(50 + number % 700, number).encode()) for number in range(600)]
+    settings = EmbeddingSettings(token_budget=4096)
+    peaks = []
+    for count in (200, 600):
+        found = embed_proteins(
+            proteins[:count],
+            weights / "w.safetensors",
+            read_manifest(weights / "w.json"),
+            settings,
+            device="cuda:0",
+            logger=LOGGER,
+        )
+        peaks.append(found.statistics["peak_memory_bytes"])
+    assert peaks[1] <= peaks[0] * 1.2
+
+
+def test_two_devices_give_the_rows_of_one(tmp_path: Path, weights: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("this machine has one GPU")
+    settings = EmbeddingSettings(compile="off")
+    one = embed(tmp_path, weights, settings, ["cuda:0"]).read("mean.6")
+    two = embed(tmp_path, weights, settings, ["cuda:0", "cuda:1"]).read("mean.6")
+    np.testing.assert_allclose(two, one, rtol=0, atol=5e-3)
+
+
+def test_one_device_in_two_processes_gives_the_rows_of_one(tmp_path: Path, weights: Path) -> None:
+    settings = EmbeddingSettings(compile="off")
+    one = embed(tmp_path, weights, settings, ["cuda:0"]).read("mean.6")
+    two = embed(tmp_path, weights, settings, ["cuda:0", "cuda:0"]).read("mean.6")
+    np.testing.assert_allclose(two, one, rtol=0, atol=5e-3)
+
+
+def test_the_report_of_this_machine(tmp_path: Path) -> None:
+    report = detect_gpu(tmp_path / "gpu.json", LOGGER)
+    assert len(report) == torch.cuda.device_count()
+    assert all("error" not in entry for entry in report)
+    assert report[0]["name"] == torch.cuda.get_device_name(0)

@@ -1,0 +1,75 @@
+"""Every attention on a real GPU against plain mathematics, and the choice among them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from virnucpro.cuda.attention_utils import (
+    FLASH,
+    STANDARD,
+    attention_support,
+    configure_flash_attention,
+    get_attention_implementation,
+)
+from virnucpro.models.attention.bucketed import BucketedAttention
+from virnucpro.models.attention.choose import choose_attention, try_attention
+from virnucpro.models.attention.efficient import EfficientAttention
+from virnucpro.models.attention.flash_operator import FlashOperatorAttention
+from virnucpro.models.attention.runs import FlashRunsAttention, RunsAttention
+from virnucpro.models.attention.varlen import VarlenAttention
+from virnucpro.models.precision import exact_products
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
+
+HEAD_DIMS = (16, 24, 32, 64, 128)  # of the six released models
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def cuda() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def ampere() -> bool:
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("make", [VarlenAttention, FlashOperatorAttention, FlashRunsAttention])
+def test_flash_kernels_agree_with_mathematics(make: Any, head_dim: int, dtype: torch.dtype) -> None:
+    if not ampere():
+        pytest.skip("FlashAttention-2 needs compute capability 8.0")
+    try:
+        make()
+    except ImportError:
+        pytest.skip("this torch has no varlen_attn")
+    assert try_attention(make, cuda(), dtype, head_dim) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("make", [EfficientAttention, BucketedAttention, RunsAttention])
+def test_standard_kernels_agree_with_mathematics(make: Any, head_dim: int, dtype: torch.dtype) -> None:
+    with exact_products():
+        assert try_attention(make, cuda(), dtype, head_dim) is None
+
+
+def test_the_probe_and_the_choice_on_this_gpu(caplog: pytest.LogCaptureFixture) -> None:
+    implementation = get_attention_implementation()
+    assert implementation == (FLASH if ampere() else STANDARD), attention_support().reason
+    with caplog.at_level(logging.INFO):
+        half = choose_attention(cuda(), torch.float16, 64, logging.getLogger("t"))
+        full = choose_attention(cuda(), torch.float32, 64, logging.getLogger("t"))
+    assert half.implementation == implementation
+    assert full.implementation == STANDARD
+    assert len(caplog.messages) == 2
+    assert torch.cuda.get_device_name() in caplog.messages[0]
+
+
+def test_a_transformers_like_model_is_configured_for_this_gpu() -> None:
+    model = configure_flash_attention(torch.nn.Linear(8, 8).cuda().half())
+    assert model.config.use_flash_attention_2 == ampere()
