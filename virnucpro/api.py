@@ -9,15 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from virnucpro.errors import UserError
+from virnucpro.storage.formats import TABLES
 from virnucpro.weights.manifest import WeightsManifest
-
-TABLES = {
-    "parquet": "embeddings.parquet",
-    "hdf5": "embeddings.h5",
-    "virnucpro_pt": "virnucpro_pt",
-    "npy": "embeddings_npy",
-}
-"""What a format's table is called in the folder of results."""
 
 
 def embed(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.errors import UserError
+from virnucpro.storage.formats import TABLES
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,6 @@ class SampleReport:
     chunks: tuple[ChunkRun, ...]
 
 
-TABLES = {"parquet": "embeddings.parquet", "hdf5": "embeddings.h5", "virnucpro_pt": "virnucpro_pt"}
-"""Where a sample's tables are, in its folder."""
-
-
 def read_report(path: Path) -> SampleReport:
     """Read one sample's ``embeddings.json``; the sample is named after its folder.
 
@@ -108,7 +105,7 @@ def _sample(report: Mapping[str, Any], path: Path) -> SampleReport:
         longest=int(long_proteins["longest"]),
         counts=counts,
         precisions={name: int(count) for name, count in origin["precisions"].items()},
-        tables={name: path.parent / TABLES.get(name, name) for name in report["tables"]},
+        tables={name: path.parent / TABLES[name] for name in report["tables"]},
         chunks=chunks,
     )
 

@@ -11,7 +11,16 @@ from virnucpro.errors import UserError
 from virnucpro.storage.atomic import atomic_directory, atomic_path
 from virnucpro.storage.table import Layout, TableWriter
 
-FORMATS = ("parquet", "hdf5", "virnucpro_pt", "npy")
+TABLES = {
+    "parquet": "embeddings.parquet",
+    "hdf5": "embeddings.h5",
+    "virnucpro_pt": "virnucpro_pt",
+    "npy": "embeddings_npy",
+}
+"""What a format's table is called in a sample's folder."""
+
+FOLDERS = frozenset({"virnucpro_pt", "npy"})
+"""Formats whose table is a folder of files."""
 
 
 @contextmanager
@@ -48,4 +57,4 @@ def open_table(
         with atomic_directory(path) as temporary, closing(NpyTable(temporary, layout, provenance)) as table:
             yield table
     else:
-        raise UserError(f"unknown table format {name!r}: give one of {', '.join(FORMATS)}")
+        raise UserError(f"unknown table format {name!r}: give one of {', '.join(tuple(TABLES))}")

@@ -16,10 +16,10 @@ if (ROOT / "virnucpro").is_dir():
         )
     }
 
-from virnucpro.api import TABLES
 from virnucpro.cluster.resources import slurm_resources
 from virnucpro.config import load_config
 from virnucpro.errors import UserError
+from virnucpro.storage.formats import FOLDERS, TABLES
 
 if Path("config.yaml").is_file():
 

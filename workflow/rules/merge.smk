@@ -1,8 +1,5 @@
 # Needs: the index of a sample and all of its chunk files.
 # Makes: one verified table a format, with a row for every record of the input, in its order.
-FOLDERS = {"virnucpro_pt", "npy"}
-
-
 def table(name):
     path = SAMPLE / TABLES[name]
     return directory(path) if name in FOLDERS else path

@@ -1,5 +1,6 @@
 """Verify a sample's chunk files and write its tables."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -8,6 +9,12 @@ from virnucpro.embedding.settings import EmbeddingSettings
 from virnucpro.jobs import job
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.weights.manifest import read_manifest
+
+
+def as_text(value):
+    """A config value as ``--config`` reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
 
 with job(f"merge_embeddings {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     settings = EmbeddingSettings(
@@ -26,7 +33,8 @@ with job(f"merge_embeddings {snakemake.wildcards.sample}", snakemake.log[0]) as 
         expected=identity(read_manifest(Path(snakemake.input.weights_manifest)), settings),
         dtype=snakemake.params.dtype,
         records_per_file=snakemake.params.records_per_file,
-        command="snakemake --config " + shlex.join(f"{key}={value}" for key, value in snakemake.config.items()),
+        command="snakemake --config "
+        + shlex.join(f"{key}={as_text(value)}" for key, value in snakemake.config.items()),
         threads=snakemake.threads,
         logger=log,
     )
