@@ -1,0 +1,103 @@
+"""The command ``virnucpro``: what is useful without the workflow."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from virnucpro import __version__
+from virnucpro.jobs import job
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one of the subcommands; a user's mistake ends in one sentence and exit code 1."""
+    given = _parser().parse_args(arguments)
+    with job(given.command):
+        given.run(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="virnucpro", description="Embed proteins with ESM-2. For many samples, or a cluster, use the workflow."
+    )
+    parser.add_argument("--version", action="version", version=f"virnucpro {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    gpus = commands.add_parser("gpus", help="say which GPUs are here and what runs on them")
+    gpus.set_defaults(run=_gpus)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="compare our numbers and speed with fair-esm's, on this machine",
+        description="Embed random proteins with every precision that the device computes, and compare the results with "
+        "fair-esm in float32 on the same device and weights.",
+    )
+    doctor.add_argument("--model", default="esm2_t33_650M_UR50D", help="name or checkpoint (default: %(default)s)")
+    doctor.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
+    doctor.add_argument("--proteins", type=int, default=24, help="how many to run (default: %(default)s)")
+    doctor.add_argument("--longest", type=int, default=1022, help="residues of the longest (default: %(default)s)")
+    doctor.set_defaults(run=_doctor)
+
+    embed = commands.add_parser("embed", help="embed FASTA files into a folder, without Snakemake")
+    embed.add_argument("fasta", nargs="+", type=Path, help="protein FASTA, plain or gzip")
+    embed.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where results go")
+    embed.add_argument("--model", default="esm2_t36_3B_UR50D", help="name or checkpoint (default: %(default)s)")
+    embed.add_argument("--layers", nargs="+", type=_layer, default=["last"], help="default: last")
+    embed.add_argument("--pooling", nargs="+", choices=["mean", "per_residue"], default=["mean"])
+    embed.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto")
+    embed.add_argument("--long", choices=["window", "truncate", "full"], default="window", help="long proteins")
+    embed.add_argument("--formats", nargs="+", choices=["parquet", "hdf5", "npy", "virnucpro_pt"], default=["parquet"])
+    embed.set_defaults(run=_embed)
+    return parser
+
+
+def _layer(text: str) -> int | str:
+    return text if text == "last" else int(text)
+
+
+# The imports stand in the functions because torch takes seconds to load.
+
+
+def _gpus(given: argparse.Namespace) -> None:
+    from virnucpro.cuda.report import format_report, gpu_report
+
+    print(format_report(gpu_report()))
+
+
+def _doctor(given: argparse.Namespace) -> None:
+    import logging
+
+    import torch
+
+    from virnucpro.doctor import run_doctor
+
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    findings = run_doctor(
+        given.model, device, proteins=given.proteins, longest=given.longest, logger=logging.getLogger("virnucpro")
+    )
+    if not all(finding.passed for finding in findings):
+        raise SystemExit(1)
+
+
+def _embed(given: argparse.Namespace) -> None:
+    import logging
+
+    from virnucpro.api import embed
+
+    table = embed(
+        given.fasta,
+        given.output,
+        model=given.model,
+        layers=given.layers,
+        pooling=given.pooling,
+        precision=given.precision,
+        long_policy=given.long,
+        formats=given.formats,
+        logger=logging.getLogger("virnucpro"),
+    )
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
