@@ -18,7 +18,7 @@ from virnucpro.models import layer as layer_module
 from virnucpro.models import packed as packed_module
 from virnucpro.models.attention.runs import RunsAttention
 from virnucpro.models.packed import PackedESM2
-from virnucpro.models.rotary import rotary_tables, rotate
+from virnucpro.models.rotary import rotary_tables, rotate, rotate_in_place
 from virnucpro.models.segments import Segments
 from virnucpro.weights.architectures import Architecture
 from virnucpro.weights.synthetic import random_state_dict
@@ -58,10 +58,7 @@ def run_packed(
     with torch.inference_mode():
         found = model(tokens, segments, layers)
     ends = segments.cu_seqlens.tolist()
-    return [
-        {layer: hidden[first + 1 : last - 1] for layer, hidden in found.items()}
-        for first, last in pairwise(ends)
-    ]
+    return [{layer: hidden[first + 1 : last - 1] for layer, hidden in found.items()} for first, last in pairwise(ends)]
 
 
 def build(state: State, architecture: Architecture, dtype: torch.dtype = torch.float32) -> PackedESM2:
@@ -189,6 +186,9 @@ def test_rotary_tables_are_fair_esms_in_every_precision() -> None:
         assert cos.dtype == sin.dtype == torch.float32
         assert torch.equal(torch.cat((cos, cos), -1)[:, 0], theirs._cos_cached[0])
         torch.testing.assert_close(rotate(x.transpose(0, 1), cos, sin).transpose(0, 1), expected, rtol=0, atol=2e-6)
+        turned = x.transpose(0, 1).clone()
+        rotate_in_place(turned, torch.complex(cos, sin))
+        torch.testing.assert_close(turned.transpose(0, 1), expected, rtol=0, atol=2e-6)
 
 
 def test_a_half_precision_model_keeps_tables_norms_and_residual_stream_in_float32() -> None:
@@ -235,15 +235,18 @@ def half_precision_tables(patch: Patch, state: State, model: PackedESM2) -> None
 
 
 def interleaved_rotary(patch: Patch, state: State, model: PackedESM2) -> None:
-    def interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        even, odd = x[..., ::2], x[..., 1::2]
-        return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
+    def interleaved(x: Tensor, turn: Tensor) -> None:
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn
+        x.copy_(torch.view_as_real(pairs).flatten(-2))
 
-    patch.setattr(layer_module, "rotate", interleaved)
+    patch.setattr(layer_module, "rotate_in_place", interleaved)
 
 
 def rotary_of_half_a_head(patch: Patch, state: State, model: PackedESM2) -> None:
-    patch.setattr(layer_module, "rotate", lambda x, cos, sin: torch.cat((rotate(x, cos, sin)[..., :8], x[..., 8:]), -1))
+    def half(x: Tensor, turn: Tensor) -> None:
+        rotate_in_place(x[..., :8], turn[..., :4])
+
+    patch.setattr(layer_module, "rotate_in_place", half)
 
 
 def no_scale_of_the_embedding(patch: Patch, state: State, model: PackedESM2) -> None:
@@ -372,3 +375,17 @@ def test_layers_above_the_highest_asked_for_are_not_computed(monkeypatch: Patch)
 def test_a_layer_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="layers 0 to 3"):
         run_packed(build(weights(TINY), TINY), ["MKLV"], [4])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_steps_for_the_compiler_equal_those_run_eagerly(dtype: torch.dtype) -> None:
+    model = build(weights(SHAPES["head_dim 24"]), SHAPES["head_dim 24"], dtype)
+    x = torch.randn(50, 72, generator=torch.Generator().manual_seed(0))
+    p = model.parameters.layers[1]
+    cos, sin = rotary_tables(model.parameters.inv_freq[0], torch.arange(50))
+    eager = model.steps.project(x, p, cos, sin)
+    traced = layer_module.project_qkv(x, p, cos, sin, model.steps.heads, model.steps.q_scale)
+    step = 2 * torch.finfo(dtype).eps
+    for one, other in zip(eager, traced, strict=True):
+        assert one.dtype == other.dtype == dtype
+        torch.testing.assert_close(one, other, rtol=step, atol=2 * step)

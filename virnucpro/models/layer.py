@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from virnucpro.models.parameters import LayerParameters
-from virnucpro.models.rotary import rotate
+from virnucpro.models.rotary import rotate, rotate_in_place
 
 LAYER_NORM_EPS = 1e-5
 
@@ -29,12 +29,27 @@ def project_qkv(
     Args:
         q_scale: ``head_dim ** -0.5``, or 1.0 when the attention kernel scales.
     """
-    tokens, dim = x.shape
-    y = normalise(x, p.attention_norm_weight, p.attention_norm_bias).to(p.qkv_weight.dtype)
-    qkv = F.linear(y, p.qkv_weight, p.qkv_bias).view(tokens, 3, heads, dim // heads)
-    q, k, v = qkv.unbind(1)
+    q, k, v = _projections(x, p, heads)
     q = q.float() * q_scale
     return rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v
+
+
+def project_qkv_in_place(
+    x: Tensor, p: LayerParameters, cos: Tensor, sin: Tensor, heads: int, q_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`project_qkv` for running without a compiler: q and k are turned where they lie."""
+    q, k, v = _projections(x, p, heads)
+    turn = torch.complex(cos, sin)
+    rotate_in_place(q, turn * q_scale)
+    rotate_in_place(k, turn)
+    return q, k, v
+
+
+def _projections(x: Tensor, p: LayerParameters, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, dim = x.shape
+    y = normalise(x, p.attention_norm_weight, p.attention_norm_bias).to(p.qkv_weight.dtype)
+    q, k, v = F.linear(y, p.qkv_weight, p.qkv_bias).view(tokens, 3, heads, dim // heads).unbind(1)
+    return q, k, v
 
 
 def finish_layer(x: Tensor, attended: Tensor, p: LayerParameters) -> Tensor:

@@ -37,3 +37,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rotate_in_place(x: Tensor, turn: Tensor) -> None:
+    """The same as a product of complex numbers, written back to ``x`` in its own dtype.
+
+    Without a compiler this is several times faster than :func:`rotate` on a CPU: four passes in place
+    of seven, and none over rows as short as half a head.
+
+    Args:
+        x: ``(T, heads, head_dim)``, overwritten.
+        turn: complex64 ``(T, 1, head_dim / 2)``: cosine + i sine, times a scale if there is one.
+    """
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.complex(first.float(), second.float()) * turn
+    first.copy_(turned.real)
+    second.copy_(turned.imag)

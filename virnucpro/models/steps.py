@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from virnucpro.models.layer import finish_layer, project_qkv
+from virnucpro.models.layer import finish_layer, project_qkv_in_place
 from virnucpro.models.parameters import LayerParameters
 
 Projected = tuple[Tensor, Tensor, Tensor]
@@ -26,7 +26,7 @@ class LayerSteps:
 
     def project(self, x: Tensor, p: LayerParameters, cos: Tensor, sin: Tensor) -> Projected:
         """q, k and v of a layer (see :func:`project_qkv`)."""
-        return project_qkv(x, p, cos, sin, self.heads, self.q_scale)
+        return project_qkv_in_place(x, p, cos, sin, self.heads, self.q_scale)
 
     def finish(self, x: Tensor, attended: Tensor, p: LayerParameters) -> Tensor:
         """The end of a layer (see :func:`finish_layer`)."""
