@@ -98,7 +98,7 @@ SchedulerParameters=bf_interval=2,sched_interval=2
 # Nodes may claim more processors than the machine has.
 SlurmdParameters=config_overrides
 GresTypes=gpu
-ReturnToService=2
+ReturnToService=1
 KillWait=3
 DefMemPerCPU=1000
 PreemptType=preempt/partition_prio
@@ -108,7 +108,7 @@ PreemptMode=REQUEUE
     for node, port in zip(NODES, node_ports, strict=True):
         gpus = f"Gres=gpu:{node.gpu}:{node.gpus}" if node.gpus else ""
         nodes.append(
-            f"NodeName={node.name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=16000 "
+            f"NodeName={node.name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 RealMemory=64000 "
             f"Feature={node.features} {gpus} State=UNKNOWN"
         )
         for number in range(node.gpus):
@@ -118,6 +118,8 @@ PreemptMode=REQUEUE
     partitions = [
         f"PartitionName=cpu Nodes={without} Default=YES MaxTime=04:00:00 State=UP",
         f"PartitionName=gpu Nodes={with_gpu} MaxTime=04:00:00 PriorityTier=1 State=UP",
+        # Its jobs preempt those of the partition above; closed until a test wants that.
+        f"PartitionName=urgent Nodes={with_gpu} MaxTime=04:00:00 PriorityTier=10 State=INACTIVE",
     ]
     return {
         "slurm.conf": general + "\n".join([*nodes, *partitions, ""]),

@@ -143,6 +143,16 @@ class Run:
         return Run(folder, self.config, self.arguments)
 
 
+def undisturbed_run(folder: Path) -> Run:
+    """A run in which nothing goes wrong."""
+    write_proteins(folder / "own.faa")
+    run = Run(folder, config_for(folder / "own.faa"))
+    result = run.call()
+    assert result.code == 0, result.text
+    assert result.jobs["embed_esm2"] >= CHUNKS
+    return run
+
+
 def same_table(one: Path, other: Path) -> bool:
     """Whether two tables hold the same rows with the same numbers, bit for bit."""
     return bool(pq.read_table(one).equals(pq.read_table(other)))

@@ -16,23 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.faults import Run, chunks_run, config_for, record, same_table, wait_until, write_proteins
+from tests.workflow.faults import CHUNKS, Run, chunks_run, record, same_table, wait_until
 from virnucpro.storage.chunk_file import verify_chunk_file, write_chunk_file
 
 MERGE = Counter(merge_embeddings=1)
 ONE_CHUNK = Counter(embed_esm2=1) + MERGE
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run in which nothing goes wrong."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    write_proteins(folder / "own.faa")
-    run = Run(folder, config_for(folder / "own.faa"))
-    result = run.call()
-    assert result.code == 0, result.text
-    assert result.jobs["embed_esm2"] >= 10
-    return run
 
 
 @pytest.fixture
@@ -183,7 +171,7 @@ def test_bad_chunk_files_are_all_named_and_made_again(run: Run, undisturbed: Run
     assert first.code != 0
     assert first.jobs == MERGE
     log = (run.folder / "results/logs/own/merge_embeddings.log").read_text()
-    for number in range(10):
+    for number in range(CHUNKS):
         assert (run.chunk(number).name in log) == (number in bad), log
         assert run.chunk(number).exists() == (number not in bad)
     assert "Traceback" not in first.text
