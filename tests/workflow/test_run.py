@@ -105,6 +105,14 @@ def test_a_chunk_file_that_is_gone_is_made_again_alone(again: Path) -> None:
     assert pq.read_table(sample(again) / "embeddings.parquet").equals(before)
 
 
+def test_another_format_or_a_table_that_is_gone_costs_a_merge(again: Path) -> None:
+    (sample(again) / "embeddings.parquet").unlink()
+    result = snakemake(again, config={**DEMO, "merge": "{formats: [parquet, hdf5]}"})
+    assert result.code == 0, result.text
+    assert result.jobs == Counter(merge_embeddings=1, plot_sample=1, summarise=1)
+    assert {"embeddings.parquet", "embeddings.h5"} <= {path.name for path in sample(again).iterdir()}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -5,9 +5,16 @@ def table(name):
     return directory(path) if name in FOLDERS else path
 
 
+def all_tables():
+    """What the merges make, of every sample and in every format: gone or newly asked for, it is made again."""
+    files = [SAMPLE / TABLES[name] for name in run.formats]
+    return expand([*files, SAMPLE / "embeddings.json"], sample=run.samples)
+
+
 rule merge_embeddings:
     input:
         index=SAMPLE / "proteins.parquet",
+        chunks=ancient(CHUNKS),  # tells which chunk files there are; their own digests tell whether they are the right ones
         weights_manifest=WEIGHTS_MANIFEST,
         chunk_files=chunk_files,
     output:

@@ -91,6 +91,7 @@ rule plot_sample:
     input:
         report=SAMPLE / "embeddings.json",
         index=SAMPLE / "proteins.parquet",
+        chunks=ancient(CHUNKS),
         chunk_files=chunk_files,
     output:
         lengths=[
