@@ -1,0 +1,137 @@
+"""Ways to embed, each as a function that makes a run: ours, fair-esm's as esm-extract drives it, transformers'.
+
+A run computes the last layer's mean over residues of all proteins and returns nothing; weights are
+random, which changes no one's speed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from esm.model.esm2 import ESM2
+from torch import Tensor
+
+from virnucpro.embedding.batch import Work
+from virnucpro.embedding.budget import default_budget
+from virnucpro.embedding.outputs import Outputs
+from virnucpro.embedding.progress import Progress
+from virnucpro.embedding.runner import run_work
+from virnucpro.embedding.windows import cut_into_pieces
+from virnucpro.models.attention import choose_attention
+from virnucpro.models.compiled import compile_steps
+from virnucpro.models.packed import PackedESM2
+from virnucpro.weights.architectures import Architecture
+from virnucpro.weights.synthetic import random_state_dict
+
+LOGGER = logging.getLogger("bench")
+Proteins = Sequence[np.ndarray]
+Run = Callable[[], None]
+
+
+def ours(
+    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, compiled: bool
+) -> Run:
+    """Our whole loop: batches made on the host, copied, run, pooled and brought back.
+
+    Raises:
+        RuntimeError: compiling was asked for and failed.
+    """
+    state = random_state_dict(architecture, device=place)
+    attention = choose_attention(place, dtype, architecture.head_dim, LOGGER)
+    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=dtype)
+    if compiled and not compile_steps(model, LOGGER):
+        raise RuntimeError("torch.compile failed; see the log")
+    lengths = np.array([len(ids) for ids in proteins])
+    budget = default_budget(architecture, place, 1, dtype)
+    names = [""] * len(proteins)
+
+    def run() -> None:
+        work = Work(proteins, cut_into_pieces(lengths, "full", 1022, 0))
+        outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim, per_residue=False)
+        progress = Progress(len(names), 0, int(work.tokens_before[-1]), where="", logger=LOGGER, interval=1e9)
+        run_work(model, work, outputs, device=place, budget=budget, names=names, progress=progress, logger=LOGGER)
+        outputs.finish()
+
+    return run
+
+
+def fair_esm(
+    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 4096
+) -> Run:
+    """fair-esm as its ``scripts/extract.py`` drives it: sorted by length, padded, 4096 tokens a batch by default."""
+    with torch.device(place):
+        model = ESM2(architecture.layers, architecture.embed_dim, architecture.heads).eval().to(dtype)
+    batches = padded_batches(proteins, budget)
+    last = architecture.layers
+
+    def run() -> None:
+        with torch.inference_mode():
+            for tokens, lengths in batches:
+                hidden = model(tokens.to(place), repr_layers=[last])["representations"][last]
+                means = [hidden[row, 1 : length + 1].mean(0) for row, length in enumerate(lengths)]
+                torch.stack(means).float().cpu()
+
+    return run
+
+
+def transformers_sdpa(
+    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 32768
+) -> Run:
+    """transformers' ``EsmModel`` with SDPA attention, sorted by length and padded.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    from transformers import EsmConfig, EsmModel
+
+    config = EsmConfig(
+        vocab_size=33,
+        hidden_size=architecture.embed_dim,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        intermediate_size=4 * architecture.embed_dim,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        emb_layer_norm_before=False,
+        pad_token_id=1,
+        mask_token_id=32,
+        max_position_embeddings=4100,
+        layer_norm_eps=1e-5,
+    )
+    config._attn_implementation = "sdpa"
+    with torch.device(place):
+        model = EsmModel(config, add_pooling_layer=False).eval().to(dtype)
+    batches = padded_batches(proteins, budget)
+
+    def run() -> None:
+        with torch.inference_mode():
+            for tokens, lengths in batches:
+                ids = tokens.to(place)
+                hidden = model(input_ids=ids, attention_mask=(ids != 1).long()).last_hidden_state
+                place_of = torch.arange(ids.shape[1], device=place)
+                inside = (place_of > 0) & (place_of <= torch.tensor(lengths, device=place)[:, None])
+                ((hidden * inside[..., None]).sum(1, dtype=torch.float32) / inside.sum(1)[:, None]).cpu()
+
+    return run
+
+
+def padded_batches(proteins: Proteins, budget: int) -> list[tuple[Tensor, list[int]]]:
+    """Longest first, padded with 1; sequences times the longest stay within the budget."""
+    found = []
+    batch: list[np.ndarray] = []
+    for ids in sorted(proteins, key=len, reverse=True):
+        if batch and (len(batch) + 1) * (len(batch[0]) + 2) > budget:
+            found.append(_pad(batch))
+            batch = []
+        batch.append(ids)
+    return [*found, _pad(batch)]
+
+
+def _pad(batch: list[np.ndarray]) -> tuple[Tensor, list[int]]:
+    tokens = torch.ones(len(batch), len(batch[0]) + 2, dtype=torch.int64)
+    for row, ids in enumerate(batch):
+        tokens[row, : len(ids) + 2] = torch.tensor([0, *ids.tolist(), 2])
+    return tokens, [len(ids) for ids in batch]
