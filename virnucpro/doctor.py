@@ -25,7 +25,7 @@ from virnucpro.embedding.tokens import CLS, EOS
 from virnucpro.embedding.windows import cut_into_pieces
 from virnucpro.errors import UserError
 from virnucpro.models.attention import choose_attention
-from virnucpro.models.load import device_name, parse_device
+from virnucpro.models.load import current_device, device_name, parse_device
 from virnucpro.models.packed import PackedESM2
 from virnucpro.models.precision import DTYPES, dtype_name, exact_products, resolve_precision
 from virnucpro.weights.architectures import Architecture
@@ -92,7 +92,7 @@ def _findings(
     logger: logging.Logger,
 ) -> list[Finding]:
     findings = []
-    with exact_products():
+    with exact_products(), current_device(place):
         truth, seconds = embed_by_fair_esm(state, architecture, tokens, place, torch.float32)
         count = sum(len(ids) + 2 for ids in tokens)
         findings.append(compare("fair-esm float32", "its own", truth, truth, count / seconds))

@@ -24,7 +24,7 @@ from virnucpro.embedding.tokens import tokenise
 from virnucpro.embedding.windows import cut_into_pieces
 from virnucpro.errors import UserError
 from virnucpro.models.compiled import compile_steps, worthwhile
-from virnucpro.models.load import device_name, load_packed, parse_device
+from virnucpro.models.load import current_device, device_name, load_packed, parse_device
 from virnucpro.models.packed import PackedESM2
 from virnucpro.models.precision import dtype_name, exact_products, resolve_precision
 from virnucpro.weights.manifest import WeightsManifest
@@ -93,7 +93,7 @@ def embed_proteins(
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
     loading = time.perf_counter()
-    with exact_products():
+    with exact_products(), current_device(place):
         model = load_packed(weights, manifest, device=place, dtype=dtype, logger=logger)
         work = Work(tokens, pieces)
         if settings.compile == "on" or (settings.compile == "auto" and worthwhile(model, int(work.tokens_before[-1]))):

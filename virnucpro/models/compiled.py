@@ -88,11 +88,11 @@ def compile_steps(model: PackedESM2, logger: logging.Logger) -> bool:
     Returns:
         Whether the model now runs compiled.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "virnucpro" / "torchinductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     eager = model.steps
     started = time.perf_counter()
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "virnucpro" / "torchinductor"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
         compiled = CompiledSteps(eager.heads, eager.q_scale)
         difference = _difference(model, eager, compiled)
     except Exception as error:

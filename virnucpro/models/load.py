@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -65,6 +66,11 @@ def load_packed(
         "%s: %s, attention %s (%s)", device_name(device), dtype_name(dtype), attention.name, attention.implementation
     )
     return model
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the current one, so that pinned memory and kernels start nothing on another."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def device_name(device: torch.device) -> str:
