@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +56,14 @@ def missing() -> str | None:
     if os.getuid() != 0:
         return "the Slurm test bed needs root"
     conf = ETC / "slurm.conf"
-    if conf.exists() and not _is_ours(conf):
+    if not conf.exists():
+        return None
+    if not conf.is_symlink() or "ClusterName=virnucpro-testbed" not in conf.read_text():
         return f"this machine has a Slurm of its own ({conf}); the test bed would replace it"
+    directory = conf.readlink().parent
+    if _daemon(directory / "slurmctld.pid"):
+        return f"another test bed is running; stop it with: python -m tests.slurm.testbed stop {directory}"
     return None
-
-
-def _is_ours(conf: Path) -> bool:
-    return conf.is_symlink() and "ClusterName=virnucpro-testbed" in conf.read_text()
 
 
 def configuration(directory: Path, control_port: int, node_ports: list[int]) -> dict[str, str]:
@@ -81,8 +85,9 @@ SlurmctldLogFile={directory}/slurmctld.log
 SlurmdLogFile={directory}/slurmd-%n.log
 MailProg=/bin/true
 MpiDefault=none
-# No cgroups: processes are found by their parents, and memory is polled each second.
-ProctrackType=proctrack/linuxproc
+# No cgroups: a job is its process group (proctrack/linuxproc loses those whose parent dies first), and memory is
+# polled each second.
+ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
@@ -135,8 +140,27 @@ def start(directory: Path, *, seconds: float = 60.0) -> None:
     Raises:
         RuntimeError: where ``missing`` says why not, or when nodes do not come up.
     """
-    if reason := missing():
-        raise RuntimeError(reason)
+    with _one_at_a_time():
+        if reason := missing():
+            raise RuntimeError(reason)
+        _start(directory)
+    end = time.monotonic() + seconds
+    conf = str(directory / "slurm.conf")
+    while (up := _idle_nodes(conf)) < len(NODES):
+        if time.monotonic() > end:
+            raise RuntimeError(f"only {up} of {len(NODES)} nodes came up; see the logs in {directory}")
+        time.sleep(0.3)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Two test runs that start at the same moment must not both find the place free."""
+    with Path(tempfile.gettempdir(), "virnucpro-testbed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o755)
     (directory / "state").mkdir(exist_ok=True)
@@ -160,11 +184,6 @@ def start(directory: Path, *, seconds: float = 60.0) -> None:
     for node in NODES:
         (directory / f"spool-{node.name}").mkdir(exist_ok=True)
         subprocess.run(["slurmd", "-f", conf, "-N", node.name], check=True)
-    end = time.monotonic() + seconds
-    while (up := _idle_nodes(conf)) < len(NODES):
-        if time.monotonic() > end:
-            raise RuntimeError(f"only {up} of {len(NODES)} nodes came up; see the logs in {directory}")
-        time.sleep(0.3)
 
 
 def stop(directory: Path) -> None:
