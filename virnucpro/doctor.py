@@ -152,13 +152,14 @@ def _dtypes(place: torch.device) -> list[torch.dtype]:
 
 def compare(name: str, attention: str, found: Embedded, truth: Embedded, rate: float) -> Finding:
     """The largest differences over all proteins."""
-    residue = max(float((one[0] - other[0]).abs().max()) for one, other in zip(found, truth, strict=True))
-    pooled = max(float((one[1] - other[1]).abs().max()) for one, other in zip(found, truth, strict=True))
+    # NumPy's max and min, because Python's can pass over what is not a number.
+    residue = np.max([float((one[0] - other[0]).abs().max()) for one, other in zip(found, truth, strict=True)])
+    pooled = np.max([float((one[1] - other[1]).abs().max()) for one, other in zip(found, truth, strict=True)])
     cosines = [
         float(torch.cosine_similarity(one[1].double(), other[1].double(), dim=0))
         for one, other in zip(found, truth, strict=True)
     ]
-    return Finding(name, attention, residue, pooled, 1 - min(cosines), rate)
+    return Finding(name, attention, float(residue), float(pooled), 1 - float(np.min(cosines)), rate)
 
 
 def embed_by_fair_esm(

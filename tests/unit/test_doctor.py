@@ -9,6 +9,7 @@ import torch
 
 from virnucpro import doctor as doctor_module
 from virnucpro.doctor import format_findings, random_proteins, run_doctor
+from virnucpro.models.segments import Segments
 from virnucpro.weights.architectures import Architecture
 from virnucpro.weights.synthetic import write_checkpoint
 
@@ -33,11 +34,20 @@ def test_the_doctor_passes_this_machine(checkpoint: str, caplog: pytest.LogCaptu
     assert "all within their limits" in caplog.text
 
 
+@pytest.mark.parametrize("step", [0.5, float("nan")])
 def test_the_doctor_finds_wrong_numbers(
-    checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: float
 ) -> None:
     right = doctor_module.segment_sums
-    monkeypatch.setattr(doctor_module, "segment_sums", lambda x, s: right(x, s) + 0.5 * torch.arange(x.shape[1]))
+    wrong = torch.arange(64) * 0.5
+    wrong[3] *= step
+
+    def spoil_the_last(x: torch.Tensor, segments: Segments) -> torch.Tensor:
+        sums = right(x, segments)
+        sums[-1] += wrong
+        return sums
+
+    monkeypatch.setattr(doctor_module, "segment_sums", spoil_the_last)
     with caplog.at_level(logging.INFO):
         findings = run_doctor(checkpoint, "cpu", proteins=3, longest=50, logger=logging.getLogger("t"))
     assert not findings[1].passed

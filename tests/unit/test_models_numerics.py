@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,15 +73,16 @@ def largest_difference(found: Residues, expected: Residues, layer: int) -> float
         assert one[layer].shape == other[layer].shape
         difference = (one[layer].double() - other[layer]).abs().max()
         pooled = (one[layer].double().mean(0) - other[layer].double().mean(0)).abs().max()
-        worst = max(worst, float(difference), float(pooled))
+        worst = float(np.max([worst, float(difference), float(pooled)]))
     return worst
 
 
 def excess(found: Residues, expected: Residues, allowed: dict[int, float] | None = None) -> float:
     """Largest difference over the allowed one (:data:`TOLERANCE` by default): at most 1 is equal."""
-    return max(
+    quotients = [
         largest_difference(found, expected, layer) / (allowed[layer] if allowed else TOLERANCE) for layer in expected[0]
-    )
+    ]
+    return float(np.max(quotients))
 
 
 def allowed(state: State, architecture: Architecture, sequences: Sequence[str], expected: Residues) -> dict[int, float]:
