@@ -202,3 +202,17 @@ def test_an_ending_without_a_format_is_an_error(tmp_path: Path) -> None:
 
 def test_numbers_on_axes() -> None:
     assert [large(value) for value in (0, 0.5, 2500, 1.2e6, 3e9)] == ["0", "0.5", "2,500", "1.2 million", "3 billion"]
+
+
+def test_umap_is_shown_below_where_it_is_installed(sample: SampleReport) -> None:
+    pytest.importorskip("umap", reason="the optional package umap-learn is not installed")
+    from virnucpro.report.pca import umap_coordinates
+
+    rows = draw_rows(sorted((sample.folder / "tensors").iterdir()), 6, 1000)
+    places = umap_coordinates(rows.vectors)
+    assert places.shape == (45, 2)
+    np.testing.assert_array_equal(places, umap_coordinates(rows.vectors))
+    assert umap_coordinates(rows.vectors[:5]).shape == (5, 2)
+    figure = plot_map(sample, principal_components(rows.vectors), rows.lengths, umap=places, shown_of=rows.total)
+    panels = [axes for axes in figure.axes if axes.collections and axes.get_xlabel()]
+    np.testing.assert_array_equal(np.asarray(panels[1].collections[0].get_offsets()), places)

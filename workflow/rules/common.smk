@@ -17,7 +17,8 @@ if (ROOT / "virnucpro").is_dir():
     }
 
 from virnucpro.cluster.resources import slurm_resources
-from virnucpro.config import load_config
+from virnucpro.cluster.sizing import Chunk, embed_memory_mb, embed_minutes
+from virnucpro.config import load_config, planning_architecture
 from virnucpro.errors import UserError
 from virnucpro.storage.formats import FOLDERS, TABLES
 
@@ -45,6 +46,8 @@ CHUNK_FILE = SAMPLE / "tensors" / "{chunk}.safetensors"
 LOGS = run.results / "logs"
 BENCHMARKS = run.results / "benchmarks"
 SUMMARY = run.results / "summary.tsv"
+RUN_PLOTS = run.results / "plots"
+SAMPLE_PLOTS = SAMPLE / "plots"
 
 # On Slurm: Ampere or newer where available, and the partition that has GPUs.
 GPU_JOB = slurm_resources(workflow, run.prefer_features)
@@ -75,6 +78,57 @@ def chunk_files(wildcards):
 
 def all_chunk_files(wildcards):
     return [file for sample in run.samples for file in chunk_files_of(sample)]
+
+
+def embed_memory(wildcards, input, attempt):
+    return embed_memory_mb(
+        planning_architecture(run.model),
+        Chunk.read(Path(input.chunk_manifest)),
+        layers=len(run.layers),
+        mean="mean" in run.pooling,
+        per_residue="per_residue" in run.pooling,
+        gpus=run.gpus_per_job,
+        attempt=attempt,
+    )
+
+
+def embed_time(wildcards, input, threads, attempt):
+    return embed_minutes(
+        planning_architecture(run.model),
+        Chunk.read(Path(input.chunk_manifest)),
+        gpus=run.gpus_per_job,
+        threads=threads,
+        attempt=attempt,
+    )
+
+
+def gpu_report(wildcards):
+    """The GPU report: ancient for a finished chunk, which no new report makes stale.
+
+    Not for one that is missing: when a checkpoint ends while detect_gpu runs and its file is already there, Snakemake
+    (seen with 9.27) forgets all jobs whose only tie to a running job is ancient, and ends without them.
+    """
+    chunk_file = str(CHUNK_FILE).format(sample=wildcards.sample, chunk=wildcards.chunk)
+    return ancient(GPU_REPORT) if Path(chunk_file).exists() else GPU_REPORT
+
+
+def table(name):
+    path = SAMPLE / TABLES[name]
+    return directory(path) if name in FOLDERS else path
+
+
+def all_tables():
+    """What the merges make, of every sample and in every format: gone or newly asked for, it is made again."""
+    files = [SAMPLE / TABLES[name] for name in run.formats]
+    return expand([*files, SAMPLE / "embeddings.json"], sample=run.samples)
+
+
+def sample_plots():
+    return expand(
+        SAMPLE_PLOTS / "{plot}.svg",
+        sample=run.samples,
+        plot=["lengths", "sequences", "map"],
+    )
 
 
 def closing_summary():

@@ -1,16 +1,5 @@
 # Needs: the index of a sample and all of its chunk files.
 # Makes: one verified table a format, with a row for every record of the input, in its order.
-def table(name):
-    path = SAMPLE / TABLES[name]
-    return directory(path) if name in FOLDERS else path
-
-
-def all_tables():
-    """What the merges make, of every sample and in every format: gone or newly asked for, it is made again."""
-    files = [SAMPLE / TABLES[name] for name in run.formats]
-    return expand([*files, SAMPLE / "embeddings.json"], sample=run.samples)
-
-
 rule merge_embeddings:
     input:
         index=SAMPLE / "proteins.parquet",

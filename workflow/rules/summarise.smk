@@ -1,18 +1,8 @@
 # Needs: the reports of all merged samples; of each sample its index and chunk files.
 # Makes: the run's summary as tables, plots, a page, and the text that closes the run.
-RUN_PLOTS = run.results / "plots"
-SAMPLE_PLOTS = SAMPLE / "plots"
 
 
 report: "../report/workflow.rst"
-
-
-def sample_plots():
-    return expand(
-        SAMPLE_PLOTS / "{plot}.svg",
-        sample=run.samples,
-        plot=["lengths", "sequences", "map"],
-    )
 
 
 rule summarise:
