@@ -20,7 +20,10 @@ class PackedESM2:
     """The embedding part of an ESM-2 with an attention chosen for its device.
 
     The residual stream and the norms are float32 in every precision; the matrix products, and the
-    attention's inputs and outputs, have the parameters' dtype.
+    attention's inputs and outputs, have the parameters' dtype. On weights with outlier channels a
+    stream in half precision loses more than everything else together: pooled errors against
+    float64, 24 layers of 480 channels, were 8e-4 in float16 with a float32 stream, 4e-3 with a
+    float16 stream, and 3e-3 in fair-esm's own ``.half()`` (bfloat16: 8e-3, 1.8e-2, 1.9e-2).
     """
 
     def __init__(
