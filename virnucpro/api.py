@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from virnucpro.errors import UserError
-from virnucpro.storage.formats import TABLES
+from virnucpro.storage.names import TABLES
 from virnucpro.weights.manifest import WeightsManifest
 
 

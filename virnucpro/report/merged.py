@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.errors import UserError
-from virnucpro.storage.formats import TABLES
+from virnucpro.storage.names import TABLES
 
 
 @dataclass(frozen=True)

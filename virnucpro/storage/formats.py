@@ -9,18 +9,8 @@ from typing import Any
 
 from virnucpro.errors import UserError
 from virnucpro.storage.atomic import atomic_directory, atomic_path
+from virnucpro.storage.names import TABLES
 from virnucpro.storage.table import Layout, TableWriter
-
-TABLES = {
-    "parquet": "embeddings.parquet",
-    "hdf5": "embeddings.h5",
-    "virnucpro_pt": "virnucpro_pt",
-    "npy": "embeddings_npy",
-}
-"""What a format's table is called in a sample's folder."""
-
-FOLDERS = frozenset({"virnucpro_pt", "npy"})
-"""Formats whose table is a folder of files."""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from virnucpro.cluster.resources import slurm_resources
 from virnucpro.cluster.sizing import Chunk, embed_memory_mb, embed_minutes
 from virnucpro.config import load_config, planning_architecture
 from virnucpro.errors import UserError
-from virnucpro.storage.formats import FOLDERS, TABLES
+from virnucpro.storage.names import FOLDERS, TABLES
 
 if Path("config.yaml").is_file():
 
