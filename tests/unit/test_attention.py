@@ -14,6 +14,8 @@ from virnucpro.cuda.attention_utils import FLASH, STANDARD, AttentionSupport
 from virnucpro.models.attention import choose as choose_module
 from virnucpro.models.attention.bucketed import BucketedAttention
 from virnucpro.models.attention.choose import choose_attention, plain_attention, try_attention
+from virnucpro.models.attention.efficient import EfficientAttention
+from virnucpro.models.attention.flash_operator import FlashOperatorAttention
 from virnucpro.models.attention.runs import FlashRunsAttention, RunsAttention
 from virnucpro.models.attention.varlen import VarlenAttention
 from virnucpro.models.segments import Segments
@@ -173,3 +175,17 @@ def test_the_cpu_says_so(caplog: pytest.LogCaptureFixture) -> None:
         found = choose_attention(CPU, torch.float32, 64, LOGGER)
     assert isinstance(found, RunsAttention)
     assert caplog.messages == ["Using standard attention (the device is the CPU)"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("make", [VarlenAttention, FlashOperatorAttention, EfficientAttention])
+def test_the_gpu_kernels_are_called_as_this_torch_declares_them(make: Any, dtype: torch.dtype) -> None:
+    """torch's own shape rules run the calls on the meta device, where no kernel is needed."""
+    try:
+        attention = make()
+    except ImportError:
+        pytest.skip("this torch has no varlen_attn")
+    q, k, v = torch.empty(57, 3, 4, 16, dtype=dtype, device="meta").unbind(1)
+    segments = Segments.from_lengths([20, 30, 7], "meta")
+    out = attention(q, k, v, segments)
+    assert (out.shape, out.dtype) == (q.shape, dtype)

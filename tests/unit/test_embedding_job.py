@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from esm.model.esm2 import ESM2
 
 from tests.oracle import fair_esm, oracle_residues, random_protein
 from virnucpro.embedding import EmbeddingSettings, embed_chunk, resolve_layers
+from virnucpro.embedding import embed as embed_module
 from virnucpro.embedding import workers as workers_module
 from virnucpro.embedding.embed import Protein, embed_proteins
 from virnucpro.errors import UserError
@@ -204,11 +206,31 @@ def test_what_overflows_in_float16_is_done_again_in_float32(tmp_path: Path, capl
     assert file.read("precision").tolist() == [0, 1, 0, 1, 0]
     assert json.loads(file.metadata["precisions"]) == ["float16", "float32"]
     assert json.loads(file.metadata["statistics"])["recomputed"] == 2
-    assert "2 of 5 proteins overflow in float16" in caplog.text
+    assert "2 of 5 proteins overflow in float16: once more in a wider type" in caplog.text
     expected = oracle_residues(fair_esm(state, TINY), sequences[:3], [3])
     assert np.isfinite(file.read("mean.3")).all()
     torch.testing.assert_close(residues(file, 1, 3), expected[1][3], rtol=1e-5, atol=2e-4)
     torch.testing.assert_close(residues(file, 0, 3), expected[0][3], rtol=0, atol=2e-2)
+
+
+def test_what_overflows_is_done_in_bfloat16_where_float32_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    overflowing_checkpoint(tmp_path / "esm2_loud.pt")
+    prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", tmp_path / "w.json", log=print)
+    right = embed_module.load_packed
+
+    def too_large(*args: Any, dtype: torch.dtype, **options: Any) -> Any:
+        if dtype == torch.float32:
+            raise UserError("w.safetensors needs about 60.0 GB in float32")
+        return right(*args, dtype=dtype, **options)
+
+    monkeypatch.setattr(embed_module, "load_packed", too_large)
+    file = embed(tmp_path, tmp_path, ["MKLVAG", "MKLWVAG"], EmbeddingSettings(precision="fp16"))
+    assert file.read("precision").tolist() == [0, 1]
+    assert json.loads(file.metadata["precisions"]) == ["float16", "bfloat16"]
+    assert np.isfinite(file.read("mean.3")).all()
+    assert "60.0 GB in float32; what overflowed is computed in bfloat16 instead" in caplog.text
 
 
 def test_weights_that_are_not_finite_are_an_error_that_names_proteins(tmp_path: Path, weights: Path) -> None:

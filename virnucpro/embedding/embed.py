@@ -73,11 +73,12 @@ def embed_proteins(
 ) -> Embeddings:
     """Embed proteins on one device.
 
-    Proteins whose values are not finite in half precision are computed again in float32.
+    Proteins whose values are not finite in half precision are computed again in a wider type: float32, or
+    bfloat16 where float32 weights do not fit.
 
     Raises:
         UserError: an unknown device or layer, a residue without a token, a protein that does not
-            fit into memory or has no finite embedding even in float32.
+            fit into memory or has no finite embedding in any type.
     """
     place = parse_device(device)
     architecture = manifest.architecture
@@ -112,17 +113,17 @@ def embed_proteins(
         precisions = [dtype_name(dtype)]
         if len(bad):
             if dtype == torch.float32:
-                raise _never_finite(names, bad)
+                raise _never_finite(names, bad, dtype)
             del model
             logger.warning(
-                "%d of %d proteins overflow in %s: once more in float32", len(bad), len(names), precisions[0]
+                "%d of %d proteins overflow in %s: once more in a wider type", len(bad), len(names), precisions[0]
             )
-            model = load_packed(weights, manifest, device=place, dtype=torch.float32, logger=logger)
+            model = _load_wider(weights, manifest, place, dtype, logger)
             again = _run_again(model, tokens, bad, outputs, settings, names, logger)
             counts.tokens += again.tokens
             counts.retries += again.retries
             precision[bad] = 1
-            precisions.append("float32")
+            precisions.append(dtype_name(model.dtype))
         outputs.finish()
     seconds = time.perf_counter() - started
     return Embeddings(
@@ -171,6 +172,20 @@ def _run(
         progress.close()
 
 
+def _load_wider(
+    weights: Path, manifest: WeightsManifest, place: torch.device, dtype: torch.dtype, logger: logging.Logger
+) -> PackedESM2:
+    """The model for what overflowed: float32; where that does not fit, bfloat16, which has float32's range."""
+    try:
+        return load_packed(weights, manifest, device=place, dtype=torch.float32, logger=logger)
+    except UserError as error:
+        if dtype != torch.float16:
+            raise
+        wider = resolve_precision("bf16", place)
+        logger.warning("%s; what overflowed is computed in bfloat16 instead", error)
+        return load_packed(weights, manifest, device=place, dtype=wider, logger=logger)
+
+
 def _run_again(
     model: PackedESM2,
     tokens: Sequence[np.ndarray],
@@ -191,15 +206,15 @@ def _run_again(
     counts = _run(model, work, replaced, settings, own_names, logger)
     bad = replaced.not_finite()
     if len(bad):
-        raise _never_finite(own_names, bad)
+        raise _never_finite(own_names, bad, model.dtype)
     outputs.replace(rows, replaced)
     return counts
 
 
-def _never_finite(names: Sequence[str], rows: np.ndarray) -> UserError:
+def _never_finite(names: Sequence[str], rows: np.ndarray, dtype: torch.dtype) -> UserError:
     first = ", ".join(repr(names[row]) for row in rows[:3])
     return UserError(
-        f"{len(rows)} protein(s) have no finite embedding even in float32 (first: {first}): "
+        f"{len(rows)} protein(s) have no finite embedding even in {dtype_name(dtype)} (first: {first}): "
         "the weights are damaged; prepare them again from the checkpoint"
     )
 

@@ -51,8 +51,8 @@ def gather(parts: Sequence[Part], shares: Sequence[np.ndarray]) -> Embeddings:
     )
 
 
-def _width(precision: str) -> tuple[bool, str]:
-    return precision == "float32", precision
+def _width(precision: str) -> int:
+    return ("float16", "bfloat16", "float32").index(precision)
 
 
 def _layers(parts: Sequence[Part], kind: str) -> list[int]:
