@@ -13,7 +13,7 @@ import pytest
 from tests.slurm import testbed
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slurm() -> Iterator[Path]:
     """The test bed's folder; SLURM_CONF is set for this process and all it starts."""
     if reason := testbed.missing():

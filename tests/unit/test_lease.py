@@ -258,41 +258,6 @@ def test_programs_that_the_job_starts_do_not_keep_the_lease(tmp_path: Path) -> N
         helper.wait()
 
 
-def test_worker_dies_with_its_parent() -> None:
-    """A worker that computes on the GPU must not outlive the process that holds the lock."""
-    code = f"""
-import multiprocessing, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-from virnucpro.cuda.lease import die_with_parent
-
-def work(pipe):
-    die_with_parent()
-    pipe.send("ready")
-    time.sleep(60)
-
-if __name__ == "__main__":
-    here, there = multiprocessing.get_context("fork").Pipe()
-    worker = multiprocessing.get_context("fork").Process(target=work, args=(there,))
-    worker.start()
-    here.recv()
-    print(worker.pid, flush=True)
-    time.sleep(60)
-"""
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    worker = int(parent.stdout.readline())
-    parent.kill()
-    parent.wait()
-
-    def gone() -> bool:
-        try:
-            return Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-        except FileNotFoundError:
-            return True
-
-    wait_until(gone, 5)
-
-
 def test_lock_files_serve_every_user(tmp_path: Path) -> None:
     old = os.umask(0o077)
     try:

@@ -6,9 +6,9 @@ use, before CUDA starts, and narrows ``CUDA_VISIBLE_DEVICES`` to those.
 
 - The lock belongs to the open file, so the kernel frees it when the process ends, however it ends.
 - It is not handed to programs that the job starts (close-on-exec): a helper that lingers cannot keep
-  a GPU from the next job. A worker process that computes on the GPU should call ``die_with_parent``
-  first, so that it does not outlive the lock. A forked child that has not started another program
-  shares the lock until it ends, as it shares the GPU.
+  a GPU from the next job. So a worker that computes on the GPU must end when its parent does, as
+  :mod:`virnucpro.embedding.worker` does. A forked child that has not started another program shares
+  the lock until it ends, as it shares the GPU.
 - Lock files lie in one place for all users of the machine, and are named by the device's UUID, so
   that ``0``, ``GPU-5c89...`` and an unset variable meet at the same lock. Only programs that ask here
   are kept apart; others on the same machine are not noticed.
@@ -19,16 +19,13 @@ use, before CUDA starts, and narrows ``CUDA_VISIBLE_DEVICES`` to those.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
 import random
 import re
-import signal
 import socket
 import stat
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,7 +39,6 @@ LEASE_DIRECTORY = Path("/tmp/virnucpro-leases")
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NOTE = b"A lock for one GPU, held while a virnucpro job runs on it. Safe to delete when none runs.\n"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @contextmanager
@@ -99,15 +95,6 @@ def lease_devices(
         with _environment(",".join(tokens) if value is None else value):
             logger.info("Leased GPU %s", ", ".join(tokens))
             yield tokens
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it ends (Linux; else nothing).
-
-    For worker processes that compute on a leased GPU, as their first act.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def lease_holders(paths: Sequence[Path]) -> list[int]:
