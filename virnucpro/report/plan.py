@@ -17,7 +17,7 @@ from virnucpro.sequences.estimate import Amount, estimate
 from virnucpro.storage.chunk_file import read_chunk_file
 
 H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 224_000, "esm2_t36_3B_UR50D": 76_000}
-"""Packed tokens, FlashAttention-2 and bf16 without compilation, measured on one NVIDIA H200 with torch 2.11."""
+"""A prototype of the packed engine in bf16, not compiled, on one NVIDIA H200 with torch 2.11; in docs/models.md too."""
 
 
 @dataclass(frozen=True)
