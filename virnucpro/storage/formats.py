@@ -47,4 +47,4 @@ def open_table(
         with atomic_directory(path) as temporary, closing(NpyTable(temporary, layout, provenance)) as table:
             yield table
     else:
-        raise UserError(f"unknown table format {name!r}: give one of {', '.join(tuple(TABLES))}")
+        raise UserError(f"unknown table format {name!r}: give one of {', '.join(TABLES)}")
