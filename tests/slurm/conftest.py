@@ -22,10 +22,9 @@ def slurm() -> Iterator[Path]:
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(directory / "slurm.conf")
     try:
-        testbed.start(directory)
-        yield directory
+        with testbed.running(directory):
+            yield directory
     finally:
-        testbed.stop(directory)
         if before is None:
             del os.environ["SLURM_CONF"]
         else:

@@ -211,6 +211,21 @@ def stop(directory: Path) -> None:
             link.unlink()
 
 
+@contextlib.contextmanager
+def running(directory: Path) -> Iterator[None]:
+    """A test bed for the block, stopped also when this process is killed."""
+    guard = subprocess.Popen(
+        [sys.executable, __file__, "guard", str(directory)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        start(directory)
+        yield
+    finally:
+        assert guard.stdin is not None
+        guard.stdin.close()
+        guard.wait()
+
+
 def _start_munge(directory: Path) -> None:
     key = directory / "munge.key"
     if not key.exists():
@@ -253,11 +268,13 @@ def _daemon(pid_file: Path) -> int | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Start or stop a pretended Slurm cluster on this machine.")
-    parser.add_argument("action", choices=["start", "stop"])
+    parser.add_argument("action", choices=["start", "stop", "guard"], help="guard: stop when standard input ends")
     parser.add_argument("directory", type=Path)
     arguments = parser.parse_args()
     directory = arguments.directory.resolve()
-    if arguments.action == "stop":
+    if arguments.action != "start":
+        if arguments.action == "guard":
+            sys.stdin.read()
         stop(directory)
         return
     try:
