@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-gpu lint format bench clean
+.PHONY: help env demo test test-slow test-gpu lint format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ demo: env ## embed the shipped example with random weights, offline
 
 test: env ## the test suite; GPU and Slurm tests skip themselves where there is none
 	$(BIN)/python -m pytest
+
+test-slow: env ## every length from 1 to 2000, full-size architectures: minutes
+	$(BIN)/python -m pytest -m slow
 
 test-gpu: ## the tests that need a GPU, with the Python that has torch, fair-esm, numpy, safetensors and pytest
 	$(PYTHON) -m pytest -m gpu -v tests/gpu tests/test_flashattention.py
