@@ -59,6 +59,12 @@ class RunConfig:
     prefer_features: tuple[str, ...]
 
     @property
+    def embedding(self) -> dict[str, Any]:
+        """The arguments of :class:`virnucpro.embedding.settings.EmbeddingSettings`."""
+        names = ("layers", "pooling", "precision", "long_policy", "longest", "overlap")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def model_path(self) -> Path | None:
         """The checkpoint that the user named by its path, if it was named so."""
         return Path(self.model) if is_checkpoint_path(self.model) else None

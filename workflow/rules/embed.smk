@@ -24,11 +24,6 @@ rule embed_esm2:
         mem_mb=embed_memory,
         runtime=embed_time,
     params:
-        layers=run.layers,
-        pooling=run.pooling,
-        precision=run.precision,
-        policy=run.long_policy,
-        longest=run.longest,
-        overlap=run.overlap,
+        settings=run.embedding,
     script:
         "../scripts/embed_esm2.py"

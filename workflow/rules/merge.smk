@@ -22,11 +22,6 @@ rule merge_embeddings:
         formats=run.formats,
         dtype=run.dtype,
         records_per_file=run.records_per_file,
-        layers=run.layers,
-        pooling=run.pooling,
-        precision=run.precision,
-        policy=run.long_policy,
-        longest=run.longest,
-        overlap=run.overlap,
+        settings=run.embedding,
     script:
         "../scripts/merge_embeddings.py"

@@ -19,14 +19,7 @@ with (
         Path(snakemake.input.weights),
         Path(snakemake.input.weights_manifest),
         Path(snakemake.output[0]),
-        EmbeddingSettings(
-            layers=tuple(snakemake.params.layers),
-            pooling=tuple(snakemake.params.pooling),
-            precision=snakemake.params.precision,
-            long_policy=snakemake.params.policy,
-            longest=snakemake.params.longest,
-            overlap=snakemake.params.overlap,
-        ),
+        EmbeddingSettings(**snakemake.params.settings),
         threads=snakemake.threads,
         logger=log,
     )

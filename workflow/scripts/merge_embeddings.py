@@ -17,14 +17,7 @@ def as_text(value):
 
 
 with job(f"merge_embeddings {snakemake.wildcards.sample}", snakemake.log[0]) as log:
-    settings = EmbeddingSettings(
-        layers=tuple(snakemake.params.layers),
-        pooling=tuple(snakemake.params.pooling),
-        precision=snakemake.params.precision,
-        long_policy=snakemake.params.policy,
-        longest=snakemake.params.longest,
-        overlap=snakemake.params.overlap,
-    )
+    settings = EmbeddingSettings(**snakemake.params.settings)
     merge_embeddings(
         Path(snakemake.input.index),
         [Path(file) for file in snakemake.input.chunk_files],
