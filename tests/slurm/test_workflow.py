@@ -85,6 +85,8 @@ def test_a_run_in_which_much_goes_wrong(run: Run, undisturbed: Run) -> None:
         assert running({drained})[drained]["node"] == "turing1", "a drained node lets its jobs finish"
         (run.plans / f"{run.chunk(drained).name}.release").touch()
         wait(run.chunk(drained).exists, 60, "the job on the drained node")
+    for number in (preempted, *down):  # Slurm would let a requeued job wait for two minutes
+        slurm("scontrol", "update", f"JobId={placed[number]['id']}", "StartTime=now")
     result = run.finish(process)
     assert result.code == 0, result.text
 
