@@ -1,8 +1,9 @@
 """The real workflow on a real Slurm, over mixed nodes, with everything going wrong at once.
 
-One run with the shipped profile. Six of its jobs are held at the very end of their work; meanwhile the others finish,
-one of them only at its second attempt, for want of memory. Then a job is cancelled, one runs out of time, one is
-preempted, a node goes down under others, and a node is drained under one more. The run must end well by itself.
+One run with the shipped profile. Seven of its jobs are held at the very end of their work, one on each GPU. Then the
+node under two of them goes down, two more finish on a node that is being drained, one is preempted, one is cancelled and
+one runs out of time; and of the other chunks, one runs out of memory at its first attempt. The run must end well by
+itself, and have lost what it had to lose.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from tests.workflow.running import ROOT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 
-HELD = (1, 2, 3, 4, 5, 6)
-HUNGRY = 8
-NEWER = {"ampere1", "ampere2", "hopper1"}
+HELD = (1, 2, 3, 4, 5, 6, 7)
+HUNGRY = 9
+GPUS = {"ampere1": 2, "ampere2": 1, "hopper1": 2, "turing1": 2}
 
 # As a user on a small cluster would: less memory than the cautious default, and no waiting for the first status.
 SLURM = (
@@ -62,29 +63,24 @@ def test_a_run_in_which_much_goes_wrong(run: Run, undisturbed: Run) -> None:
     process = run.start()
     for number in HELD:
         run.struck(run.chunk(number), 180)
-    wait(lambda: run.chunk(HUNGRY).exists() and set(running()) == set(HELD), 240, "the other chunks")
-    placed = running()
-    assert len(placed) == len(HELD)
-    assert {job["node"] for job in placed.values()} >= {"ampere2", "turing1"}
-
-    [preempted] = [number for number, job in placed.items() if job["node"] == "ampere2"]
-    down = {number for number, job in placed.items() if job["node"] == "hopper1"}
-    drained = next(number for number, job in placed.items() if job["node"] == "turing1")
-    cancelled, timed_out = sorted(set(HELD) - {preempted, drained} - down)[:2]
+    placed = running(set(HELD))
+    on = {node: sorted(number for number, job in placed.items() if job["node"] == node) for node in GPUS}
+    assert {node: len(numbers) for node, numbers in on.items()} == GPUS, "newer and older GPUs are all in use"
+    down, drained, [preempted], [cancelled, timed_out] = on["hopper1"], on["turing1"], on["ampere2"], on["ampere1"]
 
     slurm("scontrol", "update", f"JobId={placed[timed_out]['id']}", "TimeLimit=1")
-    slurm("scancel", placed[cancelled]["id"])
-    with out_of_service("hopper1", "DOWN"):
-        wait(lambda: not down & {n for n, job in running().items() if job["node"] == "hopper1"}, 60, "node down")
-    with out_of_service("turing1"):
+    with out_of_service("turing1"), out_of_service("hopper1", "DOWN"):
+        for number in drained:  # a drained node lets its jobs finish
+            assert placed[number]["id"] == running()[number]["id"]
+            (run.plans / f"{run.chunk(number).name}.release").touch()
+        wait(lambda: all(run.chunk(number).exists() for number in drained), 60, "the jobs on the drained node")
+        wait(lambda: not any(job["node"] == "hopper1" for job in running().values()), 60, "the node to go down")
         slurm("scontrol", "update", "PartitionName=urgent", "State=UP")
         urgent, refused = submit("--partition=urgent", "--nodelist=ampere2", "--gres=gpu:1", script="sleep 2")
         assert urgent, refused
         wait(lambda: jobs()[urgent]["state"] == "COMPLETED", 120, "the job that preempts ours")
         slurm("scontrol", "update", "PartitionName=urgent", "State=INACTIVE")
-        assert running({drained})[drained]["node"] == "turing1", "a drained node lets its jobs finish"
-        (run.plans / f"{run.chunk(drained).name}.release").touch()
-        wait(run.chunk(drained).exists, 60, "the job on the drained node")
+    slurm("scancel", placed[cancelled]["id"])
     for number in (preempted, *down):  # Slurm would let a requeued job wait for two minutes
         slurm("scontrol", "update", f"JobId={placed[number]['id']}", "StartTime=now")
     result = run.finish(process)
