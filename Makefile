@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= 2
+# Tests that kill, cut off and time out real jobs: they run with nothing beside them.
+ALONE := tests/workflow/test_faults.py tests/slurm
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-slow test-gpu lint format bench clean
@@ -24,7 +26,8 @@ demo: env ## embed the shipped example with random weights, offline
 	$(BIN)/snakemake --cores $(CORES) --config model=esm2_demo chunk_residues=5000
 
 test: env ## the test suite; GPU and Slurm tests skip themselves where there is none
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest $(ALONE)
 
 test-slow: env ## every length from 1 to 2000, full-size architectures: minutes
 	$(BIN)/python -m pytest -m slow

@@ -100,8 +100,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 def held_intervals(tmp_path: Path, killed: dict[int, float]) -> dict[str, list[tuple[float, float]]]:
-    """When each device was held, in order. A killed process held its own until it was killed."""
-    ends = {int(pid): float(at) for word, pid, at, *_ in journal(tmp_path) if word == "end"} | killed
+    """When each device was held, in order. A killed process held its own until it was killed, or had let go before."""
+    ends = killed | {int(pid): float(at) for word, pid, at, *_ in journal(tmp_path) if word == "end"}
     spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for word, pid, at, visible, got in journal(tmp_path):
         if word == "start":
