@@ -54,28 +54,16 @@ def measure(chunks: int, folder: Path, jobs: int) -> None:
         for number in range(chunks):
             fasta.write(f">protein_{number}\n{''.join(chance.choices('ACDEFGHIKLMNPQRSTVWY', k=LENGTH))}\n")
     instant = ("--executor", "instant", "--jobs", str(jobs), "--seconds-between-status-checks", "1")
+    one_job = (
+        "--mode remote --force --nolock --allowed-rules embed_esm2 "
+        "--target-jobs embed_esm2:sample=own,chunk=chunk_00000"
+    )
     steps = [
         ("split, weights", ("--cores", "2", "results/own/chunks", "results/gpu.json", "resources/esm2_demo.json")),
         ("dry run", ("--cores", "2", "--dry-run", TABLE)),
         (f"all jobs, {jobs} at a time, done at once", (*instant, TABLE)),
         ("second call, nothing to do", (*instant, TABLE)),
-        (
-            "start of one job",
-            (
-                *(
-                    "--cores",
-                    "2",
-                    "--dry-run",
-                    "--force",
-                    "--mode",
-                    "remote",
-                    "--nolock",
-                    "--allowed-rules",
-                    "embed_esm2",
-                ),
-                *("--target-jobs", "embed_esm2:sample=own,chunk=chunk_00000"),
-            ),
-        ),
+        ("start of one job on a node", (*instant, *one_job.split())),
     ]
     for name, arguments in steps:
         seconds, megabytes = call(folder, *arguments)
