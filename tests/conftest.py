@@ -1,7 +1,8 @@
-"""What all tests share: few threads, so that the suite is a good neighbour."""
+"""What all tests share: few threads, so that the suite is a good neighbour, and Triton's interpreter without a GPU."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from tests.workflow.faults import Run
 
 torch.set_num_threads(2)
+
+# Read when Triton is first imported: its kernels then run on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -363,7 +363,7 @@ def test_loading_without_the_contact_file_works_and_says_what_it_lacks(tmp_path:
         ("cuda:0", "fp16", "no CUDA GPU"),
         ("tpu", "auto", "not known"),
         ("mps", "auto", "not supported"),
-        ("cpu", "fp8", "precision 'fp8' is not known"),
+        ("cpu", "fp4", "precision 'fp4' is not known"),
     ],
 )
 def test_what_is_not_there_is_refused_in_a_sentence(

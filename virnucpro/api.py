@@ -58,8 +58,8 @@ def embed(
         UserError: anything that the user can mend; the sentence says how.
     """
     # torch takes seconds to load, so nothing of it is imported with the package.
-    from virnucpro.chunking import split_proteins
     from virnucpro.chunking.size import default_chunk_residues
+    from virnucpro.chunking.split import split_proteins
     from virnucpro.embedding.identity import identity
     from virnucpro.embedding.job import embed_chunk
     from virnucpro.embedding.settings import EmbeddingSettings, resolve_layers

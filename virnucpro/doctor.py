@@ -27,13 +27,14 @@ from virnucpro.errors import UserError
 from virnucpro.models.attention import choose_attention
 from virnucpro.models.load import current_device, device_name, parse_device
 from virnucpro.models.packed import PackedESM2
-from virnucpro.models.precision import DTYPES, dtype_name, exact_products, resolve_precision
+from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, parameter_dtype, resolve_precision
+from virnucpro.models.steps.choose import choose_steps
 from virnucpro.weights.architectures import Architecture
 from virnucpro.weights.files import load_checkpoint, locate_checkpoint
 
 State = dict[str, Tensor]
 
-LIMITS = {torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-3}
+LIMITS = {torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-3, torch.float8_e4m3fn: 1e-3}
 """Largest 1 - cosine of a pooled vector that passes, by precision."""
 
 
@@ -44,11 +45,12 @@ class Finding:
     Attributes:
         residue_error, pooled_error: largest absolute differences of the last layer.
         cosine_distance: largest 1 - cosine of a pooled vector.
+        computed_by: the attention and the layers' steps.
         tokens_per_second: second of two runs.
     """
 
     name: str
-    attention: str
+    computed_by: str
     residue_error: float
     pooled_error: float
     cosine_distance: float
@@ -98,21 +100,21 @@ def _findings(
         findings.append(compare("fair-esm float32", "its own", truth, truth, count / seconds))
         for dtype in _dtypes(place):
             name = dtype_name(dtype)
-            if dtype != torch.float32 and place.type == "cuda":
+            if dtype in (torch.float16, torch.bfloat16) and place.type == "cuda":
                 theirs, seconds = embed_by_fair_esm(state, architecture, tokens, place, dtype)
                 findings.append(compare(f"fair-esm {name}", "its own", theirs, truth, count / seconds))
-            ours, seconds, attention = embed_packed(state, architecture, tokens, place, dtype, logger)
-            finding = compare(f"virnucpro {name}", attention, ours, truth, count / seconds)
+            ours, seconds, how = embed_packed(state, architecture, tokens, place, dtype, logger)
+            finding = compare(f"virnucpro {name}", how, ours, truth, count / seconds)
             finding.passed = finding.cosine_distance <= LIMITS[dtype]
             findings.append(finding)
     return findings
 
 
-def random_proteins(count: int, longest: int) -> list[np.ndarray]:
+def random_proteins(count: int, longest: int, shortest: int = 2) -> list[np.ndarray]:
     """Token ids of random proteins of the twenty amino acids; lengths are log-normal about 295, as Swiss-Prot's."""
     generator = np.random.default_rng(0)
-    lengths = np.clip(np.exp(generator.normal(np.log(295), 0.75, count)).round().astype(int), 2, longest)
-    lengths[0], lengths[-1] = longest, 2
+    lengths = np.clip(np.exp(generator.normal(np.log(295), 0.75, count)).round().astype(int), shortest, longest)
+    lengths[0], lengths[-1] = longest, shortest
     return [generator.integers(4, 24, length, dtype=np.uint8) for length in lengths]
 
 
@@ -120,10 +122,10 @@ def format_findings(findings: Sequence[Finding], model: str, device: str) -> str
     """A table, and a sentence that says whether all passed."""
     lines = [
         f"{model} on {device}, torch {torch.__version__}; errors against fair-esm in float32, last layer",
-        f"{'':24}  {'attention':20}  {'residue':>8}  {'pooled':>8}  {'1-cosine':>8}  {'tokens/s':>10}  ",
+        f"{'':24}  {'computed by':27}  {'residue':>8}  {'pooled':>8}  {'1-cosine':>8}  {'tokens/s':>10}  ",
     ]
     lines += [
-        f"{one.name:24}  {one.attention:20}  {one.residue_error:8.1e}  {one.pooled_error:8.1e}  "
+        f"{one.name:24}  {one.computed_by:27}  {one.residue_error:8.1e}  {one.pooled_error:8.1e}  "
         f"{one.cosine_distance:8.1e}  {one.tokens_per_second:10,.0f}  {'' if one.passed else 'TOO FAR OFF'}".rstrip()
         for one in findings
     ]
@@ -147,10 +149,12 @@ def _dtypes(place: torch.device) -> list[torch.dtype]:
         found += [best] if best != torch.float32 else []
         if torch.cuda.get_device_capability(place) >= (8, 0):
             found.append(DTYPES["bf16"])
+        if torch.cuda.get_device_capability(place) >= FLOAT8:
+            found.append(DTYPES["fp8"])
     return found
 
 
-def compare(name: str, attention: str, found: Embedded, truth: Embedded, rate: float) -> Finding:
+def compare(name: str, computed_by: str, found: Embedded, truth: Embedded, rate: float) -> Finding:
     """The largest differences over all proteins."""
     # NumPy's max and min, because Python's can pass over what is not a number.
     residue = np.max([float((one[0] - other[0]).abs().max()) for one, other in zip(found, truth, strict=True)])
@@ -159,7 +163,7 @@ def compare(name: str, attention: str, found: Embedded, truth: Embedded, rate: f
         float(torch.cosine_similarity(one[1].double(), other[1].double(), dim=0))
         for one, other in zip(found, truth, strict=True)
     ]
-    return Finding(name, attention, float(residue), float(pooled), 1 - float(np.min(cosines)), rate)
+    return Finding(name, computed_by, float(residue), float(pooled), 1 - float(np.min(cosines)), rate)
 
 
 def embed_by_fair_esm(
@@ -211,9 +215,10 @@ def embed_packed(
     dtype: torch.dtype,
     logger: logging.Logger,
 ) -> tuple[Embedded, float, str]:
-    """Embed with the packed forward: the embeddings, the seconds of a second run, and the attention's name."""
-    attention = choose_attention(place, dtype, architecture.head_dim, logger)
-    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=dtype)
+    """Embed with the packed forward: the embeddings, the seconds of a second run, and what computed them."""
+    attention = choose_attention(place, parameter_dtype(dtype), architecture.head_dim, logger)
+    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=parameter_dtype(dtype))
+    choose_steps(model, dtype, logger)
     lengths = np.array([len(ids) for ids in proteins])
     work = Work(proteins, cut_into_pieces(lengths, "full", int(lengths.max()), 0))
     budget = default_budget(architecture, place, 1, dtype)
@@ -234,7 +239,7 @@ def embed_packed(
         return [found[row] for row in range(len(proteins))]
 
     embedded, seconds = timed(run, place)
-    return embedded, seconds, attention.name
+    return embedded, seconds, f"{attention.name}, {model.steps.name}"
 
 
 def timed(run: Callable[[], Embedded], place: torch.device) -> tuple[Embedded, float]:

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.accuracy_esm2 --device cuda --models 8M 35M 150M 650M 3B
 
 The weights are random, and random with outlier channels ("stressed"), rounded to float16 as the large
-checkpoints are stored. Errors are of the last layer over proteins of 2 to 1022 residues: the largest
+checkpoints are stored. Errors are of the last layer over proteins of 2 (or --shortest) to 1022 residues: the largest
 difference of a residue's and of a pooled value, the largest 1 - cosine of a pooled vector, and "ratio",
 the largest quotient, over the proteins, of our pooled error (Euclidean) and fair-esm's own in that precision.
 """
@@ -40,7 +40,7 @@ class Row:
     model: str
     weights: str
     name: str
-    attention: str
+    computed_by: str
     residue_error: float
     pooled_error: float
     cosine_distance: float
@@ -48,23 +48,29 @@ class Row:
 
 
 def measure(
-    size: str, architecture: Architecture, stressed: bool, precisions: Sequence[str], place: torch.device, count: int
+    size: str,
+    architecture: Architecture,
+    stressed: bool,
+    precisions: Sequence[str],
+    place: torch.device,
+    count: int,
+    shortest: int,
 ) -> list[Row]:
     """The rows of one model with one kind of weights."""
     state = stored_weights(architecture, stressed, place)
-    proteins = random_proteins(count, 1022)
+    proteins = random_proteins(count, 1022, shortest)
     kind = "stressed" if stressed else "random"
     truth, _ = embed_by_fair_esm(state, architecture, proteins, place, torch.float32)
     rows = []
     for precision in precisions:
         dtype = DTYPES[precision]
         theirs = None
-        if dtype != torch.float32:
+        if dtype in (torch.float16, torch.bfloat16):
             theirs, _ = embed_by_fair_esm(state, architecture, proteins, place, dtype)
             rows.append(row(size, kind, f"fair-esm {precision}", "its own", theirs, truth, None))
-        ours, _, attention = embed_packed(state, architecture, proteins, place, dtype, LOGGER)
+        ours, _, how = embed_packed(state, architecture, proteins, place, dtype, LOGGER)
         ratio = None if theirs is None else largest_ratio(ours, theirs, truth)
-        rows.append(row(size, kind, f"virnucpro {precision}", attention, ours, truth, ratio))
+        rows.append(row(size, kind, f"virnucpro {precision}", how, ours, truth, ratio))
     return rows
 
 
@@ -74,9 +80,9 @@ def stored_weights(architecture: Architecture, stressed: bool, place: torch.devi
     return {name: tensor.half().float() for name, tensor in state.items()}
 
 
-def row(size: str, kind: str, name: str, attention: str, found: Embedded, truth: Embedded, ratio: float | None) -> Row:
-    one = compare(name, attention, found, truth, 0.0)
-    return Row(size, kind, name, attention, one.residue_error, one.pooled_error, one.cosine_distance, ratio)
+def row(size: str, kind: str, name: str, how: str, found: Embedded, truth: Embedded, ratio: float | None) -> Row:
+    one = compare(name, how, found, truth, 0.0)
+    return Row(size, kind, name, how, one.residue_error, one.pooled_error, one.cosine_distance, ratio)
 
 
 def largest_ratio(ours: Embedded, theirs: Embedded, truth: Embedded) -> float:
@@ -91,12 +97,12 @@ def largest_ratio(ours: Embedded, theirs: Embedded, truth: Embedded) -> float:
 def format_row(one: Row) -> str:
     ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
     return (
-        f"| {one.model} | {one.weights} | {one.name} | {one.attention} | {one.residue_error:.1e} | "
+        f"| {one.model} | {one.weights} | {one.name} | {one.computed_by} | {one.residue_error:.1e} | "
         f"{one.pooled_error:.1e} | {one.cosine_distance:.1e} | {ratio} |"
     )
 
 
-HEADER = "| model | weights | computed by | attention | residue | pooled | 1 - cosine | ratio |\n" + "|---" * 8 + "|"
+HEADER = "| model | weights | by | attention, layers | residue | pooled | 1 - cosine | ratio |\n" + "|---" * 8 + "|"
 
 
 def main() -> None:
@@ -105,6 +111,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=list(DTYPES), default=["fp32", "fp16", "bf16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--proteins", type=int, default=24)
+    parser.add_argument("--shortest", type=int, default=2, help="residues of the shortest protein")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no further model after this long")
     parser.add_argument("--output", type=Path, help="write the rows as JSON too")
     arguments = parser.parse_args()
@@ -118,7 +125,9 @@ def main() -> None:
                 if time.monotonic() - started > arguments.seconds:
                     print(f"{size}: not begun, the time is up", flush=True)
                     continue
-                found = measure(size, SIZES[size], stressed, arguments.precisions, place, arguments.proteins)
+                found = measure(
+                    size, SIZES[size], stressed, arguments.precisions, place, arguments.proteins, arguments.shortest
+                )
                 rows += found
                 print("\n".join(map(format_row, found)), flush=True)
                 gc.collect()

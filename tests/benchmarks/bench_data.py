@@ -73,7 +73,7 @@ def _number(value: int) -> bytes:
 
 
 def split(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    from virnucpro.chunking import split_proteins
+    from virnucpro.chunking.split import split_proteins
 
     counts = split_proteins(
         [folder / "proteins.faa"], folder / "index.parquet", folder / "chunks", chunk_residues=options.chunk_residues

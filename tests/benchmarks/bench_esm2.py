@@ -18,19 +18,20 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from tests.benchmarks import engines
+from tests.benchmarks import engines, peers
 from tests.benchmarks.workloads import KINDS, SIZES, count_for, lengths_of, proteins_of, useful_operations
 from virnucpro.models.load import device_name, parse_device
-from virnucpro.models.precision import DTYPES, dtype_name, exact_products, resolve_precision
+from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
 from virnucpro.weights.architectures import Architecture
 
-GPU_OPERATIONS, CPU_OPERATIONS = 1.5e15, 2e11
-"""Operations of one run of ours: about three seconds of an H200, or of two CPU cores."""
+GPU_OPERATIONS, CPU_OPERATIONS = 1e15, 2e11
+"""Operations of one run of ours: about two seconds of an H200, or of two CPU cores."""
 
 
 @dataclass
@@ -69,17 +70,26 @@ def best_of(run: Callable[[], object], place: torch.device, repeats: int) -> flo
 
 
 def matmul_ceiling(architecture: Architecture, place: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of ``F.linear`` on random data at the model's shapes: tokens x d x 4 d, and back."""
+    """Operations per second of ``F.linear`` on random data at the model's shapes: tokens x d x 4 d, and back.
+
+    For float8 it is the scaled product that :mod:`virnucpro.models.steps.fp8` calls.
+    """
     tokens, dim = (32768, architecture.embed_dim) if place.type == "cuda" else (4096, architecture.embed_dim)
     rates = []
     for wide, narrow in ((4 * dim, dim), (dim, 4 * dim)):
-        x = torch.randn(tokens, narrow, device=place, dtype=dtype)
-        weight = torch.randn(wide, narrow, device=place, dtype=dtype)
+        x = torch.randn(tokens, narrow, device=place).to(dtype)
+        weight = torch.randn(wide, narrow, device=place).to(dtype)
+        scales = torch.ones(tokens, 1, device=place), torch.ones(wide, 1, device=place)
         count = 30 if place.type == "cuda" else 2
+        product = partial(F.linear, x, weight)
+        if dtype == DTYPES["fp8"]:
+            from virnucpro.models.steps.fp8 import scaled_product  # needs Triton
 
-        def run(x: torch.Tensor = x, weight: torch.Tensor = weight, count: int = count) -> None:
+            product = partial(scaled_product, (x, scales[0]), (weight, scales[1]))
+
+        def run(product: Callable[[], object] = product, count: int = count) -> None:
             for _ in range(count):
-                F.linear(x, weight)
+                product()
 
         rates.append(count * 2 * tokens * wide * narrow / best_of(run, place, 3))
     return max(rates)
@@ -117,33 +127,38 @@ def measure(
 
 
 MAKERS: dict[str, Callable[..., engines.Run]] = {
-    "ours, eager": lambda *args: engines.ours(*args, compiled=False),
-    "ours, compiled": lambda *args: engines.ours(*args, compiled=True),
+    "ours, eager": lambda *args: engines.ours(*args, fused=False),
+    "ours, fused": lambda *args: engines.ours(*args, fused=True),
     "fair-esm, 4096": lambda *args: engines.fair_esm(*args, budget=4096),
     "fair-esm, 16384": lambda *args: engines.fair_esm(*args, budget=16384),
     "transformers sdpa": engines.transformers_sdpa,
+    "faesm sdpa": peers.faesm_sdpa,
+    "FastPLMs sdpa": peers.fastplms_sdpa,
 }
 
 
 def plan(
-    place: torch.device, half: torch.dtype, peers: list[str], compiled: bool
+    place: torch.device, half: torch.dtype, others: list[str], fused: bool
 ) -> list[tuple[str, torch.dtype, float]]:
     """Engines in order: name, dtype, and how much of the full work they get."""
     cuda = place.type == "cuda"
     found = []
-    if "fair-esm" in peers:
+    if "fair-esm" in others:
         found.append(("fair-esm, 4096", torch.float32, 1 / 16 if cuda else 1 / 3))
         if cuda:
             found.append(("fair-esm, 16384", torch.float16, 1 / 4))
-    if "transformers" in peers:
+    if "transformers" in others:
         found.append(("transformers sdpa", half, 1 / 2))
         if cuda:
             found.append(("transformers sdpa", torch.bfloat16, 1 / 2))
+    found += [(f"{peer} sdpa", half, 1 / 2) for peer in ("faesm", "FastPLMs") if peer in others]
     found.append(("ours, eager", half, 1.0))
-    if compiled:
-        found.append(("ours, compiled", half, 1.0))
-        if cuda and half != torch.bfloat16:
-            found.append(("ours, compiled", torch.bfloat16, 1.0))
+    if fused:
+        found.append(("ours, fused", half, 1.0))
+        if half != torch.bfloat16:
+            found.append(("ours, fused", torch.bfloat16, 1.0))
+        if torch.cuda.get_device_capability(place) >= FLOAT8:
+            found.append(("ours, fused", DTYPES["fp8"], 1.0))
     return found
 
 
@@ -168,16 +183,19 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["orf", "swiss"], help=f"{KINDS}, or a number of residues")
     parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
     parser.add_argument(
-        "--peers", nargs="*", choices=["fair-esm", "transformers"], default=["fair-esm", "transformers"]
+        "--peers",
+        nargs="*",
+        choices=["fair-esm", "transformers", "faesm", "FastPLMs"],
+        default=["fair-esm", "transformers"],
     )
-    parser.add_argument("--no-compile", action="store_true", help="ours eagerly alone")
+    parser.add_argument("--no-fused", action="store_true", help="ours eagerly alone")
     parser.add_argument("--seconds", type=float, default=1e9, help="start nothing more after this long")
     parser.add_argument("--output", type=Path, help="keep the results as JSON")
     arguments = parser.parse_args()
     place = parse_device(arguments.device)
     half = resolve_precision(arguments.precision, place)
     models = arguments.models or (["650M", "3B"] if place.type == "cuda" else ["8M"])
-    compiled = place.type == "cuda" and not arguments.no_compile
+    fused = place.type == "cuda" and not arguments.no_fused
     copied = copy_ceiling(place)
     print(f"{date.today()}, {device_name(place)}, torch {torch.__version__}, copy {copied / 1e9:,.0f} GB/s", flush=True)
     started = time.monotonic()
@@ -185,14 +203,14 @@ def main() -> None:
     ceilings: dict[str, float] = {}
     with exact_products():
         for model in models:
-            wanted = dict.fromkeys(dtype for _, dtype, _ in plan(place, half, arguments.peers, compiled))
+            wanted = dict.fromkeys(dtype for _, dtype, _ in plan(place, half, arguments.peers, fused))
             ceiling = {dtype: matmul_ceiling(SIZES[model], place, dtype) for dtype in wanted}
             ceilings |= {f"{model} {dtype_name(dtype)}": rate for dtype, rate in ceiling.items()}
             listed = ", ".join(f"{dtype_name(dtype)} {rate / 1e12:.3g}" for dtype, rate in ceiling.items())
             print(f"\n{model}: matmul ceiling in TFLOP/s: {listed}\n{HEADER}", flush=True)
             for kind in arguments.kinds:
                 slow = None
-                for engine, dtype, scale in plan(place, half, arguments.peers, compiled):
+                for engine, dtype, scale in plan(place, half, arguments.peers, fused):
                     if time.monotonic() - started > arguments.seconds:
                         print(f"{model} {kind} {engine}: not begun, the time is up", flush=True)
                         continue

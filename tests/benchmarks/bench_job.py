@@ -68,14 +68,16 @@ def run_job(folder: Path, settings: EmbeddingSettings, devices: list[str]) -> tu
     return statistics, time.perf_counter() - started
 
 
-def compare_with_forward(folder: Path, architecture: Architecture, count: int, devices: list[str], rule: str) -> None:
+def compare_with_forward(
+    folder: Path, architecture: Architecture, count: int, devices: list[str], kernels: str
+) -> None:
     """Print the job's rates beside the forward's."""
     place = parse_device(devices[0])
     lengths = lengths_of("swiss", count)
     proteins = proteins_of(lengths)
     tokens = int((lengths + 2).sum())
     write_chunk(folder, proteins)
-    statistics, whole = run_job(folder, EmbeddingSettings(compile=rule), devices)
+    statistics, whole = run_job(folder, EmbeddingSettings(kernels=kernels), devices)
     print(
         f"job on {', '.join(devices)}: {tokens:,} tokens, loop {statistics['seconds']:.1f} s "
         f"({tokens / statistics['seconds']:,.0f} tokens/s), before the first batch {statistics['load_seconds']:.1f} s, "
@@ -85,7 +87,7 @@ def compare_with_forward(folder: Path, architecture: Architecture, count: int, d
     with exact_products():
         dtype = resolve_precision("auto", place)
         some = proteins[:: max(1, count // 20000)]
-        run = engines.ours(architecture, some, place, dtype, compiled=rule == "on")
+        run = engines.ours(architecture, some, place, dtype, fused=kernels == "auto" and place.type == "cuda")
         seconds = best_of(run, place, 1)
     rate = sum(len(ids) + 2 for ids in some) / seconds
     print(
@@ -98,11 +100,11 @@ def growth(folder: Path, device: str, base: int) -> None:
     """Print how seconds grow with the count of proteins and with their length."""
     for factor in (1, 10, 100):
         write_chunk(folder, proteins_of(lengths_of("swiss", base * factor)))
-        statistics, whole = run_job(folder, EmbeddingSettings(compile="off"), [device])
+        statistics, whole = run_job(folder, EmbeddingSettings(), [device])
         print(f"{base * factor:>8} proteins: loop {statistics['seconds']:8.2f} s, whole {whole:8.2f} s", flush=True)
     for length in (100, 200, 500, 1000, 2000, 4000):
         write_chunk(folder, proteins_of(lengths_of(str(length), max(4, base * 300 * 4 // length))))
-        statistics, _ = run_job(folder, EmbeddingSettings(compile="off", long_policy="full"), [device])
+        statistics, _ = run_job(folder, EmbeddingSettings(long_policy="full"), [device])
         print(f"length {length:>5}: {statistics['tokens_per_second']:10,.0f} tokens/s", flush=True)
 
 
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(SIZES), default="8M")
     parser.add_argument("--proteins", type=int, default=1000)
     parser.add_argument("--devices", nargs="+", default=["cuda:0" if torch.cuda.is_available() else "cpu"])
-    parser.add_argument("--compile", choices=["on", "off"], default="on" if torch.cuda.is_available() else "off")
+    parser.add_argument("--kernels", choices=["auto", "eager"], default="auto")
     parser.add_argument("--growth", action="store_true", help="how cost grows instead (small sizes)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="    %(message)s")
@@ -122,7 +124,7 @@ def main() -> None:
         if arguments.growth:
             growth(folder, arguments.devices[0], arguments.proteins // 10)
         else:
-            compare_with_forward(folder, architecture, arguments.proteins, arguments.devices, arguments.compile)
+            compare_with_forward(folder, architecture, arguments.proteins, arguments.devices, arguments.kernels)
 
 
 if __name__ == "__main__":

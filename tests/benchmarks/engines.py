@@ -21,8 +21,9 @@ from virnucpro.embedding.progress import Progress
 from virnucpro.embedding.runner import run_work
 from virnucpro.embedding.windows import cut_into_pieces
 from virnucpro.models.attention import choose_attention
-from virnucpro.models.compiled import compile_steps
 from virnucpro.models.packed import PackedESM2
+from virnucpro.models.precision import parameter_dtype
+from virnucpro.models.steps.choose import choose_steps
 from virnucpro.weights.architectures import Architecture
 from virnucpro.weights.synthetic import random_state_dict
 
@@ -32,27 +33,35 @@ Run = Callable[[], None]
 
 
 def ours(
-    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, compiled: bool
+    architecture: Architecture,
+    proteins: Proteins,
+    place: torch.device,
+    dtype: torch.dtype,
+    *,
+    fused: bool,
+    budget: int | None = None,
 ) -> Run:
     """Our whole loop: batches made on the host, copied, run, pooled and brought back.
 
     Raises:
-        RuntimeError: compiling was asked for and failed.
+        RuntimeError: fused kernels were asked for and do not run.
     """
     state = random_state_dict(architecture, device=place)
-    attention = choose_attention(place, dtype, architecture.head_dim, LOGGER)
-    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=dtype)
-    if compiled and not compile_steps(model, LOGGER):
-        raise RuntimeError("torch.compile failed; see the log")
+    attention = choose_attention(place, parameter_dtype(dtype), architecture.head_dim, LOGGER)
+    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=parameter_dtype(dtype))
+    if fused:
+        choose_steps(model, dtype, LOGGER)
+        if model.steps.name == "eager":
+            raise RuntimeError("the fused kernels do not run; see the log")
     lengths = np.array([len(ids) for ids in proteins])
-    budget = default_budget(architecture, place, 1, dtype)
+    tokens = budget or default_budget(architecture, place, 1, dtype)
     names = [""] * len(proteins)
 
     def run() -> None:
         work = Work(proteins, cut_into_pieces(lengths, "full", 1022, 0))
         outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim, per_residue=False)
         progress = Progress(len(names), 0, int(work.tokens_before[-1]), where="", logger=LOGGER, interval=1e9)
-        run_work(model, work, outputs, device=place, budget=budget, names=names, progress=progress, logger=LOGGER)
+        run_work(model, work, outputs, device=place, budget=tokens, names=names, progress=progress, logger=LOGGER)
         outputs.finish()
 
     return run

@@ -35,6 +35,13 @@ PARTS: dict[str, tuple[int, list[str]]] = {
     ),
     "accuracy-small": (150, [*ACCURACY, "--models", "8M", "35M", "150M", "--output", "{out}/accuracy-small.json"]),
     "accuracy-large": (240, [*ACCURACY, "--models", "650M", "3B", "--output", "{out}/accuracy-large.json"]),
+    "accuracy-fp8": (
+        120,
+        [
+            *(*ACCURACY, "--models", "8M", "150M", "650M", "3B", "--precisions", "fp8", "--shortest", "20"),
+            *("--output", "{out}/accuracy-fp8.json"),
+        ],
+    ),
     "speed-3B": (300, [*BENCH, "--models", "3B", "--kinds", "swiss", "orf", "--output", "{out}/speed-3B.json"]),
     "speed-650M": (240, [*BENCH, "--models", "650M", "--kinds", "swiss", "orf", "--output", "{out}/speed-650M.json"]),
     "speed-small": (
@@ -43,10 +50,12 @@ PARTS: dict[str, tuple[int, list[str]]] = {
     ),
     "speed-long": (240, [*BENCH, "--models", "650M", "--kinds", "long", "4000", "--output", "{out}/speed-long.json"]),
     "profile-3B": (120, [*PROFILE, "3B"]),
-    "profile-3B-eager": (120, [*PROFILE, "3B", "--no-compile"]),
+    "profile-3B-eager": (120, [*PROFILE, "3B", "--no-fused"]),
+    "profile-3B-fp8": (120, [*PROFILE, "3B", "--precision", "fp8"]),
     "profile-650M": (120, [*PROFILE, "650M"]),
+    "profile-8M": (120, [*PROFILE, "8M"]),
     "job-650M": (240, [*JOB, "--model", "650M", "--proteins", "100000"]),
-    "job-3B": (300, [*JOB, "--model", "3B", "--proteins", "40000"]),
+    "job-3B": (300, [*JOB, "--model", "3B", "--proteins", "8000"]),
     "growth": (240, [*JOB, "--model", "150M", "--proteins", "5000", "--growth"]),
 }
 """Part, limit in seconds, and Python's arguments; ``{out}`` is the output folder."""
@@ -61,7 +70,7 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    environment |= {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(arguments.output.resolve() / ".inductor")}
+    environment |= {"PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(arguments.output.resolve() / ".triton")}
     environment.setdefault("PYTHONDONTWRITEBYTECODE", "1")
     deadline = time.monotonic() + 60 * arguments.minutes
     failed = []

@@ -14,14 +14,14 @@ from torch.profiler import ProfilerActivity, profile
 from tests.benchmarks import engines
 from tests.benchmarks.workloads import SIZES, count_for, lengths_of, proteins_of
 from virnucpro.models.load import device_name, parse_device
-from virnucpro.models.precision import exact_products, resolve_precision
+from virnucpro.models.precision import DTYPES, exact_products, resolve_precision
 
 CLASSES = {
     "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "matmul", "addmm", "mkldnn_linear"),
     "attention": ("flash", "fmha", "attention"),
     "copies host-device": ("memcpy",),
     "pooling": ("segment_reduce",),
-    "fused by the compiler": ("triton",),
+    "fused kernels": ("_norm", "_rotate", "_gelu", "_rows"),
     "norms": ("layer_norm", "layernorm"),
     "elementwise": ("elementwise", "copy", "mul", "add", "gelu", "index", "catarray"),
 }
@@ -30,7 +30,7 @@ CLASSES = {
 def class_of(kernel: str) -> str:
     """The class of a kernel, by its name; the first that fits."""
     low = kernel.lower()
-    order = ("attention", "matrix products", "fused by the compiler", "copies host-device", "pooling", "norms")
+    order = ("attention", "matrix products", "fused kernels", "copies host-device", "pooling", "norms")
     return next((name for name in (*order, "elementwise") if any(word in low for word in CLASSES[name])), "other")
 
 
@@ -38,16 +38,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(SIZES), default="8M")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--no-fused", action="store_true")
+    parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
     parser.add_argument("--kernels", type=int, default=12, help="name this many kernels too")
     arguments = parser.parse_args()
     place = parse_device(arguments.device)
     cuda = place.type == "cuda"
     architecture = SIZES[arguments.model]
     proteins = proteins_of(lengths_of("swiss", count_for("swiss", architecture, 4e14 if cuda else 1e11)))
-    dtype = resolve_precision("auto", place)
+    dtype = resolve_precision(arguments.precision, place)
     with exact_products():
-        run = engines.ours(architecture, proteins, place, dtype, compiled=cuda and not arguments.no_compile)
+        run = engines.ours(architecture, proteins, place, dtype, fused=cuda and not arguments.no_fused)
         run()
         with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
             run()

@@ -11,10 +11,10 @@ import torch
 from virnucpro.doctor import Embedded, embed_by_fair_esm, embed_packed, random_proteins
 from virnucpro.embedding.pooling import segment_sums, weigh
 from virnucpro.models.attention import choose_attention
-from virnucpro.models.compiled import compile_steps
 from virnucpro.models.packed import PackedESM2
-from virnucpro.models.precision import exact_products
+from virnucpro.models.precision import DTYPES, FLOAT8, exact_products
 from virnucpro.models.segments import Segments
+from virnucpro.models.steps.choose import use_fused_steps
 from virnucpro.weights.architectures import ESM2_MODELS, Architecture
 from virnucpro.weights.synthetic import random_state_dict
 
@@ -71,22 +71,57 @@ def test_half_precision_errs_no_more_than_fair_esms_own(dtype: torch.dtype, outl
         assert min(cosines) > 0.99999
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_compiled_layers_give_the_same_numbers(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
-    state = weights(True)
+@pytest.mark.parametrize("outliers", WEIGHTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fused_layers_err_no_more_than_eager_ones(
+    dtype: torch.dtype, outliers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("the fused kernels are tried, not promised, before Ampere")
+    state = weights(outliers)
     attention = choose_attention(place(), dtype, SMALL.head_dim, LOGGER)
-    lengths = [900, 300, 166, 166, 20]
+    exact = choose_attention(place(), torch.float32, SMALL.head_dim, LOGGER)
+    lengths = [900, 300, 166, 166, 20, 1]
     tokens = torch.randint(4, 24, (sum(lengths),), generator=torch.Generator().manual_seed(0)).to(place())
     segments = Segments.from_lengths(lengths, place())
+    layers = [0, 1, 5, 6]
     with exact_products(), torch.inference_mode(), caplog.at_level(logging.INFO):
+        truth = PackedESM2.from_state_dict(state, SMALL, exact, device=place(), dtype=torch.float32)(
+            tokens, segments, layers
+        )
         model = PackedESM2.from_state_dict(state, SMALL, attention, device=place(), dtype=dtype)
-        eager = model(tokens, segments, [2, 6])
-        assert compile_steps(model, LOGGER), caplog.text
-        compiled = model(tokens, segments, [2, 6])
-    for layer in (2, 6):
-        scale = float(eager[layer].abs().max())
-        difference = float((eager[layer] - compiled[layer]).abs().max())
-        assert difference <= (2e-6 if dtype == torch.float32 else 2e-3) * scale + 2e-5
+        eager = model(tokens, segments, layers)
+        assert use_fused_steps(model, LOGGER), caplog.text
+        fused = model(tokens, segments, layers)
+    for layer in layers:
+        assert (fused[layer] - truth[layer]).norm() <= 1.1 * (eager[layer] - truth[layer]).norm()
+
+
+@pytest.mark.parametrize("outliers", WEIGHTS)
+def test_float8_stays_near_float32(outliers: bool) -> None:
+    if torch.cuda.get_device_capability() < FLOAT8:
+        pytest.skip("float8 products need compute capability 8.9")
+    state = weights(outliers)
+    with exact_products():
+        truth, _ = embed_by_fair_esm(state, SMALL, proteins(), place(), torch.float32)
+        found, _, how = embed_packed(state, SMALL, proteins(), place(), DTYPES["fp8"], LOGGER)
+    assert how.endswith("fused fp8")
+    cosines = [float(torch.cosine_similarity(a[1], b[1], dim=0)) for a, b in zip(found, truth, strict=True)]
+    lengths = [len(a[0]) for a in truth]
+    assert min(cosine for cosine, length in zip(cosines, lengths, strict=True) if length >= 20) > 0.999
+
+
+@pytest.mark.parametrize("width", [320, 480, 1920, 2560, 10240, 20480])
+def test_rows_in_float8_are_rounded_once(width: int) -> None:
+    if torch.cuda.get_device_capability() < FLOAT8:
+        pytest.skip("float8 needs compute capability 8.9")
+    from virnucpro.models.steps import kernels_fp8
+
+    x = torch.randn(37, width, device=place()) * torch.logspace(-3, 3, 37, device=place())[:, None]
+    found, scales = kernels_fp8.rows(x)
+    torch.testing.assert_close(scales, x.abs().amax(1, keepdim=True) / 448)
+    back = found.float() * scales
+    assert float(((back - x).abs() - (x.abs() / 16 + scales * 2**-10) * 1.001).max()) <= 0
 
 
 def test_a_protein_alone_in_company_and_in_another_order() -> None:

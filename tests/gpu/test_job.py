@@ -48,9 +48,9 @@ def embed(folder: Path, weights: Path, settings: EmbeddingSettings, devices: lis
     return verify_chunk_file(output)
 
 
-@pytest.mark.parametrize("compile_layers", ["off", "on"])
-def test_a_chunk_on_the_gpu_is_near_fair_esm(tmp_path: Path, weights: Path, compile_layers: str) -> None:
-    settings = EmbeddingSettings(layers=(3, 6), pooling=("mean", "per_residue"), compile=compile_layers)
+@pytest.mark.parametrize("kernels", ["eager", "auto"])
+def test_a_chunk_on_the_gpu_is_near_fair_esm(tmp_path: Path, weights: Path, kernels: str) -> None:
+    settings = EmbeddingSettings(layers=(3, 6), pooling=("mean", "per_residue"), kernels=kernels)
     file = embed(tmp_path, weights, settings, ["cuda:0"])
     state = {name: tensor.half().float() for name, tensor in random_state_dict(ARCHITECTURE, seed=1).items()}
     whole = [row for row, length in enumerate(LENGTHS) if length <= 1022][-6:]
@@ -64,6 +64,8 @@ def test_a_chunk_on_the_gpu_is_near_fair_esm(tmp_path: Path, weights: Path, comp
             torch.testing.assert_close(residues, truth[layer], rtol=0, atol=3e-2)
     assert json.loads(file.metadata["precisions"]) == ["float16"]
     assert json.loads(file.metadata["statistics"])["peak_memory_bytes"] > 0
+    fused = kernels == "auto" and torch.cuda.get_device_capability(0) >= (8, 0)
+    assert file.metadata["layers_run"] == ("fused" if fused else "eager")
     assert file.metadata["device"] == torch.cuda.get_device_name(0)
     if torch.cuda.get_device_capability(0) >= (8, 0):
         assert file.metadata["attention"] == "flash_attention_2"
@@ -112,14 +114,14 @@ def test_memory_does_not_grow_over_batches(weights: Path) -> None:
 def test_two_devices_give_the_rows_of_one(tmp_path: Path, weights: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("this machine has one GPU")
-    settings = EmbeddingSettings(compile="off")
+    settings = EmbeddingSettings()
     one = embed(tmp_path, weights, settings, ["cuda:0"]).read("mean.6")
     two = embed(tmp_path, weights, settings, ["cuda:0", "cuda:1"]).read("mean.6")
     np.testing.assert_allclose(two, one, rtol=0, atol=5e-3)
 
 
 def test_one_device_in_two_processes_gives_the_rows_of_one(tmp_path: Path, weights: Path) -> None:
-    settings = EmbeddingSettings(compile="off")
+    settings = EmbeddingSettings()
     one = embed(tmp_path, weights, settings, ["cuda:0"]).read("mean.6")
     two = embed(tmp_path, weights, settings, ["cuda:0", "cuda:0"]).read("mean.6")
     np.testing.assert_allclose(two, one, rtol=0, atol=5e-3)

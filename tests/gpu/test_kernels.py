@@ -16,12 +16,14 @@ from virnucpro.cuda.attention_utils import (
     get_attention_implementation,
 )
 from virnucpro.models.attention.bucketed import BucketedAttention
-from virnucpro.models.attention.choose import choose_attention, try_attention
+from virnucpro.models.attention.choose import TOLERANCE, choose_attention, plain_attention, try_attention
 from virnucpro.models.attention.efficient import EfficientAttention
 from virnucpro.models.attention.flash_operator import FlashOperatorAttention
 from virnucpro.models.attention.runs import FlashRunsAttention, RunsAttention
+from virnucpro.models.attention.triton_flash import TritonAttention
 from virnucpro.models.attention.varlen import VarlenAttention
 from virnucpro.models.precision import exact_products
+from virnucpro.models.segments import Segments
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 
@@ -39,7 +41,7 @@ def ampere() -> bool:
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("make", [VarlenAttention, FlashOperatorAttention, FlashRunsAttention])
+@pytest.mark.parametrize("make", [TritonAttention, VarlenAttention, FlashOperatorAttention, FlashRunsAttention])
 def test_flash_kernels_agree_with_mathematics(make: Any, head_dim: int, dtype: torch.dtype) -> None:
     if not ampere():
         pytest.skip("FlashAttention-2 needs compute capability 8.0")
@@ -56,6 +58,24 @@ def test_flash_kernels_agree_with_mathematics(make: Any, head_dim: int, dtype: t
 def test_standard_kernels_agree_with_mathematics(make: Any, head_dim: int, dtype: torch.dtype) -> None:
     with exact_products():
         assert try_attention(make, cuda(), dtype, head_dim) is None
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_our_kernel_over_many_lengths_beside_torchs(dtype: torch.dtype) -> None:
+    """Lengths around every border of a block; a neighbour that is not finite does not reach over it."""
+    if not ampere():
+        pytest.skip("FlashAttention-2 needs compute capability 8.0")
+    lengths = [1, 2, 63, 64, 65, 127, 128, 129, 168, 1024, 2002, 5]
+    segments = Segments.from_lengths(lengths, cuda())
+    packed = torch.randn(sum(lengths), 3, 20, 64, generator=torch.Generator().manual_seed(0)).to(cuda(), dtype)
+    packed[:, 0] *= 0.125
+    packed[-5:] = float("nan")
+    q, k, v = packed.unbind(1)
+    exact = plain_attention(q, k, v, segments)[:-5]
+    found = TritonAttention()(q, k, v, segments)[:-5]
+    theirs = FlashOperatorAttention()(q, k, v, segments)[:-5]
+    assert (found - exact).norm() <= 1.05 * (theirs - exact).norm()
+    assert float((found - exact).abs().max()) <= TOLERANCE[dtype]
 
 
 def test_the_probe_and_the_choice_on_this_gpu(caplog: pytest.LogCaptureFixture) -> None:

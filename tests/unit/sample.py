@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.stub_chunks import EXPECTED, write_stub_chunk
-from virnucpro.chunking import split_proteins
+from virnucpro.chunking.split import split_proteins
 from virnucpro.storage.merge import MergeCounts, merge_embeddings
 
 ODD_IDS = [

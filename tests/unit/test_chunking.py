@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from virnucpro.chunking import SplitCounts, split_proteins
 from virnucpro.chunking.balance import assign_chunks, chunk_count
 from virnucpro.chunking.cost import protein_costs
+from virnucpro.chunking.split import SplitCounts, split_proteins
 from virnucpro.embedding.windows import cut_into_pieces
 from virnucpro.errors import UserError
 from virnucpro.sequences.cleaning import digest_of_digests, residue_digest

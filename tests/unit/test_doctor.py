@@ -30,7 +30,7 @@ def test_the_doctor_passes_this_machine(checkpoint: str, caplog: pytest.LogCaptu
     assert 0 < ours.pooled_error < 2e-5
     assert ours.cosine_distance < 1e-6
     assert ours.tokens_per_second > 0
-    assert ours.attention == "sdpa"
+    assert ours.computed_by == "sdpa, eager"
     assert "all within their limits" in caplog.text
 
 

@@ -29,7 +29,7 @@ NAMES = ("embed", "data", "report")
 CONDA_TO_PYPI = {"pytorch": "torch", "pytorch-cpu": "torch"}
 NOT_FROM_PYPI = {"python", "pip", "cuda-version"}
 IMPORTED_AS = {"torch": "torch", "fair-esm": "esm"}
-OPTIONAL = {"tqdm", "umap"}  # imported where they are there
+OPTIONAL = {"tqdm", "umap", "triton"}  # imported where they are there; Triton comes with torch for CUDA
 BESIDE = {"esm"}  # no rule imports it; it is what load_esm2_model gives its users, and chunk files record its version
 
 

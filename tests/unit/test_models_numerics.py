@@ -21,6 +21,8 @@ from virnucpro.models.attention.runs import RunsAttention
 from virnucpro.models.packed import PackedESM2
 from virnucpro.models.rotary import rotary_tables, rotate, rotate_in_place
 from virnucpro.models.segments import Segments
+from virnucpro.models.steps import eager as eager_module
+from virnucpro.models.steps.eager import EagerSteps
 from virnucpro.weights.architectures import Architecture
 from virnucpro.weights.synthetic import random_state_dict
 
@@ -48,6 +50,11 @@ def weights(architecture: Architecture, outliers: bool = False) -> State:
 
 def tokens_of(sequences: Sequence[str]) -> Tensor:
     return torch.cat([torch.tensor([0, *ALPHABET.encode(sequence), 2]) for sequence in sequences])
+
+
+def eager(model: PackedESM2) -> EagerSteps:
+    assert isinstance(model.steps, EagerSteps)
+    return model.steps
 
 
 def run_packed(
@@ -261,11 +268,12 @@ def bias_after_the_scale(patch: Patch, state: State, model: PackedESM2) -> None:
         bias[: TINY.embed_dim] /= TINY.head_dim**-0.5
         return p._replace(qkv_bias=bias)
 
-    model.parameters = model.parameters._replace(layers=tuple(map(unscaled_bias, model.parameters.layers)))
+    steps = eager(model)
+    steps.parameters = steps.parameters._replace(layers=tuple(map(unscaled_bias, steps.parameters.layers)))
 
 
 def no_scale_of_the_logits(patch: Patch, state: State, model: PackedESM2) -> None:
-    model.steps.q_scale = 1.0
+    eager(model).q_scale = 1.0
 
 
 def tanh_gelu(patch: Patch, state: State, model: PackedESM2) -> None:
@@ -291,7 +299,7 @@ def norm_after_every_layer(patch: Patch, state: State, model: PackedESM2) -> Non
 
 
 def no_norm_after_the_last_layer(patch: Patch, state: State, model: PackedESM2) -> None:
-    patch.setattr(packed_module, "normalise", lambda x, weight, bias: x)
+    patch.setattr(eager_module, "normalise", lambda x, weight, bias: x)
 
 
 def attention_across_sequences(patch: Patch, state: State, model: PackedESM2) -> None:
@@ -368,8 +376,9 @@ def test_a_broken_point_of_the_contract_is_seen(mutation: Mutation, monkeypatch:
 
 def test_layers_above_the_highest_asked_for_are_not_computed(monkeypatch: Patch) -> None:
     model = build(weights(TINY), TINY)
-    broken = model.parameters.layers[2]._replace(fc2_bias=torch.full((TINY.embed_dim,), float("nan")))
-    model.parameters = model.parameters._replace(layers=(*model.parameters.layers[:2], broken))
+    parameters = model.parameters
+    broken = parameters.layers[2]._replace(fc2_bias=torch.full((TINY.embed_dim,), float("nan")))
+    eager(model).parameters = parameters._replace(layers=(*parameters.layers[:2], broken))
     assert torch.isfinite(run_packed(model, ["MKLV"], [2])[0][2]).all()
     assert not torch.isfinite(run_packed(model, ["MKLV"], [3])[0][3]).any()
 
@@ -377,17 +386,3 @@ def test_layers_above_the_highest_asked_for_are_not_computed(monkeypatch: Patch)
 def test_a_layer_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="layers 0 to 3"):
         run_packed(build(weights(TINY), TINY), ["MKLV"], [4])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_steps_for_the_compiler_equal_those_run_eagerly(dtype: torch.dtype) -> None:
-    model = build(weights(SHAPES["head_dim 24"]), SHAPES["head_dim 24"], dtype)
-    x = torch.randn(50, 72, generator=torch.Generator().manual_seed(0))
-    p = model.parameters.layers[1]
-    cos, sin = rotary_tables(model.parameters.inv_freq[0], torch.arange(50))
-    eager = model.steps.project(x, p, cos, sin)
-    traced = layer_module.project_qkv(x, p, cos, sin, model.steps.heads, model.steps.q_scale)
-    step = 2 * torch.finfo(dtype).eps
-    for one, other in zip(eager, traced, strict=True):
-        assert one.dtype == other.dtype == dtype
-        torch.testing.assert_close(one, other, rtol=step, atol=2 * step)

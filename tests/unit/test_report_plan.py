@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.stub_chunks import write_stub_chunk
 from tests.unit.test_report_plots import protein
-from virnucpro.chunking import split_proteins
+from virnucpro.chunking.split import split_proteins
 from virnucpro.config import RunConfig, load_config
 from virnucpro.report.plan import H200_TOKENS_PER_SECOND, plan, planned_text
 from virnucpro.sequences.estimate import Amount, estimate

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.unit.report_cases import chunk, write_report
 from tests.unit.stub_chunks import write_stub_chunk
-from virnucpro.chunking import split_proteins
+from virnucpro.chunking.split import split_proteins
 from virnucpro.errors import UserError
 from virnucpro.report.drawn_rows import draw_rows
 from virnucpro.report.figures import RUN_PLOTS, SAMPLE_PLOTS, plot_run, plot_sample

@@ -1,5 +1,5 @@
-"""Which sequences are embedded together: deduplication and chunks of equal cost."""
+"""Which sequences are embedded together: deduplication and chunks of equal cost.
 
-from virnucpro.chunking.split import SplitCounts, split_proteins
-
-__all__ = ["SplitCounts", "split_proteins"]
+Nothing is imported here: :mod:`virnucpro.chunking.split` needs pyarrow, and the GPU part, which has none, needs
+:mod:`virnucpro.chunking.cost`.
+"""

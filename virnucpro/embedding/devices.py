@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from virnucpro.chunking.cost import protein_costs
 from virnucpro.models.load import parse_device
 
 
@@ -26,14 +27,17 @@ def job_devices(devices: Sequence[str] | None) -> list[str]:
 def share_out(lengths: np.ndarray, shares: int, embed_dim: int) -> list[np.ndarray]:
     """Split proteins into shares of about equal cost.
 
-    The most costly protein goes to the share that has least so far. A protein of L tokens costs
-    ``24 D^2 L + 4 D L^2`` operations a layer: its matrix products and its attention.
+    The most costly protein goes to the share that has least so far.
+
+    Args:
+        lengths: residues of each protein, (n,).
+        shares: how many.
+        embed_dim: the model's width (see :func:`virnucpro.chunking.cost.protein_costs`).
 
     Returns:
         For each share the ascending row numbers of its proteins; shares of few proteins may be empty.
     """
-    tokens = np.asarray(lengths, dtype=np.float64) + 2
-    cost = 24 * embed_dim * tokens + 4 * tokens**2
+    cost = protein_costs(lengths, embed_dim=embed_dim)
     held = np.zeros(shares)
     rows: list[list[int]] = [[] for _ in range(shares)]
     for row in np.argsort(-cost, kind="stable"):

@@ -23,10 +23,10 @@ from virnucpro.embedding.settings import EmbeddingSettings, resolve_layers
 from virnucpro.embedding.tokens import tokenise
 from virnucpro.embedding.windows import cut_into_pieces
 from virnucpro.errors import UserError
-from virnucpro.models.compiled import compile_steps, worthwhile
 from virnucpro.models.load import current_device, device_name, load_packed, parse_device
 from virnucpro.models.packed import PackedESM2
 from virnucpro.models.precision import dtype_name, exact_products, resolve_precision
+from virnucpro.models.steps.choose import choose_steps
 from virnucpro.weights.manifest import WeightsManifest
 
 
@@ -46,7 +46,7 @@ class Embeddings:
         mean, residues, offsets: see :class:`Outputs`; one of the first two is empty when not asked for.
         lengths, windows, embedded: int32 ``(n,)``: residues, pieces run, residues that entered.
         precision: uint8 ``(n,)``: index into ``precisions``, the dtypes' names.
-        provenance: attention, attention_kernel, device, and whether layers ran eager or compiled.
+        provenance: attention, attention_kernel, device, and whether layers ran eager or fused.
         statistics: counts and rates of the run.
     """
 
@@ -97,8 +97,8 @@ def embed_proteins(
     with exact_products(), current_device(place):
         model = load_packed(weights, manifest, device=place, dtype=dtype, logger=logger)
         work = Work(tokens, pieces)
-        if settings.compile == "on" or (settings.compile == "auto" and worthwhile(model, int(work.tokens_before[-1]))):
-            compile_steps(model, logger)
+        if settings.kernels == "auto":
+            choose_steps(model, dtype, logger)
         started = time.perf_counter()
         outputs = Outputs(embedded, layers, architecture.embed_dim, per_residue="per_residue" in settings.pooling)
         counts = _run(model, work, outputs, settings, names, logger)

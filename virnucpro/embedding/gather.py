@@ -52,7 +52,7 @@ def gather(parts: Sequence[Part], shares: Sequence[np.ndarray]) -> Embeddings:
 
 
 def _width(precision: str) -> int:
-    return ("float16", "bfloat16", "float32").index(precision)
+    return ("float8_e4m3fn", "float16", "bfloat16", "float32").index(precision)
 
 
 def _layers(parts: Sequence[Part], kind: str) -> list[int]:

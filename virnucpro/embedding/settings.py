@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from virnucpro.errors import UserError
 
 POOLINGS = ("mean", "per_residue")
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "fp8")
 LONG_POLICIES = ("window", "truncate", "full")
-COMPILING = ("auto", "on", "off")
+KERNELS = ("auto", "eager")
 
 LONGEST = 1022
 """Residues that fit into the 1024 tokens that ESM-2 was trained on, beside BOS and EOS."""
@@ -24,12 +24,14 @@ class EmbeddingSettings:
         layers: numbers, negative ones counted from the last as -1, or "last"
             (see :func:`resolve_layers`).
         pooling: "mean" over the residues, "per_residue", or both.
-        precision: "auto" is fp16 where the GPU computes it fast, and fp32 on a CPU.
+        precision: "auto" is fp16 where the GPU computes it fast, and fp32 on a CPU; "fp8" is for those who have
+            read what it costs (docs/accuracy.md).
         long_policy: for proteins of more than ``longest`` residues: "window", "truncate" or "full".
         longest: residues of a window, or kept by "truncate".
         overlap: residues that neighbouring windows share at least.
         token_budget: tokens of a batch; None takes it from the device's free memory.
-        compile: "auto" compiles on a CUDA GPU when there is enough work for it; "on", "off".
+        kernels: "auto" takes fused kernels on a CUDA GPU in half precision, where they run; "eager" takes torch's
+            own operators.
 
     Raises:
         UserError: a value is not one of those allowed.
@@ -42,12 +44,12 @@ class EmbeddingSettings:
     longest: int = LONGEST
     overlap: int = LONGEST // 2
     token_budget: int | None = None
-    compile: str = "auto"
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("long_proteins policy", self.long_policy, LONG_POLICIES)
-        _one_of("compile", self.compile, COMPILING)
+        _one_of("kernels", self.kernels, KERNELS)
         for pooling in self.pooling:
             _one_of("pooling", pooling, POOLINGS)
         if not self.pooling or not self.layers:

@@ -21,11 +21,18 @@ from virnucpro.models.load import device_name, parse_device
 from virnucpro.models.packed import PackedESM2
 from virnucpro.models.precision import dtype_name, resolve_precision
 from virnucpro.models.segments import Segments
+from virnucpro.models.steps.choose import choose_steps
 from virnucpro.weights.architectures import Architecture
 from virnucpro.weights.files import load_checkpoint, locate_checkpoint
 
 Batch = Sequence[tuple[str, str]]
 BatchConverter = Callable[[Batch], tuple[list[str], list[str], Tensor]]
+
+
+def _forget(module: nn.Module, _: object) -> None:
+    """Other weights were loaded: what was computed from the old ones goes."""
+    assert isinstance(module, ESM2WithFlashAttention)
+    module._packed = None
 
 
 class ESM2WithFlashAttention(nn.Module):
@@ -61,6 +68,7 @@ class ESM2WithFlashAttention(nn.Module):
                 "wrap it first and cast it then"
             )
         widen_rotary(model)
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         self.packed()
 
     @property
@@ -95,6 +103,7 @@ class ESM2WithFlashAttention(nn.Module):
                 weight.device, weight.dtype, architecture.head_dim, self._logger
             )
             self._packed = PackedESM2(fuse_parameters(self.model), architecture, attention)
+            choose_steps(self._packed, weight.dtype, self._logger)
             self.config.use_flash_attention_2 = attention.implementation == FLASH
         return self._packed
 
@@ -213,6 +222,10 @@ def load_esm2_model(
     Raises:
         UserError: an unknown model, a missing device, weights that cannot be had or do not fit.
     """
+    if precision == "fp8":
+        raise UserError(
+            "precision fp8 is for embedding jobs (virnucpro.embed and the workflow): take auto, fp32, fp16 or bf16"
+        )
     logger = logger or logging.getLogger(__name__)
     place = parse_device(device)
     dtype = resolve_precision(precision, place)

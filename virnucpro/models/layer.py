@@ -1,7 +1,6 @@
 """One ESM-2 transformer layer on packed tokens, as two steps with the attention between them.
 
-The steps take tensors alone, so that ``torch.compile`` compiles them once and every layer reuses
-the result. ``x`` is the residual stream ``(T, D)``; what enters a matrix product has the weights' dtype.
+``x`` is the residual stream ``(T, D)``; what enters a matrix product has the weights' dtype.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from virnucpro.models.parameters import LayerParameters
-from virnucpro.models.rotary import rotate, rotate_in_place
+from virnucpro.models.rotary import rotate_in_place
 
 LAYER_NORM_EPS = 1e-5
 
@@ -29,26 +28,12 @@ def project_qkv(
     Args:
         q_scale: ``head_dim ** -0.5``, or 1.0 when the attention kernel scales.
     """
-    q, k, v = _projections(x, p, heads)
-    q = q.float() * q_scale
-    return rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v
-
-
-def project_qkv_in_place(
-    x: Tensor, p: LayerParameters, cos: Tensor, sin: Tensor, heads: int, q_scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`project_qkv` for running without a compiler: q and k are turned where they lie."""
-    q, k, v = _projections(x, p, heads)
-    turn = torch.complex(cos, sin)
-    rotate_in_place(q, turn * q_scale)
-    rotate_in_place(k, turn)
-    return q, k, v
-
-
-def _projections(x: Tensor, p: LayerParameters, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     tokens, dim = x.shape
     y = normalise(x, p.attention_norm_weight, p.attention_norm_bias).to(p.qkv_weight.dtype)
     q, k, v = F.linear(y, p.qkv_weight, p.qkv_bias).view(tokens, 3, heads, dim // heads).unbind(1)
+    turn = torch.complex(cos, sin)
+    rotate_in_place(q, turn * q_scale)
+    rotate_in_place(k, turn)
     return q, k, v
 
 
@@ -63,13 +48,15 @@ def finish_layer(x: Tensor, attended: Tensor, p: LayerParameters) -> Tensor:
     """
     x = x + F.linear(attended.reshape(x.shape), p.out_weight, p.out_bias)
     y = normalise(x, p.final_norm_weight, p.final_norm_bias).to(p.fc1_weight.dtype)
-    y = F.gelu(F.linear(y, p.fc1_weight, p.fc1_bias))  # the exact form with erf, as fair-esm's
-    return (x + F.linear(y, p.fc2_weight, p.fc2_bias)).to(x.dtype)
+    return x + F.linear(feed_forward_hidden(y, p), p.fc2_weight, p.fc2_bias)
 
 
-def embed_tokens(
-    tokens: Tensor, weight: Tensor, sequence: Tensor, sequences: int, token_dropout: bool, dtype: torch.dtype
-) -> Tensor:
+def feed_forward_hidden(y: Tensor, p: LayerParameters) -> Tensor:
+    """The feed-forward's hidden layer ``(T, 4 D)`` of normalised ``y``; GELU with erf, as fair-esm's."""
+    return F.gelu(F.linear(y, p.fc1_weight, p.fc1_bias))
+
+
+def embed_tokens(tokens: Tensor, weight: Tensor, sequence: Tensor, sequences: int, token_dropout: bool) -> Tensor:
     """The scaled token embedding, which is ESM-2's layer 0.
 
     With token dropout, rows of mask tokens are zeroed and the rest is scaled by
@@ -77,9 +64,9 @@ def embed_tokens(
     EOS (fair-esm's ``ESM2.forward``); without a mask token that is 0.88 exactly.
 
     Returns:
-        ``(T, D)`` in ``dtype``.
+        float32 ``(T, D)``.
     """
-    x = F.embedding(tokens, weight).to(dtype)
+    x = F.embedding(tokens, weight).float()
     if not token_dropout:
         return x
     masked = tokens == MASK
@@ -88,7 +75,7 @@ def embed_tokens(
     counts[1].index_add_(0, sequence, torch.ones_like(masked, dtype=torch.float32))
     kept = 1 - counts[0] / counts[1]
     x = x.masked_fill(masked.unsqueeze(1), 0.0)
-    return x * (1 - 0.15 * 0.8) / kept[sequence].unsqueeze(1).to(dtype)
+    return x * (1 - 0.15 * 0.8) / kept[sequence].unsqueeze(1)
 
 
 MASK = 32

@@ -11,7 +11,7 @@ import torch
 from virnucpro.errors import UserError
 from virnucpro.models.attention import choose_attention
 from virnucpro.models.packed import PackedESM2
-from virnucpro.models.precision import dtype_name
+from virnucpro.models.precision import dtype_name, parameter_dtype
 from virnucpro.weights.files import load_state_dict
 from virnucpro.weights.manifest import WeightsManifest
 
@@ -49,9 +49,13 @@ def load_packed(
 ) -> PackedESM2:
     """Load the embedding part, memory-mapped, tensor by tensor to the device.
 
+    Args:
+        dtype: of the parameters; for float8 they are bfloat16, which :func:`choose_steps` then converts.
+
     Raises:
         UserError: the weights are not those of their manifest, or do not fit into the device's memory.
     """
+    dtype = parameter_dtype(dtype)
     attention = choose_attention(device, dtype, manifest.architecture.head_dim, logger)
     state = load_state_dict(weights, manifest=manifest)
     architecture = manifest.architecture

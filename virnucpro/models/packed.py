@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from virnucpro.models.attention import PackedAttention
-from virnucpro.models.layer import embed_tokens, normalise
+from virnucpro.models.layer import embed_tokens
 from virnucpro.models.parameters import ModelParameters, arrange_parameters
 from virnucpro.models.rotary import rotary_tables
 from virnucpro.models.segments import Segments
-from virnucpro.models.steps import LayerSteps
+from virnucpro.models.steps.base import LayerSteps, Stream
+from virnucpro.models.steps.eager import EagerSteps
 from virnucpro.weights.architectures import Architecture
 
 
@@ -24,21 +25,18 @@ class PackedESM2:
     stream in half precision loses more than everything else together: pooled errors against
     float64, 24 layers of 480 channels, were 8e-4 in float16 with a float32 stream, 4e-3 with a
     float16 stream, and 3e-3 in fair-esm's own ``.half()`` (bfloat16: 8e-3, 1.8e-2, 1.9e-2).
+
+    Attributes:
+        q_scale: what q is multiplied with before the rotary: ``head_dim ** -0.5``, or 1.0 when the attention scales.
+        steps: what runs around the attention; :mod:`virnucpro.models.steps.choose` has faster ones.
     """
 
-    def __init__(
-        self,
-        parameters: ModelParameters,
-        architecture: Architecture,
-        attention: PackedAttention,
-        *,
-        residual_dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, parameters: ModelParameters, architecture: Architecture, attention: PackedAttention) -> None:
         self.parameters = parameters
         self.architecture = architecture
         self.attention = attention
-        self.steps = LayerSteps(architecture.heads, 1.0 if attention.scales else architecture.head_dim**-0.5)
-        self.residual_dtype = residual_dtype
+        self.q_scale = 1.0 if attention.scales else architecture.head_dim**-0.5
+        self.steps: LayerSteps = EagerSteps(parameters, architecture.heads, self.q_scale)
         self._rotary_sources = _first_equal(parameters.inv_freq)
 
     @classmethod
@@ -72,37 +70,35 @@ class PackedESM2:
                 above the highest one are not computed.
 
         Returns:
-            For each layer ``(T, D)`` in the residual stream's dtype. The last layer alone has gone
-            through ``emb_layer_norm_after``; that one is float32.
+            For each layer float32 ``(T, D)``. The last layer alone has gone through ``emb_layer_norm_after``.
         """
-        p, last = self.parameters, self.architecture.layers
+        last = self.architecture.layers
         unknown = [layer for layer in layers if not 0 <= layer <= last]
         if unknown:
             raise ValueError(f"layers {unknown} asked of a model with layers 0 to {last}")
+        with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]  # kernels start on the current device
+            return self._run(tokens, segments, layers)
+
+    def _run(self, tokens: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
+        p, last = self.parameters, self.architecture.layers
         x = embed_tokens(
             tokens,
             p.embed_tokens,
             segments.sequence,
             len(segments.lengths),
             self.architecture.token_dropout,
-            self.residual_dtype,
         )
-        found = {0: x} if 0 in layers else {}
-        run = p.layers[: max(layers, default=0)]
-        sources = self._rotary_sources[: len(run)]
+        found = {0: x.clone()} if 0 in layers else {}  # the steps may change the stream in place
+        sources = self._rotary_sources[: max(layers, default=0)]
         tables = {source: rotary_tables(p.inv_freq[source], segments.positions) for source in set(sources)}
-        if run:
-            q, k, v = self.steps.project(x, run[0], *tables[sources[0]])
-        for number, layer in enumerate(run, start=1):
-            attended = self.attention(q, k, v, segments)
-            if number < len(run):
-                x, q, k, v = self.steps.advance(x, attended, layer, run[number], *tables[sources[number]])
-            else:
-                x = self.steps.finish(x, attended, layer)
-            if number in layers and number < last:
-                found[number] = x
+        stream = Stream(x)
+        for number, source in enumerate(sources):
+            stream, q, k, v = self.steps.project(stream, number, *tables[source])
+            stream = self.steps.finish(stream, self.attention(q, k, v, segments), number)
+            if number + 1 in layers and number + 1 < last:
+                found[number + 1] = self.steps.representation(stream, number + 1)
         if last in layers:
-            found[last] = normalise(x, p.after_norm_weight, p.after_norm_bias)
+            found[last] = self.steps.final(stream)
         return found
 
 

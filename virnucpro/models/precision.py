@@ -9,13 +9,17 @@ import torch
 
 from virnucpro.errors import UserError
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+"""The dtype of the matrix products' inputs; with fp8 everything else is bfloat16."""
 
 FAST_HALF = (7, 0)
 """From compute capability 7.0 (Volta) on, tensor cores multiply float16 with float32 sums."""
 
 BFLOAT16 = (8, 0)
 """From compute capability 8.0 (Ampere) on, bfloat16 is computed by the hardware."""
+
+FLOAT8 = (8, 9)
+"""From compute capability 8.9 (Ada) on, tensor cores multiply float8."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -25,7 +29,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     more bits than bfloat16. So "auto" is float16 on a GPU with tensor cores, float32 elsewhere.
 
     Raises:
-        UserError: an unknown precision, or bf16 on a GPU that only emulates it.
+        UserError: an unknown precision, bf16 on a GPU that only emulates it, or fp8 where there is none.
     """
     if precision == "auto":
         return torch.float16 if _capability(device) >= FAST_HALF else torch.float32
@@ -35,11 +39,22 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         raise UserError(
             f"{torch.cuda.get_device_name(device)} does not compute bf16: take precision auto, fp16 or fp32"
         )
+    if precision == "fp8" and _capability(device) < FLOAT8:
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise UserError(
+            f"precision fp8 needs a GPU of compute capability 8.9 or newer (Ada, Hopper), and this is {where}: "
+            "take precision auto"
+        )
     return DTYPES[precision]
 
 
+def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that parameters are loaded in for products in ``dtype``: bfloat16 for float8, else the same."""
+    return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+
+
 def dtype_name(dtype: torch.dtype) -> str:
-    """ "float16", "bfloat16" or "float32"."""
+    """ "float16", "bfloat16", "float32" or "float8_e4m3fn"."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from virnucpro.chunking import split_proteins
+from virnucpro.chunking.split import split_proteins
 from virnucpro.jobs import job
 
 with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as log:

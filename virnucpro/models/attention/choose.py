@@ -15,6 +15,7 @@ from virnucpro.models.attention.bucketed import BucketedAttention
 from virnucpro.models.attention.efficient import EfficientAttention
 from virnucpro.models.attention.flash_operator import FlashOperatorAttention
 from virnucpro.models.attention.runs import FlashRunsAttention, RunsAttention
+from virnucpro.models.attention.triton_flash import TritonAttention
 from virnucpro.models.attention.varlen import VarlenAttention
 from virnucpro.models.segments import Segments
 
@@ -22,6 +23,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Largest difference from float32 mathematics on values of unit variance: a few roundings of the dtype."""
 
 FLASH_CHOICES: tuple[Callable[[], PackedAttention], ...] = (
+    TritonAttention,
     VarlenAttention,
     FlashOperatorAttention,
     FlashRunsAttention,
@@ -34,9 +36,10 @@ def choose_attention(
 ) -> PackedAttention:
     """The fastest attention that runs here and agrees with plain mathematics.
 
-    On a CPU that is SDPA over runs of equal length. On a GPU: FlashAttention-2 where the device has
-    it and the dtype is float16 or bfloat16, first by ``varlen_attn``, else by the operator behind it,
-    else by SDPA over runs of equal length; then the memory-efficient kernel; and last padded SDPA.
+    On a CPU that is SDPA over runs of equal length. On a GPU: FlashAttention-2 where the device has it and
+    the dtype is float16 or bfloat16, first by our Triton kernel, whose smaller blocks suit proteins (1.3 to 1.9
+    times ``varlen_attn`` on an H200), then by ``varlen_attn``, else by the operator behind it, else by SDPA over
+    runs of equal length; then the memory-efficient kernel; and last padded SDPA.
 
     The choice and its reason are logged, in words that :func:`log_attention` shares with other programs.
     """
