@@ -86,7 +86,7 @@ def compare_with_forward(
     )
     with exact_products():
         dtype = resolve_precision("auto", place)
-        some = proteins[:: max(1, count // 20000)]
+        some = proteins[:: max(1, count // 10000)]
         run = engines.ours(architecture, some, place, dtype, fused=kernels == "auto" and place.type == "cuda")
         seconds = best_of(run, place, 1)
     rate = sum(len(ids) + 2 for ids in some) / seconds

@@ -18,7 +18,7 @@ from virnucpro.models.precision import DTYPES, exact_products, resolve_precision
 
 CLASSES = {
     "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "matmul", "addmm", "mkldnn_linear"),
-    "attention": ("flash", "fmha", "attention"),
+    "attention": ("flash", "fmha", "attention", "_attend"),
     "copies host-device": ("memcpy",),
     "pooling": ("segment_reduce",),
     "fused kernels": ("_norm", "_rotate", "_gelu", "_rows"),

@@ -25,7 +25,9 @@ def _attend(
     v,
     out,
     ends,
-    token_stride,
+    q_stride,
+    k_stride,
+    v_stride,
     out_stride,
     HEAD_DIM: tl.constexpr,
     BLOCK_HEAD: tl.constexpr,
@@ -43,22 +45,21 @@ def _attend(
     column = tl.program_id(1) * HEAD_DIM + channel
     rows = first + tl.arange(0, QUERIES)
     here = (rows < length)[:, None] & real[None, :]
-    query = tl.load(q + (begin + rows)[:, None] * token_stride + column[None, :], mask=here, other=0.0)
+    query = tl.load(q + (begin + rows)[:, None] * q_stride + column[None, :], mask=here, other=0.0)
     place = tl.arange(0, KEYS)
-    keys = k + (begin + place)[None, :] * token_stride + column[:, None]
-    values = v + (begin + place)[:, None] * token_stride + column[None, :]
+    keys = k + (begin + place)[None, :] * k_stride + column[:, None]
+    values = v + (begin + place)[:, None] * v_stride + column[None, :]
     largest = tl.full([QUERIES], float("-inf"), tl.float32)
     weight = tl.zeros([QUERIES], tl.float32)
     found = tl.zeros([QUERIES, BLOCK_HEAD], tl.float32)
     whole = length // KEYS * KEYS
     for start in range(0, whole, KEYS):
-        step = start * token_stride
         if BLOCK_HEAD == HEAD_DIM:
-            key = tl.load(keys + step)
-            value = tl.load(values + step)
+            key = tl.load(keys + start * k_stride)
+            value = tl.load(values + start * v_stride)
         else:
-            key = tl.load(keys + step, mask=real[:, None], other=0.0)
-            value = tl.load(values + step, mask=real[None, :], other=0.0)
+            key = tl.load(keys + start * k_stride, mask=real[:, None], other=0.0)
+            value = tl.load(values + start * v_stride, mask=real[None, :], other=0.0)
         logits = tl.dot(query, key) * LOG2_E
         new = tl.maximum(largest, tl.max(logits, 1))
         shares = tl.exp2(logits - new[:, None])
@@ -67,11 +68,10 @@ def _attend(
         found = tl.dot(shares.to(value.dtype), value, found * shrink[:, None])
         largest = new
     if whole < length:
-        step = whole * token_stride
         left = place < length - whole
         # Behind the end lies another sequence, whose values need not be finite: they count as zeros.
-        key = tl.load(keys + step, mask=left[None, :] & real[:, None], other=0.0)
-        value = tl.load(values + step, mask=left[:, None] & real[None, :], other=0.0)
+        key = tl.load(keys + whole * k_stride, mask=left[None, :] & real[:, None], other=0.0)
+        value = tl.load(values + whole * v_stride, mask=left[:, None] & real[None, :], other=0.0)
         logits = tl.where(left[None, :], tl.dot(query, key) * LOG2_E, float("-inf"))
         new = tl.maximum(largest, tl.max(logits, 1))
         shares = tl.exp2(logits - new[:, None])
@@ -86,7 +86,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int)
     """Softmax attention within each sequence; q comes scaled.
 
     Args:
-        q, k, v: float16 or bfloat16 ``(T, heads, head_dim)``, of equal strides, heads and channels contiguous.
+        q, k, v: float16 or bfloat16 ``(T, heads, head_dim)``; a token's heads and channels lie together.
         cu_seqlens: int32 ``(sequences + 1,)``.
 
     Returns:
@@ -102,6 +102,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int)
         out,
         cu_seqlens,
         q.stride(0),
+        k.stride(0),
+        v.stride(0),
         heads * head_dim,
         head_dim,
         max(16, triton.next_power_of_2(head_dim)),
