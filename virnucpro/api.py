@@ -43,7 +43,7 @@ def embed(
         model: a released model's name, ``esm2_demo`` (random weights, to try things out), or a checkpoint's path.
         layers: ``"last"``, a number (negative ones count from the end), or several.
         pooling: ``"mean"``, ``"per_residue"``, or both.
-        precision: ``"auto"``, ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        precision: ``"auto"``, ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``.
         long_policy, longest, overlap: what is done to proteins of more than ``longest`` residues.
         formats: of the tables: ``"parquet"``, ``"hdf5"``, ``"virnucpro_pt"``, ``"npy"``.
         dtype: of the tables, ``"float32"`` or ``"float16"``.

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--model", default="esm2_t36_3B_UR50D", help="name or checkpoint (default: %(default)s)")
     embed.add_argument("--layers", nargs="+", type=_layer, default=["last"], help="default: last")
     embed.add_argument("--pooling", nargs="+", choices=["mean", "per_residue"], default=["mean"])
-    embed.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto")
+    embed.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16", "fp8"], default="auto")
     embed.add_argument("--long", choices=["window", "truncate", "full"], default="window", help="long proteins")
     embed.add_argument("--formats", nargs="+", choices=["parquet", "hdf5", "npy", "virnucpro_pt"], default=["parquet"])
     embed.set_defaults(run=_embed)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.benchmarks.tables import accuracy_table, speed_table
 from tests.workflow.running import ROOT, snakemake
 from virnucpro.embedding.budget import LOWEST_BUDGET, bytes_per_token
 from virnucpro.report.plan import H200_TOKENS_PER_SECOND
@@ -198,6 +199,12 @@ def test_the_speeds_of_docs_and_dry_runs_are_the_same() -> None:
     assert list(H200_TOKENS_PER_SECOND.values()) in speeds
     rate = H200_TOKENS_PER_SECOND["esm2_t36_3B_UR50D"]
     assert f"about {round(302e6 / rate / 60)} minutes with 3B" in text
+
+
+def test_the_readmes_tables_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert accuracy_table() in text
+    assert speed_table() in text
 
 
 def test_every_model_and_config_key_is_documented() -> None:

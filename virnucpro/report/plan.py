@@ -16,8 +16,8 @@ from virnucpro.report.totals import number
 from virnucpro.sequences.estimate import Amount, estimate
 from virnucpro.storage.chunk_file import read_chunk_file
 
-H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 224_000, "esm2_t36_3B_UR50D": 76_000}
-"""A prototype of the packed engine in bf16, not compiled, on one NVIDIA H200 with torch 2.11; in docs/models.md too."""
+H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 95_600}
+"""In fp16 on one NVIDIA H200 with torch 2.11 (tests/benchmarks/results); in docs/models.md too."""
 
 
 @dataclass(frozen=True)
