@@ -258,6 +258,19 @@ def test_unknown_layers_are_left_out_as_fair_esm_does(checkpoint: Path, original
     assert model(tokens)["representations"] == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_loaded_later_are_used(dtype: torch.dtype) -> None:
+    first, second = (random_state_dict(TINY, seed=seed) for seed in (3, 4))
+    model = ESM2WithFlashAttention(fair_esm(first, TINY)).to(dtype)
+    other = ESM2WithFlashAttention(fair_esm(second, TINY)).to(dtype)
+    tokens = model.alphabet.get_batch_converter()(BATCH)[2]
+    before = model(tokens, repr_layers=[3])["representations"][3]
+    model.load_state_dict(other.state_dict())
+    after = model(tokens, repr_layers=[3])["representations"][3]
+    assert torch.equal(after, other(tokens, repr_layers=[3])["representations"][3])
+    assert not torch.equal(after, before)
+
+
 def test_gaps_within_a_row_keep_their_positions(checkpoint: Path, original: ESM2) -> None:
     """fair-esm counts a position for padding in the middle of a row; so must we."""
     model, convert = load_esm2_model(str(checkpoint), "cpu")

@@ -25,6 +25,9 @@ TOLERANCE = {torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
 FP8_LIMIT = 1e-2
 """Largest 1 - cosine to bfloat16 of a pooled vector with which float8 is used at all."""
 
+TRITONS = (8, 0)
+"""Triton supports compute capability 8.0 and newer; on older GPUs its compiler can end the process."""
+
 TOKENS = 330
 """Tokens that steps are compared on: no multiple of any kernel's tile."""
 
@@ -37,7 +40,7 @@ def choose_steps(model: PackedESM2, dtype: torch.dtype, logger: logging.Logger) 
     """
     if dtype == torch.float8_e4m3fn:
         use_fp8_steps(model, logger)
-    elif model.device.type == "cuda":
+    elif model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= TRITONS:
         use_fused_steps(model, logger)
 
 
