@@ -129,6 +129,29 @@ def test_kernels_that_err_are_not_trusted(
     assert "from plain operators: layers run eager, slower" in caplog.text
 
 
+@pytest.mark.parametrize("dim", [72, 320])
+def test_kernels_that_end_in_float8(kernels: ModuleType, dim: int) -> None:
+    """Scales exactly, values roughly: the interpreter loses the carry of some roundings; tests/gpu has the limit."""
+    float8 = importlib.import_module("virnucpro.models.steps.kernels_fp8")
+    x = numbers(9, dim) * torch.logspace(-3, 3, 9)[:, None]
+    addend, (offset, weight, bias) = numbers(9, dim, seed=1).bfloat16(), numbers(3, dim, seed=2)
+    summed = x + addend.float()
+    stream = x.clone()
+    cases = {
+        "rows": (float8.rows(x), x),
+        "gelu": (float8.gelu(x, bias), F.gelu(x + bias)),
+        "add_norm": (
+            float8.add_norm(stream, addend, offset, weight, bias),
+            F.layer_norm(summed + offset, (dim,), weight, bias, 1e-5),
+        ),
+    }
+    torch.testing.assert_close(stream, summed)
+    for (values, scales), expected in cases.values():
+        torch.testing.assert_close(scales, expected.abs().amax(1, keepdim=True) / 448, rtol=1e-4, atol=1e-9)
+        distance = (values.float() * scales - expected).norm(dim=1)
+        assert (distance <= 0.15 * expected.norm(dim=1)).all()
+
+
 @pytest.mark.parametrize("head_dim", [16, 24, 64])
 def test_the_attention_kernel(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, head_dim: int) -> None:
     module = importlib.import_module("virnucpro.models.attention.kernel_triton")
