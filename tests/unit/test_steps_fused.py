@@ -26,7 +26,7 @@ from virnucpro.models.steps.eager import EagerSteps
 from virnucpro.weights.architectures import Architecture
 
 LOGGER = logging.getLogger("test")
-SEQUENCES = ["MKLVWY" * 9, "ACD", "MKT" * 40]
+SEQUENCES = ["MKLVWY" * 3, "ACD", "MKT" * 7]  # the interpreter is slow
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ FP8_LIMIT = 1e-2
 TRITONS = (8, 0)
 """Triton supports compute capability 8.0 and newer; on older GPUs its compiler can end the process."""
 
-TOKENS = 330
+TOKENS = 70
 """Tokens that steps are compared on: no multiple of any kernel's tile."""
 
 
