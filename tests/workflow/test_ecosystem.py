@@ -31,6 +31,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_generated_unit_tests_pass(clone: Path) -> None:
     result = snakemake(clone, "--generate-unit-tests", snakefile=None)
     assert result.code == 0, result.text
