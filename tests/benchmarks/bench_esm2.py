@@ -131,7 +131,7 @@ MAKERS: dict[str, Callable[..., engines.Run]] = {
     "ours, fused": lambda *args: engines.ours(*args, fused=True),
     "fair-esm, 4096": lambda *args: engines.fair_esm(*args, budget=4096),
     "fair-esm, 16384": lambda *args: engines.fair_esm(*args, budget=16384),
-    "transformers sdpa": engines.transformers_sdpa,
+    "transformers sdpa": peers.transformers_sdpa,
     "faesm sdpa": peers.faesm_sdpa,
     "FastPLMs sdpa": peers.fastplms_sdpa,
 }

@@ -1,4 +1,4 @@
-"""Ways to embed, each as a function that makes a run: ours, fair-esm's as esm-extract drives it, transformers'.
+"""Ways to embed, each as a function that makes a run: ours, and fair-esm's as esm-extract drives it.
 
 A run computes the last layer's mean over residues of all proteins and returns nothing; weights are
 random, which changes no one's speed.
@@ -82,47 +82,6 @@ def fair_esm(
                 hidden = model(tokens.to(place), repr_layers=[last])["representations"][last]
                 means = [hidden[row, 1 : length + 1].mean(0) for row, length in enumerate(lengths)]
                 torch.stack(means).float().cpu()
-
-    return run
-
-
-def transformers_sdpa(
-    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 32768
-) -> Run:
-    """transformers' ``EsmModel`` with SDPA attention, sorted by length and padded.
-
-    Raises:
-        ImportError: transformers is not installed.
-    """
-    from transformers import EsmConfig, EsmModel
-
-    config = EsmConfig(
-        vocab_size=33,
-        hidden_size=architecture.embed_dim,
-        num_hidden_layers=architecture.layers,
-        num_attention_heads=architecture.heads,
-        intermediate_size=4 * architecture.embed_dim,
-        position_embedding_type="rotary",
-        token_dropout=True,
-        emb_layer_norm_before=False,
-        pad_token_id=1,
-        mask_token_id=32,
-        max_position_embeddings=4100,
-        layer_norm_eps=1e-5,
-    )
-    config._attn_implementation = "sdpa"
-    with torch.device(place):
-        model = EsmModel(config, add_pooling_layer=False).eval().to(dtype)
-    batches = padded_batches(proteins, budget)
-
-    def run() -> None:
-        with torch.inference_mode():
-            for tokens, lengths in batches:
-                ids = tokens.to(place)
-                hidden = model(input_ids=ids, attention_mask=(ids != 1).long()).last_hidden_state
-                place_of = torch.arange(ids.shape[1], device=place)
-                inside = (place_of > 0) & (place_of <= torch.tensor(lengths, device=place)[:, None])
-                ((hidden * inside[..., None]).sum(1, dtype=torch.float32) / inside.sum(1)[:, None]).cpu()
 
     return run
 

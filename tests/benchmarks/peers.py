@@ -18,6 +18,22 @@ from tests.benchmarks.engines import Proteins, Run, padded_batches
 from virnucpro.weights.architectures import Architecture
 
 
+def transformers_sdpa(
+    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 32768
+) -> Run:
+    """transformers' ``EsmModel`` with SDPA attention, sorted by length and padded.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    transformers: Any = import_module("transformers")
+    config = transformers.EsmConfig(**_sizes(architecture))
+    config._attn_implementation = "sdpa"
+    with torch.device(place):
+        model: nn.Module = transformers.EsmModel(config, add_pooling_layer=False)
+    return _padded_run(model.eval().to(dtype), proteins, place, budget)
+
+
 def faesm_sdpa(
     architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 32768
 ) -> Run:

@@ -89,7 +89,7 @@ def verify_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
         raise UserError(f"checkpoint {path} is cut short or damaged ({error}): {_REPLACE}") from None
     if damaged is not None:
         raise UserError(f"checkpoint {path} is damaged (checksum of its record {damaged}): {_REPLACE}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from virnucpro.models.parameters import LayerParameters
-from virnucpro.models.steps import kernels, kernels_fp8
+from virnucpro.models.steps import kernels_fp8
 from virnucpro.models.steps.base import Stream
 from virnucpro.models.steps.calibration import corrected, mean_inputs
 from virnucpro.models.steps.fused import FusedSteps
@@ -62,9 +62,7 @@ class Fp8Steps(FusedSteps):
             stream.x, addend, self.offsets[2 * number], p.attention_norm_weight, p.attention_norm_bias
         )
         qkv = scaled_product(y, self.layers[number].qkv)
-        kernels.rotate_qk(qkv, p.qkv_bias, cos, sin, self.heads, self.q_scale)
-        q, k, v = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
-        return Stream(stream.x), q, k, v
+        return (Stream(stream.x), *self._rotated(qkv, p.qkv_bias, cos, sin))
 
     def finish(self, stream: Stream, attended: Tensor, number: int) -> Stream:
         if number < self.wide:

@@ -40,10 +40,7 @@ class FusedSteps:
         y = kernels.norm(
             stream.x, self.offsets[2 * number], p.attention_norm_weight, p.attention_norm_bias, p.qkv_weight.dtype
         )
-        qkv = F.linear(y, p.qkv_weight)
-        kernels.rotate_qk(qkv, p.qkv_bias, cos, sin, self.heads, self.q_scale)
-        q, k, v = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
-        return stream, q, k, v
+        return (stream, *self._rotated(F.linear(y, p.qkv_weight), p.qkv_bias, cos, sin))
 
     def finish(self, stream: Stream, attended: Tensor, number: int) -> Stream:
         p = self.parameters.layers[number]
@@ -55,6 +52,12 @@ class FusedSteps:
         kernels.gelu(hidden, p.fc1_bias)
         self._accumulate(stream.x, hidden, p.fc2_weight)
         return stream
+
+    def _rotated(self, qkv: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v ``(T, heads, head_dim)`` of the projections ``(T, 3 D)``, which are changed in place."""
+        kernels.rotate_qk(qkv, bias, cos, sin, self.heads, self.q_scale)
+        q, k, v = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
+        return q, k, v
 
     def representation(self, stream: Stream, layers: int) -> Tensor:
         return stream.x + self.offsets[2 * layers]
@@ -73,7 +76,7 @@ def choose_accumulation(device: torch.device, dtype: torch.dtype) -> Accumulate:
     half = torch.ones(8, 8, device=device, dtype=dtype)
     try:
         _accumulate_in_product(x, half, half)
-    except (RuntimeError, TypeError, NotImplementedError):
+    except (RuntimeError, TypeError):
         return _accumulate_afterwards
     return _accumulate_in_product
 
