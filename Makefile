@@ -48,7 +48,7 @@ format: env ## put the code into the project's format
 	$(BIN)/snakefmt workflow
 
 bench: env ## speed beside fair-esm and others, on this machine
-	$(BIN)/python -m tests.benchmarks.bench_esm2
+	$(BIN)/python -m benchmarks.bench_esm2
 
 clean: ## remove the environment and what the demo made
 	rm -rf $(VENV) results resources .snakemake

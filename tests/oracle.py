@@ -10,7 +10,7 @@ from esm.data import Alphabet
 from esm.model.esm2 import ESM2
 from torch import Tensor
 
-from virnucpro.weights.architectures import Architecture
+from virnucpro.models.esm2.sizes import Architecture
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
 

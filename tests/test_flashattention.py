@@ -19,6 +19,8 @@ from esm.model.esm2 import ESM2
 from torch import Tensor, nn
 
 from tests.oracle import fair_esm, random_protein
+from virnucpro.attention.candidates import BucketedAttention, RunsAttention
+from virnucpro.base.errors import UserError
 from virnucpro.cuda import attention_utils
 from virnucpro.cuda.attention_utils import (
     FLASH,
@@ -28,12 +30,9 @@ from virnucpro.cuda.attention_utils import (
     get_attention_implementation,
     is_flash_attention_available,
 )
-from virnucpro.errors import UserError
 from virnucpro.models import ESM2WithFlashAttention, load_esm2_model
-from virnucpro.models.attention.bucketed import BucketedAttention
-from virnucpro.models.attention.runs import RunsAttention
-from virnucpro.weights.architectures import ESM2_MODELS, Architecture
-from virnucpro.weights.synthetic import random_state_dict, write_checkpoint
+from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
+from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Architecture(layers=3, embed_dim=64, heads=4)

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from virnucpro.api import embed
-    from virnucpro.errors import UserError
-    from virnucpro.storage.reading import read_embeddings, read_residues
+    from virnucpro.base.errors import UserError
+    from virnucpro.storage.tables.reading import read_embeddings, read_residues
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "embed", "read_embeddings", "read_residues"]
 
 _HOMES = {
     "embed": "virnucpro.api",
-    "UserError": "virnucpro.errors",
-    "read_embeddings": "virnucpro.storage.reading",
-    "read_residues": "virnucpro.storage.reading",
+    "UserError": "virnucpro.base.errors",
+    "read_embeddings": "virnucpro.storage.tables.reading",
+    "read_residues": "virnucpro.storage.tables.reading",
 }
 
 

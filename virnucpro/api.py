@@ -8,8 +8,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from virnucpro.errors import UserError
-from virnucpro.storage.names import TABLES
+from virnucpro.base.errors import UserError
+from virnucpro.storage.tables import TABLES
 from virnucpro.weights.manifest import WeightsManifest
 
 
@@ -58,12 +58,12 @@ def embed(
         UserError: anything that the user can mend; the sentence says how.
     """
     # torch takes seconds to load, so nothing of it is imported with the package.
+    from virnucpro.base.settings import EmbeddingSettings, resolve_layers
     from virnucpro.chunking.size import default_chunk_residues
     from virnucpro.chunking.split import split_proteins
-    from virnucpro.embedding.identity import identity
-    from virnucpro.embedding.job import embed_chunk
-    from virnucpro.embedding.settings import EmbeddingSettings, resolve_layers
+    from virnucpro.engine.job import embed_chunk
     from virnucpro.storage.chunk_file import ChunkError
+    from virnucpro.storage.identity import identity
     from virnucpro.storage.merge import merge_embeddings
     from virnucpro.storage.verify import verify_chunk
 
@@ -120,8 +120,9 @@ def embed(
 
 def _weights(model: str, folder: Path, log: logging.Logger) -> tuple[Path, Path, WeightsManifest]:
     """Converted weights: those that are there, when they were made from this model, or new ones."""
-    from virnucpro.weights.files import prepare_weights, read_manifest
-    from virnucpro.weights.locate import is_model_name
+    from virnucpro.weights.find import is_model_name
+    from virnucpro.weights.manifest import read_manifest
+    from virnucpro.weights.prepare import prepare_weights
 
     name = model if is_model_name(model) else Path(model).stem
     weights, manifest_path = folder / f"{name}.safetensors", folder / f"{name}.json"

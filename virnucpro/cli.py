@@ -60,7 +60,7 @@ def _layer(text: str) -> int | str:
 
 
 def _gpus(given: argparse.Namespace) -> None:
-    from virnucpro.cuda.report import format_report, gpu_report
+    from virnucpro.gpu_report import format_report, gpu_report
 
     print(format_report(gpu_report()))
 

@@ -15,16 +15,10 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
+from virnucpro.base.errors import UserError
+from virnucpro.base.settings import resolve_layers
 from virnucpro.chunking.size import default_chunk_residues
-from virnucpro.embedding.settings import resolve_layers
-from virnucpro.errors import UserError
-from virnucpro.weights.architectures import (
-    DEMO_ARCHITECTURE,
-    DEMO_MODEL,
-    ESM2_MODELS,
-    Architecture,
-    architecture_by_name,
-)
+from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_MODEL, ESM2_MODELS, Architecture, architecture_by_name
 
 COMPRESSION_ENDINGS = (".gz", ".bgz")
 FASTA_ENDINGS = (".fasta", ".fas", ".fa", ".faa", ".fna", ".ffn", ".fsa", ".pep", ".mpfa", ".txt")
@@ -60,7 +54,7 @@ class RunConfig:
 
     @property
     def embedding(self) -> dict[str, Any]:
-        """The arguments of :class:`virnucpro.embedding.settings.EmbeddingSettings`."""
+        """The arguments of :class:`virnucpro.base.settings.EmbeddingSettings`."""
         names = ("layers", "pooling", "precision", "long_policy", "longest", "overlap")
         return {name: getattr(self, name) for name in names}
 

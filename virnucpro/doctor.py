@@ -17,20 +17,17 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor
 
-from virnucpro.embedding.batch import Work
-from virnucpro.embedding.budget import default_budget
-from virnucpro.embedding.packing import batch_end
-from virnucpro.embedding.pooling import segment_sums, weigh
-from virnucpro.embedding.tokens import CLS, EOS
-from virnucpro.embedding.windows import cut_into_pieces
-from virnucpro.errors import UserError
-from virnucpro.models.attention import choose_attention
-from virnucpro.models.load import current_device, device_name, parse_device
-from virnucpro.models.packed import PackedESM2
+from virnucpro.attention import choose_attention
+from virnucpro.base.errors import UserError
+from virnucpro.engine.batch import Work, batch_end, cut_into_pieces
+from virnucpro.engine.load import choose_steps, current_device, device_name, parse_device
+from virnucpro.engine.run import default_budget, segment_sums, weigh
+from virnucpro.models.esm2.alphabet import CLS, EOS
+from virnucpro.models.esm2.checkpoint import load_checkpoint
+from virnucpro.models.esm2.model import PackedESM2
+from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, parameter_dtype, resolve_precision
-from virnucpro.models.steps.choose import choose_steps
-from virnucpro.weights.architectures import Architecture
-from virnucpro.weights.files import load_checkpoint, locate_checkpoint
+from virnucpro.weights.find import locate_checkpoint
 
 State = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Never
 
-from virnucpro.errors import UserError
+from virnucpro.base.errors import UserError
 
 LINE = "%(asctime)s %(message)s"
 CLOCK = "%H:%M:%S"

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from virnucpro.attention import choose_attention
+from virnucpro.attention.segments import Segments
 from virnucpro.doctor import Embedded, embed_by_fair_esm, embed_packed, random_proteins
-from virnucpro.embedding.pooling import segment_sums, weigh
-from virnucpro.models.attention import choose_attention
-from virnucpro.models.packed import PackedESM2
+from virnucpro.engine.load import use_fused_steps
+from virnucpro.engine.run import segment_sums, weigh
+from virnucpro.models.esm2.model import PackedESM2
+from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
+from virnucpro.models.esm2.synthetic import random_state_dict
 from virnucpro.models.precision import DTYPES, FLOAT8, exact_products
-from virnucpro.models.segments import Segments
-from virnucpro.models.steps.choose import use_fused_steps
-from virnucpro.weights.architectures import ESM2_MODELS, Architecture
-from virnucpro.weights.synthetic import random_state_dict
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 
@@ -115,7 +115,7 @@ def test_float8_stays_near_float32(outliers: bool) -> None:
 def test_rows_in_float8_are_rounded_once(width: int) -> None:
     if torch.cuda.get_device_capability() < FLOAT8:
         pytest.skip("float8 needs compute capability 8.9")
-    from virnucpro.models.steps import kernels_fp8
+    from virnucpro.kernels import float8 as kernels_fp8
 
     x = torch.randn(37, width, device=place()) * torch.logspace(-3, 3, 37, device=place())[:, None]
     found, scales = kernels_fp8.rows(x)

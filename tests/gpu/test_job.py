@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from tests.oracle import fair_esm, oracle_residues, random_protein
-from virnucpro.cuda.report import detect_gpu
-from virnucpro.embedding import EmbeddingSettings, embed_chunk
-from virnucpro.embedding.embed import Protein, embed_proteins
+from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.engine.embed import Protein, embed_proteins
+from virnucpro.engine.job import embed_chunk
+from virnucpro.gpu_report import detect_gpu
+from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.storage.chunk_file import ChunkFile, verify_chunk_file
-from virnucpro.weights.architectures import Architecture
-from virnucpro.weights.files import prepare_weights, read_manifest
-from virnucpro.weights.synthetic import random_state_dict, write_checkpoint
+from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.prepare import prepare_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 

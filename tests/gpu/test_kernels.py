@@ -8,6 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from virnucpro.attention.candidates import (
+    BucketedAttention,
+    EfficientAttention,
+    FlashOperatorAttention,
+    FlashRunsAttention,
+    RunsAttention,
+    TritonAttention,
+    VarlenAttention,
+)
+from virnucpro.attention.choose import TOLERANCE, choose_attention, plain_attention, try_attention
+from virnucpro.attention.segments import Segments
 from virnucpro.cuda.attention_utils import (
     FLASH,
     STANDARD,
@@ -15,15 +26,7 @@ from virnucpro.cuda.attention_utils import (
     configure_flash_attention,
     get_attention_implementation,
 )
-from virnucpro.models.attention.bucketed import BucketedAttention
-from virnucpro.models.attention.choose import TOLERANCE, choose_attention, plain_attention, try_attention
-from virnucpro.models.attention.efficient import EfficientAttention
-from virnucpro.models.attention.flash_operator import FlashOperatorAttention
-from virnucpro.models.attention.runs import FlashRunsAttention, RunsAttention
-from virnucpro.models.attention.triton_flash import TritonAttention
-from virnucpro.models.attention.varlen import VarlenAttention
 from virnucpro.models.precision import exact_products
-from virnucpro.models.segments import Segments
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 

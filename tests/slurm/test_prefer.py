@@ -10,8 +10,8 @@ import pytest
 
 from tests.slurm.commands import jobs, out_of_service, set_features, submit, wait
 from tests.slurm.testbed import NODES
-from virnucpro.cluster.prefer import gpu_partition, prefer_option
-from virnucpro.cluster.slurm import JobSize, ask_cluster
+from virnucpro.slurm.cluster import JobSize, ask_cluster
+from virnucpro.slurm.features import gpu_partition, prefer_option
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.sequences.cleaning import residue_digest
+from virnucpro.base.digest import residue_digest
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.chunk_file import write_chunk_file
 

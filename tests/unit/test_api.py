@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from virnucpro.api import embed
-from virnucpro.errors import UserError
-from virnucpro.storage.reading import read_embeddings, read_residues
+from virnucpro.base.errors import UserError
+from virnucpro.storage.tables.reading import read_embeddings, read_residues
 
 FASTA = ">a/1 one\nMKVLAAGIVGLCAKAYE*\n>b\nMKJLA\n>c\nmkvlaagivglcakaye\n>d\nM\n>e\n" + "MKVLWAALLVTF" * 5 + "\n"
 
@@ -59,8 +59,8 @@ def test_from_fasta_to_tables_and_on_again(tmp_path: Path, fasta: Path, caplog: 
 
 
 def test_a_changed_checkpoint_is_noticed(tmp_path: Path, fasta: Path) -> None:
-    from virnucpro.weights.architectures import DEMO_ARCHITECTURE
-    from virnucpro.weights.synthetic import write_checkpoint
+    from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE
+    from virnucpro.models.esm2.synthetic import write_checkpoint
 
     found = []
     for seed in (1, 2):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.errors import UserError
-from virnucpro.storage.atomic import atomic_directory, atomic_path
+from virnucpro.base.atomic import atomic_directory, atomic_path
+from virnucpro.base.errors import UserError
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from virnucpro.storage.atomic import atomic_path
+from virnucpro.base.atomic import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

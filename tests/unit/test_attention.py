@@ -10,15 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from virnucpro.attention import choose as choose_module
+from virnucpro.attention.candidates import (
+    BucketedAttention,
+    EfficientAttention,
+    FlashOperatorAttention,
+    FlashRunsAttention,
+    RunsAttention,
+    VarlenAttention,
+)
+from virnucpro.attention.choose import choose_attention, plain_attention, try_attention
+from virnucpro.attention.segments import Segments
 from virnucpro.cuda.attention_utils import FLASH, STANDARD, AttentionSupport
-from virnucpro.models.attention import choose as choose_module
-from virnucpro.models.attention.bucketed import BucketedAttention
-from virnucpro.models.attention.choose import choose_attention, plain_attention, try_attention
-from virnucpro.models.attention.efficient import EfficientAttention
-from virnucpro.models.attention.flash_operator import FlashOperatorAttention
-from virnucpro.models.attention.runs import FlashRunsAttention, RunsAttention
-from virnucpro.models.attention.varlen import VarlenAttention
-from virnucpro.models.segments import Segments
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)

@@ -149,8 +149,8 @@ def test_the_embed_job_needs_no_table_libraries() -> None:
         "import sys\n"
         "for name in ('pyarrow', 'h5py', 'pandas', 'snakemake', 'yaml'):\n"
         "    sys.modules[name] = None\n"
-        "import virnucpro.storage.chunk_file, virnucpro.storage.atomic, virnucpro.sequences.fasta\n"
-        "import virnucpro.sequences.cleaning, virnucpro.embedding.job\n"
+        "import virnucpro.storage.chunk_file, virnucpro.base.atomic, virnucpro.sequences.fasta\n"
+        "import virnucpro.sequences.residues, virnucpro.engine.job\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

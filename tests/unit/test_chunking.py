@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from virnucpro.chunking.balance import assign_chunks, chunk_count
+from virnucpro.base.digest import digest_of_digests, residue_digest
+from virnucpro.base.errors import UserError
 from virnucpro.chunking.cost import protein_costs
-from virnucpro.chunking.split import SplitCounts, split_proteins
-from virnucpro.embedding.windows import cut_into_pieces
-from virnucpro.errors import UserError
-from virnucpro.sequences.cleaning import digest_of_digests, residue_digest
+from virnucpro.chunking.size import chunk_count
+from virnucpro.chunking.split import SplitCounts, assign_chunks, split_proteins
+from virnucpro.engine.batch import cut_into_pieces
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.sequences.repeats import first_of
 from virnucpro.storage.index import read_index, read_index_summary

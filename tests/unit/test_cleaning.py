@@ -7,7 +7,8 @@ import hashlib
 import pytest
 from esm.data import Alphabet
 
-from virnucpro.sequences.cleaning import RESIDUES, clean_residues, digest_of_digests, is_residue, residue_digest
+from virnucpro.base.digest import digest_of_digests, residue_digest
+from virnucpro.sequences.residues import RESIDUES, clean_residues, is_residue
 
 
 def test_residues_are_the_one_letter_tokens_of_fair_esm() -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.cluster.gpus import is_ampere_or_newer
-from virnucpro.cluster.prefer import gpu_partition, prefer_option, preferred_features
-from virnucpro.cluster.slurm import Cluster, JobSize, ask_cluster, parse_gres, parse_groups, parse_version
+from virnucpro.slurm.cluster import Cluster, JobSize, ask_cluster, parse_gres, parse_groups, parse_version
+from virnucpro.slurm.features import gpu_partition, is_ampere_or_newer, prefer_option, preferred_features
 
 NEW = """
     ampere Ampere ada lovelace ada_lovelace hopper BLACKWELL gpu_ampere gpu:hopper nvidia-ampere

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SNAKEFILE = """
 import sys
 sys.path.insert(0, "{root}")
-from virnucpro.cluster.resources import slurm_resources
+from virnucpro.slurm.resources import slurm_resources
 
 rule all:
     input: "one.out", "two.out"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.cluster.sizing import Chunk, embed_memory_mb, embed_minutes
-from virnucpro.weights.architectures import ESM2_MODELS
+from virnucpro.models.esm2.sizes import ESM2_MODELS
+from virnucpro.slurm.sizing import Chunk, embed_memory_mb, embed_minutes
 
 MODEL_3B = ESM2_MODELS["esm2_t36_3B_UR50D"]
 USUAL = Chunk(proteins=67_000, residues=20_000_000)

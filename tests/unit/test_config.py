@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from virnucpro.base.errors import UserError
 from virnucpro.config import find_samples, load_config, sample_name
-from virnucpro.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from virnucpro import doctor as doctor_module
+from virnucpro.attention.segments import Segments
 from virnucpro.doctor import format_findings, random_proteins, run_doctor
-from virnucpro.models.segments import Segments
-from virnucpro.weights.architectures import Architecture
-from virnucpro.weights.synthetic import write_checkpoint
+from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.esm2.synthetic import write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from virnucpro.embedding.gather import gather
+from virnucpro.engine.devices import gather
 
 STATISTICS = {
     "proteins": 2,

@@ -21,15 +21,17 @@ import torch
 from esm.model.esm2 import ESM2
 
 from tests.oracle import fair_esm, oracle_residues, random_protein
-from virnucpro.embedding import EmbeddingSettings, embed_chunk, resolve_layers
-from virnucpro.embedding import embed as embed_module
-from virnucpro.embedding import workers as workers_module
-from virnucpro.embedding.embed import Protein, embed_proteins
-from virnucpro.errors import UserError
+from virnucpro.base.errors import UserError
+from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.engine import devices as workers_module
+from virnucpro.engine import embed as embed_module
+from virnucpro.engine.embed import Protein, embed_proteins
+from virnucpro.engine.job import embed_chunk
+from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.storage.chunk_file import ChunkFile, verify_chunk_file
-from virnucpro.weights.architectures import Architecture
-from virnucpro.weights.files import prepare_weights, read_manifest
-from virnucpro.weights.synthetic import random_state_dict, write_checkpoint
+from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.prepare import prepare_weights
 
 LOGGER = logging.getLogger("test")
 TINY = Architecture(layers=3, embed_dim=64, heads=4)
@@ -315,7 +317,7 @@ def test_workers_end_with_their_parent() -> None:
     """A worker whose parent is killed before it wrote the task, and one that waits at work, both end."""
     root = str(Path(__file__).resolve().parents[2])
     worker = subprocess.Popen(
-        [sys.executable, "-m", "virnucpro.embedding.worker"],
+        [sys.executable, "-m", "virnucpro.engine.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -11,15 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from virnucpro.embedding.batch import Work
-from virnucpro.embedding.budget import CPU_BUDGET, GPU_BUDGET, LOWEST_BUDGET, bytes_per_token, default_budget
-from virnucpro.embedding.outputs import Outputs
-from virnucpro.embedding.progress import Progress, clock_time
-from virnucpro.embedding.runner import RunCounts, run_work
-from virnucpro.embedding.windows import cut_into_pieces
-from virnucpro.errors import UserError
-from virnucpro.models.segments import Segments
-from virnucpro.weights.architectures import ESM2_MODELS
+from virnucpro.attention.segments import Segments
+from virnucpro.base.errors import UserError
+from virnucpro.base.text import clock_time
+from virnucpro.engine.batch import Work, cut_into_pieces
+from virnucpro.engine.run import (
+    CPU_BUDGET,
+    GPU_BUDGET,
+    LOWEST_BUDGET,
+    Outputs,
+    Progress,
+    RunCounts,
+    bytes_per_token,
+    default_budget,
+    run_work,
+)
+from virnucpro.models.esm2.sizes import ESM2_MODELS
 
 CPU = torch.device("cpu")
 LOGGER = logging.getLogger("test")

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from virnucpro.errors import UserError
+from virnucpro.base.errors import UserError
 from virnucpro.sequences import fasta
-from virnucpro.sequences.cleaning import RESIDUES
 from virnucpro.sequences.fasta import read_fasta
+from virnucpro.sequences.residues import RESIDUES
 
 Plain = tuple[str, bytes, int, int]
 

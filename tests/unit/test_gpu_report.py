@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from virnucpro import gpu_report as report_module
 from virnucpro.cuda import attention_utils
-from virnucpro.cuda import report as report_module
-from virnucpro.cuda.report import advised_budgets, detect_gpu, format_report
+from virnucpro.gpu_report import advised_budgets, detect_gpu, format_report
 
 GIB = 1 << 30
 CARDS = {0: ("NVIDIA H200", (9, 0), 140 * GIB), 1: ("Tesla T4", (7, 5), 15 * GIB), 2: ("Fallen", (8, 0), 40 * GIB)}

@@ -11,9 +11,9 @@ import pytest
 
 from tests.unit.sample import ODD_IDS, Sample, write_input
 from tests.unit.stub_chunks import stub_vectors
-from virnucpro.storage.hdf5 import Hdf5Table
-from virnucpro.storage.reading import read_embeddings, read_residues
-from virnucpro.storage.table import Layout, Rows
+from virnucpro.storage.tables.hdf5 import Hdf5Table
+from virnucpro.storage.tables.reading import read_embeddings, read_residues
+from virnucpro.storage.tables.rows import Layout, Rows
 
 UNREACHABLE = {"a", "/lead", "x//y", ".", "./z", "q/", "P1", "a/b/c"}
 """Of ODD_IDS: no proper path, or barred by another id ("a" by "a/b", "a/b/c" too, "P1" by "P1/1-50")."""

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from virnucpro.base.errors import UserError
 from virnucpro.cuda.lease import LEASE_DIRECTORY, lease_devices
-from virnucpro.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 LOG = logging.getLogger("test_lease")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from virnucpro.base.errors import UserError
 from virnucpro.cuda.visible import Device, Gpu, list_gpus, parse_gpu_list, split_visible, visible_devices
-from virnucpro.errors import UserError
 
 LISTING = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.unit.sample import Sample, write_input
 from tests.unit.stub_chunks import stub_vectors, write_stub_chunk
-from virnucpro.errors import UserError
+from virnucpro.base.errors import UserError
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage import merge as merge_module
 from virnucpro.storage.merge import merge_embeddings
-from virnucpro.storage.reading import read_embeddings, read_residues
+from virnucpro.storage.tables.reading import read_embeddings, read_residues
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path: Path, fas
         assert matrix.dtype == np.float16
         wanted = np.concatenate([stub_vectors(r.sequence, 1, 8, 6) for r in read_fasta(fasta)])
         np.testing.assert_array_equal(matrix, wanted.astype(np.float16))
-    from virnucpro.storage.table import as_dtype
+    from virnucpro.storage.tables.rows import as_dtype
 
     with pytest.raises(UserError, match="set merge dtype to float32"):
         as_dtype(np.array([1e5], np.float32), "float16", tmp_path)
@@ -257,7 +257,7 @@ def test_many_chunks_do_not_run_out_of_open_files(tmp_path: Path, fasta: Path) -
     assert len(sample.fastas) > 30
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(list(Path("/proc/self/fd").iterdir()))
-    from virnucpro.storage import gather
+    from virnucpro.storage import merge as gather
 
     before, gather.OPEN_FILES = gather.OPEN_FILES, 4
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, limits[1]))

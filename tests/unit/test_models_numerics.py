@@ -15,16 +15,14 @@ from esm.rotary_embedding import RotaryEmbedding
 from torch import Tensor
 
 from tests.oracle import fair_esm, oracle_residues, random_protein
-from virnucpro.models import layer as layer_module
-from virnucpro.models import packed as packed_module
-from virnucpro.models.attention.runs import RunsAttention
-from virnucpro.models.packed import PackedESM2
-from virnucpro.models.rotary import rotary_tables, rotate, rotate_in_place
-from virnucpro.models.segments import Segments
-from virnucpro.models.steps import eager as eager_module
-from virnucpro.models.steps.eager import EagerSteps
-from virnucpro.weights.architectures import Architecture
-from virnucpro.weights.synthetic import random_state_dict
+from virnucpro.attention.candidates import RunsAttention
+from virnucpro.attention.segments import Segments
+from virnucpro.models.esm2 import model as eager_module
+from virnucpro.models.esm2 import model as layer_module
+from virnucpro.models.esm2 import model as packed_module
+from virnucpro.models.esm2.model import EagerSteps, PackedESM2, rotary_tables, rotate, rotate_in_place
+from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.esm2.synthetic import random_state_dict
 
 ALPHABET = Alphabet.from_architecture("ESM-1b")
 CPU = torch.device("cpu")

@@ -7,11 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.embedding.batch import Work
-from virnucpro.embedding.devices import share_out
-from virnucpro.embedding.packing import batch_end, padding_avoided
-from virnucpro.embedding.tokens import CLS, EOS
-from virnucpro.embedding.windows import cut_into_pieces
+from virnucpro.engine.batch import Work, batch_end, cut_into_pieces, padding_avoided
+from virnucpro.engine.devices import share_out
+from virnucpro.models.esm2.alphabet import CLS, EOS
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from virnucpro.embedding.outputs import Outputs
-from virnucpro.embedding.pooling import segment_sums, weigh
-from virnucpro.models.segments import Segments
+from virnucpro.attention.segments import Segments
+from virnucpro.engine.run import Outputs, segment_sums, weigh
 
 
 def test_sums_are_those_of_float64() -> None:

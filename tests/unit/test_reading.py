@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.sample import Sample, write_input
 from tests.unit.stub_chunks import stub_vectors
-from virnucpro.errors import UserError
-from virnucpro.storage.reading import read_embeddings, read_residues
+from virnucpro.base.errors import UserError
+from virnucpro.storage.tables.reading import read_embeddings, read_residues
 
 
 def test_numpy_folders_are_mapped_into_memory(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.unit.test_report_plots import protein
 from virnucpro.chunking.split import split_proteins
 from virnucpro.config import RunConfig, load_config
 from virnucpro.report.plan import H200_TOKENS_PER_SECOND, plan, planned_text
-from virnucpro.sequences.estimate import Amount, estimate
+from virnucpro.sequences.fasta import Amount, estimate
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [30, 40, 50, 200, 300]

@@ -15,15 +15,13 @@ from PIL import Image
 
 from tests.unit.report_cases import chunk, write_report
 from tests.unit.stub_chunks import write_stub_chunk
+from virnucpro.base.errors import UserError
 from virnucpro.chunking.split import split_proteins
-from virnucpro.errors import UserError
-from virnucpro.report.drawn_rows import draw_rows
 from virnucpro.report.figures import RUN_PLOTS, SAMPLE_PLOTS, plot_run, plot_sample
-from virnucpro.report.merged import SampleReport, read_report
-from virnucpro.report.pca import principal_components
+from virnucpro.report.map import draw_rows, principal_components
+from virnucpro.report.read import SampleReport, read_report
 from virnucpro.report.run_plots import plot_duplicates, plot_packing, plot_provenance, plot_throughput
-from virnucpro.report.sample_plots import plot_lengths, plot_map, plot_treatments
-from virnucpro.report.sequences import histogram, length_bins, lengths_of
+from virnucpro.report.sample_plots import histogram, length_bins, lengths_of, plot_lengths, plot_map, plot_treatments
 from virnucpro.report.style import large, write
 
 OLD = {"attention": "standard_attention", "attention_kernel": "efficient", "device": "Tesla T4"}
@@ -206,7 +204,7 @@ def test_numbers_on_axes() -> None:
 
 def test_umap_is_shown_below_where_it_is_installed(sample: SampleReport) -> None:
     pytest.importorskip("umap", reason="the optional package umap-learn is not installed")
-    from virnucpro.report.pca import umap_coordinates
+    from virnucpro.report.map import umap_coordinates
 
     rows = draw_rows(sorted((sample.folder / "tensors").iterdir()), 6, 1000)
     places = umap_coordinates(rows.vectors)

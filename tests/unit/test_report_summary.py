@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.report_cases import chunk, write_report
-from virnucpro.errors import UserError
-from virnucpro.report.summary import duration, summarise
-from virnucpro.weights.architectures import DEMO_WARNING
+from virnucpro.base.errors import UserError
+from virnucpro.base.text import duration
+from virnucpro.models.esm2.sizes import DEMO_WARNING
+from virnucpro.report.summary import summarise
 
 
 def summary(folder: Path, *reports: Path) -> tuple[dict[str, dict[str, str]], str]:

@@ -14,16 +14,14 @@ import torch.nn.functional as F
 
 from tests.oracle import random_protein
 from tests.unit.test_models_numerics import SHAPES, TINY, build, excess, run_packed, weights
-from virnucpro.errors import UserError
-from virnucpro.models.attention.choose import plain_attention
-from virnucpro.models.parameters import LayerParameters
+from virnucpro.attention.choose import plain_attention
+from virnucpro.attention.segments import Segments
+from virnucpro.base.errors import UserError
+from virnucpro.engine.load import choose_steps, use_fused_steps
+from virnucpro.models.esm2.float8 import corrected, mean_inputs
+from virnucpro.models.esm2.model import EagerSteps, LayerParameters, rotary_tables, rotate
+from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import resolve_precision
-from virnucpro.models.rotary import rotary_tables, rotate
-from virnucpro.models.segments import Segments
-from virnucpro.models.steps.calibration import corrected, mean_inputs
-from virnucpro.models.steps.choose import choose_steps, use_fused_steps
-from virnucpro.models.steps.eager import EagerSteps
-from virnucpro.weights.architectures import Architecture
 
 LOGGER = logging.getLogger("test")
 SEQUENCES = ["MKLVWY" * 3, "ACD", "MKT" * 7]  # the interpreter is slow
@@ -35,7 +33,7 @@ def kernels() -> ModuleType:
     triton = pytest.importorskip("triton", reason="Triton is not installed")
     if not triton.knobs.runtime.interpret:
         pytest.skip("Triton compiles for a GPU here: tests/gpu runs these kernels")
-    return importlib.import_module("virnucpro.models.steps.kernels")
+    return importlib.import_module("virnucpro.kernels.pointwise")
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -132,7 +130,7 @@ def test_kernels_that_err_are_not_trusted(
 @pytest.mark.parametrize("dim", [72, 320])
 def test_kernels_that_end_in_float8(kernels: ModuleType, dim: int) -> None:
     """Scales exactly, values roughly: the interpreter loses the carry of some roundings; tests/gpu has the limit."""
-    float8 = importlib.import_module("virnucpro.models.steps.kernels_fp8")
+    float8 = importlib.import_module("virnucpro.kernels.float8")
     x = numbers(9, dim) * torch.logspace(-3, 3, 9)[:, None]
     addend, (offset, weight, bias) = numbers(9, dim, seed=1).bfloat16(), numbers(3, dim, seed=2)
     summed = x + addend.float()
@@ -154,7 +152,7 @@ def test_kernels_that_end_in_float8(kernels: ModuleType, dim: int) -> None:
 
 @pytest.mark.parametrize("head_dim", [16, 24, 64])
 def test_the_attention_kernel(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, head_dim: int) -> None:
-    module = importlib.import_module("virnucpro.models.attention.kernel_triton")
+    module = importlib.import_module("virnucpro.kernels.attention")
     # The interpreter cannot take its own numbers as the bounds of a loop with NumPy 2.4 and newer.
     monkeypatch.setattr(module, "range", lambda *bounds: range(*map(plain_number, bounds)), raising=False)
     lengths = (3, 40, 64, 65, 129, 1)

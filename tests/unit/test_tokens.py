@@ -6,9 +6,9 @@ import pytest
 from esm.data import Alphabet
 
 from tests.oracle import random_protein
-from virnucpro.embedding.tokens import CLS, EOS, MASK, PAD, RESIDUES, UNK, tokenise
-from virnucpro.errors import UserError
-from virnucpro.models.layer import MASK as LAYER_MASK
+from virnucpro.base.errors import UserError
+from virnucpro.models.esm2.alphabet import CLS, EOS, MASK, PAD, RESIDUES, UNK, tokenise
+from virnucpro.models.esm2.model import MASK as LAYER_MASK
 
 ALPHABET = Alphabet.from_architecture("ESM-1b")
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnucpro.errors import UserError
+from virnucpro.base.errors import UserError
 from virnucpro.sequences import translation
+from virnucpro.sequences.frames import cut_windows
 from virnucpro.sequences.translation import translate_contigs
-from virnucpro.sequences.windows import cut_windows
 
 # The standard genetic code as NCBI prints it (table 1): residues, then first, second and third base.
 RESIDUES = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"

@@ -68,8 +68,8 @@ def test_files_hold_as_many_records_as_asked_for(tmp_path: Path, per_file: int) 
 
 
 def test_ten_thousand_vectors_take_little_more_than_their_bytes(tmp_path: Path) -> None:
-    from virnucpro.storage.table import Layout, Rows
-    from virnucpro.storage.virnucpro_pt import VirnucproTable
+    from virnucpro.storage.tables.rows import Layout, Rows
+    from virnucpro.storage.tables.virnucpro_pt import VirnucproTable
 
     n = 10_000
     table = VirnucproTable(tmp_path, Layout(64, (6,), ()), {}, n)

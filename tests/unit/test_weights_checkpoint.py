@@ -14,10 +14,10 @@ import esm
 import pytest
 import torch
 
-from virnucpro.errors import UserError
-from virnucpro.weights.architectures import Architecture
-from virnucpro.weights.checkpoint import load_checkpoint, read_checkpoint, verify_archive
-from virnucpro.weights.synthetic import write_checkpoint
+from virnucpro.base.errors import UserError
+from virnucpro.models.esm2.checkpoint import load_checkpoint, read_checkpoint, verify_archive
+from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.esm2.synthetic import write_checkpoint
 
 SMALL = Architecture(layers=2, embed_dim=32, heads=4)
 

@@ -14,18 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from virnucpro.errors import UserError
-from virnucpro.weights.architectures import DEMO_ARCHITECTURE, DEMO_WARNING, Architecture
-from virnucpro.weights.checkpoint import read_checkpoint
-from virnucpro.weights.files import (
-    load_state_dict,
-    locate_checkpoint,
-    prepare_weights,
-    read_manifest,
-    verify_weights,
-)
-from virnucpro.weights.layout import embedding_shapes
-from virnucpro.weights.synthetic import random_state_dict, write_checkpoint
+from virnucpro.base.errors import UserError
+from virnucpro.models.esm2.checkpoint import read_checkpoint
+from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_WARNING, Architecture, embedding_shapes
+from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
+from virnucpro.weights.find import locate_checkpoint
+from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.prepare import load_state_dict, prepare_weights, verify_weights
 
 SMALL = Architecture(layers=2, embed_dim=32, heads=4)
 
@@ -206,7 +201,7 @@ def test_a_manifest_with_a_wrong_value(tmp_path: Path, source: Path) -> None:
 MEASURE = """
 import sys, threading, time
 from pathlib import Path
-from virnucpro.weights.files import load_state_dict, prepare_weights
+from virnucpro.weights.prepare import load_state_dict, prepare_weights
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) // 1024

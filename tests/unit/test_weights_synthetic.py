@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from tests.oracle import fair_esm, oracle_residues, random_protein
-from virnucpro.weights.architectures import DEMO_ARCHITECTURE, ESM2_MODELS, Architecture
-from virnucpro.weights.layout import embedding_shapes, state_shapes
-from virnucpro.weights.synthetic import random_state_dict, write_checkpoint, write_demo_checkpoint
+from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, ESM2_MODELS, Architecture, embedding_shapes, state_shapes
+from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint, write_demo_checkpoint
 
 SMALL = Architecture(layers=3, embed_dim=64, heads=4)
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.embedding.windows import coverage, cut_into_pieces, window_starts
+from virnucpro.engine.batch import coverage, cut_into_pieces, window_starts
 
 
 @given(length=st.integers(1, 9000), longest=st.integers(1, 1500), data=st.data())

@@ -13,8 +13,8 @@ from esm.pretrained import load_model_and_alphabet_local
 
 from tests.oracle import random_protein
 from tests.workflow.running import snakemake
-from virnucpro.weights.architectures import Architecture
-from virnucpro.weights.synthetic import write_checkpoint
+from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.esm2.synthetic import write_checkpoint
 
 ARCHITECTURE = Architecture(layers=3, embed_dim=80, heads=4)
 LENGTHS = [1, 2, 3, 7, 50, 51, 51, 333, 500, 767, 1021, 1022]

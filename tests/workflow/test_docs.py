@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks.tables import accuracy_table, speed_table
+from benchmarks.tables import accuracy_table, speed_table
 from tests.workflow.running import ROOT, snakemake
-from virnucpro.embedding.budget import LOWEST_BUDGET, bytes_per_token
+from virnucpro.engine.run import LOWEST_BUDGET, bytes_per_token
+from virnucpro.models.esm2.sizes import ESM2_MODELS
 from virnucpro.report.plan import H200_TOKENS_PER_SECOND
-from virnucpro.weights.architectures import ESM2_MODELS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FASTA = ">a\nMKVLAAGIV\n>b\nMKVX\n" + "".join(f">p{n}\nM{'KVLAAGIVE'[: n + 2] * 3}\n" for n in range(7))

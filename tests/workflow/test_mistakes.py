@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.workflow.running import ROOT, snakemake
-from virnucpro.weights.architectures import DEMO_ARCHITECTURE
-from virnucpro.weights.synthetic import write_checkpoint
+from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE
+from virnucpro.models.esm2.synthetic import write_checkpoint
 
 GOOD = ">a\nMKVLAAGIV\n>b\nMKVX\n"
 

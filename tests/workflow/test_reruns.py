@@ -15,8 +15,8 @@ import pytest
 
 from tests.workflow.running import ROOT, Result, snakemake
 from tests.workflow.test_conda import stand_in
-from virnucpro.weights.architectures import DEMO_ARCHITECTURE
-from virnucpro.weights.synthetic import write_checkpoint
+from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE
+from virnucpro.models.esm2.synthetic import write_checkpoint
 
 CARRIED = ("workflow", "virnucpro", "envs")
 DEFAULT = "workflow specific profile workflow/profiles/default"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.errors import UserError
+from virnucpro.base.errors import UserError
 
 SPECIAL_TOKENS = 2
 """BOS and EOS."""

@@ -16,3 +16,17 @@ def default_chunk_residues(embed_dim: int, layers: int, pooling: Collection[str]
     if "per_residue" not in pooling:
         return MEAN_RESIDUES
     return max(1, min(MEAN_RESIDUES, PER_RESIDUE_BYTES // (4 * embed_dim * layers)))
+
+
+def chunk_count(residues: int, proteins: int, chunk_residues: int, multiple_of: int = 1) -> int:
+    """How many chunks hold so many residues at ``chunk_residues`` each.
+
+    With ``multiple_of`` over 1 (the GPUs that share the work) the number is rounded up to a multiple of it,
+    so that no GPU works on a last chunk while the others wait; not where chunks would fall below a tenth of
+    ``chunk_residues``, because each job also loads the model.
+    """
+    count = max(1, -(-residues // chunk_residues))
+    rounded = -(-count // multiple_of) * multiple_of
+    if residues * 10 >= rounded * chunk_residues:
+        count = rounded
+    return min(count, max(1, proteins))

@@ -2,6 +2,8 @@
 
 The files are read twice: once for digests and lengths (40 bytes a record are kept, in arrays), once to
 write. So memory does not grow with the residues, and hardly with the records.
+
+Cut a list of proteins into contiguous chunks of equal cost.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.chunking.balance import assign_chunks, chunk_count
+from virnucpro.base.atomic import atomic_directory
+from virnucpro.base.digest import digest_of_digests, residue_digest
+from virnucpro.base.errors import UserError
 from virnucpro.chunking.cost import protein_costs
-from virnucpro.errors import UserError
-from virnucpro.sequences.cleaning import digest_of_digests, residue_digest
+from virnucpro.chunking.size import chunk_count
 from virnucpro.sequences.fasta import FastaRecord, read_fasta
 from virnucpro.sequences.repeats import SeenIds, first_of
-from virnucpro.storage.atomic import atomic_directory
 from virnucpro.storage.index import BATCH_ROWS, IndexRows, IndexSummary, chunk_name, index_writer
 
 
@@ -243,3 +245,19 @@ def _write(
             raise _changed(inputs)
         for manifest in plan.manifests:
             (folder / f"{manifest['chunk']}.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def assign_chunks(costs: NDArray[np.float64], count: int) -> NDArray[np.int32]:
+    """The chunk of each protein, (n,), rising from 0 without gaps.
+
+    Each chunk ends where its share of the total cost ends: a protein goes where its middle lies, so no
+    chunk is off its share by more than one protein. A protein dearer than a whole share leaves fewer
+    chunks than asked for, not empty ones.
+    """
+    if costs.size == 0:
+        return np.zeros(0, np.int32)
+    middle = np.cumsum(costs) - costs / 2
+    total = float(middle[-1] + costs[-1] / 2)
+    wanted = np.minimum((middle * (count / total)).astype(np.int64), count - 1)
+    steps = np.diff(wanted, prepend=wanted[0]) > 0
+    return np.cumsum(steps).astype(np.int32)

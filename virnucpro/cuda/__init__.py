@@ -1,0 +1,1 @@
+"""Which GPUs there are, whose they are, and what they can run."""

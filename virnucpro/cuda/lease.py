@@ -7,7 +7,7 @@ use, before CUDA starts, and narrows ``CUDA_VISIBLE_DEVICES`` to those.
 - The lock belongs to the open file, so the kernel frees it when the process ends, however it ends.
 - It is not handed to programs that the job starts (close-on-exec): a helper that lingers cannot keep
   a GPU from the next job. So a worker that computes on the GPU must end when its parent does, as
-  :mod:`virnucpro.embedding.worker` does. A forked child that has not started another program shares
+  :mod:`virnucpro.engine.worker` does. A forked child that has not started another program shares
   the lock until it ends, as it shares the GPU.
 - Lock files lie in one place for all users of the machine, and are named by the device's UUID, so
   that ``0``, ``GPU-5c89...`` and an unset variable meet at the same lock. Only programs that ask here
@@ -31,8 +31,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from virnucpro.base.errors import UserError
 from virnucpro.cuda.visible import Device, list_gpus, visible_devices
-from virnucpro.errors import UserError
 
 LEASE_DIRECTORY = Path("/tmp/virnucpro-leases")
 """Where the locks lie. Not ``tempfile.gettempdir()``: ``TMPDIR`` differs from job to job."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from virnucpro.errors import UserError
+from virnucpro.base.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 """The dtype of the matrix products' inputs; with fp8 everything else is bfloat16."""

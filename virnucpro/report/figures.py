@@ -8,12 +8,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from virnucpro.report.drawn_rows import draw_rows
-from virnucpro.report.merged import SampleReport, read_report
-from virnucpro.report.pca import principal_components, umap_coordinates, umap_is_installed
+from virnucpro.report.map import draw_rows, principal_components, umap_coordinates, umap_is_installed
+from virnucpro.report.read import SampleReport, read_report
 from virnucpro.report.run_plots import plot_duplicates, plot_packing, plot_provenance, plot_throughput
-from virnucpro.report.sample_plots import plot_lengths, plot_map, plot_treatments
-from virnucpro.report.sequences import lengths_of
+from virnucpro.report.sample_plots import lengths_of, plot_lengths, plot_map, plot_treatments
 from virnucpro.report.style import write
 
 MOST_POINTS = 20_000

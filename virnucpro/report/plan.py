@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from virnucpro.chunking.balance import chunk_count
+from virnucpro.base.errors import UserError
+from virnucpro.base.text import duration, number
 from virnucpro.chunking.cost import SPECIAL_TOKENS
+from virnucpro.chunking.size import chunk_count
 from virnucpro.config import RunConfig
-from virnucpro.errors import UserError
-from virnucpro.report.summary import duration
-from virnucpro.report.totals import number
-from virnucpro.sequences.estimate import Amount, estimate
+from virnucpro.sequences.fasta import Amount, estimate
 from virnucpro.storage.chunk_file import read_chunk_file
 
 H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 95_600}
-"""In fp16 on one NVIDIA H200 with torch 2.11 (tests/benchmarks/results); in docs/models.md too."""
+"""In fp16 on one NVIDIA H200 with torch 2.11 (benchmarks/results); in docs/models.md too."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from virnucpro.report.merged import ChunkRun, SampleReport
+from virnucpro.base.text import number
+from virnucpro.report.read import ChunkRun, SampleReport
 from virnucpro.report.sample_plots import MANY_POINTS
 from virnucpro.report.style import COLOURS, LARGE, horizontal_bars, house_style, label_bars, looks, new_figure
-from virnucpro.report.totals import attention_of, chunks_by, number, precisions_of, work_of
+from virnucpro.report.summary import attention_of, chunks_by, precisions_of, work_of
 
 MOST_SAMPLES = 25
 """Samples that a bar chart has room for; of more, those with the most tokens are shown."""

@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from virnucpro.errors import UserError
-from virnucpro.storage.atomic import atomic_path
+from virnucpro.base.atomic import atomic_path
+from virnucpro.base.errors import UserError
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 """Told apart with every kind of colour vision (Okabe and Ito 2008, https://jfly.uni-koeln.de/color/); used in order."""

@@ -1,0 +1,1 @@
+"""FASTA and what is in it."""

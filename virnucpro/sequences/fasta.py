@@ -7,7 +7,9 @@ line ends of Unix, Windows and old Macs, empty lines, lines of any length, comme
 an id that is not UTF-8 is read as Latin-1, which has a letter for every byte.
 
 The module reads blocks and lets ``bytes.split`` and ``bytes.translate`` do the work; readers of other
-projects were compared with it on the cases above and on speed (tests/benchmarks/bench_fasta_parsers.py).
+projects were compared with it on the cases above and on speed (benchmarks/bench_fasta_parsers.py).
+
+How much is in a FASTA file, quickly: for planning, not for splitting.
 """
 
 from __future__ import annotations
@@ -16,17 +18,23 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import IO, BinaryIO, NamedTuple, cast
 
-from virnucpro.errors import UserError
-from virnucpro.sequences.cleaning import SPACE, clean_residues, is_residue
+from virnucpro.base.errors import UserError
+from virnucpro.sequences.residues import SPACE, clean_residues, is_residue
 
 BLOCK = 1 << 20
+
+
 LONGEST_RECORD = (1 << 31) - 1
 """Bytes of one record: lengths are stored as int32."""
 
+
 _GZIP = b"\x1f\x8b"
+
+
 _OTHER_KINDS = {
     b"BZh": "is compressed with bzip2: unpack it with `bunzip2`",
     b"\xfd7zXZ": "is compressed with xz: unpack it with `unxz`",
@@ -35,7 +43,11 @@ _OTHER_KINDS = {
     b"\xff\xfe": "is UTF-16 text: save it as plain text (UTF-8)",
     b"\xfe\xff": "is UTF-16 text: save it as plain text (UTF-8)",
 }
+
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
 _CONTROL = bytes(range(32)) + b"\x7f"
 
 
@@ -258,3 +270,51 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             return
         with gzip.open(file) as unpacked:
             yield cast(BinaryIO, unpacked)
+
+
+ENOUGH = 1 << 26
+"""Bytes of a file that are read; a larger one is judged by its beginning."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Records and letters of FASTA; ``exact`` when all of it was read."""
+
+    records: int
+    letters: int
+    exact: bool
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.records + other.records, self.letters + other.letters, self.exact and other.exact)
+
+
+def estimate(path: Path, enough: int = ENOUGH) -> Amount:
+    """Count records and sequence letters, from the first ``enough`` bytes if the file has more.
+
+    Nothing is checked: what is not FASTA gives some numbers too.
+
+    Raises:
+        OSError: the file cannot be read (a damaged gzip file included).
+        EOFError: a gzip file that is cut short.
+    """
+    records = letters = 0
+    in_header = False
+    at_line_start = True
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        packed = file.read(2) == _GZIP
+        file.seek(0)
+        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if packed else file
+        while block := stream.read(BLOCK):
+            for line in block.splitlines(keepends=True):
+                if at_line_start:
+                    in_header = line.startswith(b">")
+                    records += in_header
+                if not in_header:
+                    letters += len(line.rstrip(b"\r\n"))
+                at_line_start = line.endswith((b"\n", b"\r"))
+            read = file.tell()
+            if read >= enough and read < size:
+                share = size / read
+                return Amount(round(records * share), round(letters * share), exact=False)
+    return Amount(records, letters, exact=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.errors import UserError
+from virnucpro.base.errors import UserError
 from virnucpro.sequences.fasta import RawRecord, read_raw
 
 

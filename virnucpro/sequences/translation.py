@@ -1,7 +1,7 @@
 """From contigs to the proteins that VirNucPro embeds: windows, six frames, those without a stop codon.
 
 Follows VirNucPro's own scripts (https://github.com/Li-Jing-1997/VirNucPro, ``units.py`` and ``prediction.py``), quirks
-included, because its classifier was trained so; see :mod:`virnucpro.sequences.windows` for the cutting and
+included, because its classifier was trained so; see :mod:`virnucpro.sequences.frames` for the cutting and
 :mod:`virnucpro.sequences.frames` for the translation. Ids are ``{contig}_chunk_{window from 1}`` and ``F1`` ... ``R3``.
 """
 
@@ -16,13 +16,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.errors import UserError
-from virnucpro.sequences.cleaning import SPACE
+from virnucpro.base.atomic import atomic_path
+from virnucpro.base.errors import UserError
 from virnucpro.sequences.fasta import RawRecord, empty_record, letter_error, read_raw
-from virnucpro.sequences.frames import FRAMES, stop_free_frames
+from virnucpro.sequences.frames import FRAMES, Windows, cut_windows, stop_free_frames
 from virnucpro.sequences.repeats import SeenIds
-from virnucpro.sequences.windows import Windows, cut_windows
-from virnucpro.storage.atomic import atomic_path
+from virnucpro.sequences.residues import SPACE
 
 BLOCK = 1 << 18
 """Bases translated at once: what is made of them fits into the processor's cache. Longer contigs go in runs."""

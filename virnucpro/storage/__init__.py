@@ -1,0 +1,1 @@
+"""Files that carry embeddings between steps and to users."""

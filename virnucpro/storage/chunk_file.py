@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.errors import UserError
-from virnucpro.storage.atomic import atomic_path
+from virnucpro.base.atomic import atomic_path
+from virnucpro.base.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from virnucpro.errors import UserError
-from virnucpro.storage.atomic import atomic_path
+from virnucpro.base.atomic import atomic_path
+from virnucpro.base.errors import UserError
 
 INDEX_FORMAT = "virnucpro-index-1"
 METADATA_KEY = b"virnucpro"

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from virnucpro.models.esm2.sizes import DEMO_WARNING
 from virnucpro.storage.chunk_file import ChunkFile, decoded
 from virnucpro.storage.index import IndexSummary
-from virnucpro.storage.table import Layout
+from virnucpro.storage.tables.rows import Layout
 from virnucpro.storage.verify import PROVENANCE
-from virnucpro.weights.architectures import DEMO_WARNING
 
 TABLE_FORMAT = "virnucpro-embeddings-1"
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from virnucpro.errors import UserError
-from virnucpro.sequences.cleaning import digest_of_digests
+from virnucpro.base.digest import digest_of_digests
+from virnucpro.base.errors import UserError
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, decoded, verify_chunk_file
 from virnucpro.storage.index import IndexSummary, chunk_name
 

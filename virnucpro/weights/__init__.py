@@ -1,0 +1,1 @@
+"""Prepared weights: found, converted and verified."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from virnucpro.errors import UserError
-from virnucpro.storage.atomic import atomic_path
-from virnucpro.weights.checkpoint import Checkpoint
-from virnucpro.weights.layout import embedding_shapes
+from virnucpro.base.atomic import atomic_path
+from virnucpro.base.errors import UserError
+from virnucpro.models.esm2.checkpoint import Checkpoint
+from virnucpro.models.esm2.sizes import embedding_shapes
 
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 _ALIGNMENT = 64

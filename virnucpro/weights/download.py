@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from virnucpro import __version__
-from virnucpro.errors import UserError
+from virnucpro.base.errors import UserError
 
 Log = Callable[[str], None]
 

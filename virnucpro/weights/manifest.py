@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from virnucpro.errors import UserError
-from virnucpro.storage.atomic import atomic_path
-from virnucpro.weights.architectures import Architecture
+from virnucpro.base.atomic import atomic_path
+from virnucpro.base.errors import UserError
+from virnucpro.models.esm2.sizes import Architecture
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ if (ROOT / "virnucpro").is_dir():
         )
     }
 
-from virnucpro.cluster.resources import slurm_resources
-from virnucpro.cluster.sizing import Chunk, embed_memory_mb, embed_minutes
+from virnucpro.slurm.resources import slurm_resources
+from virnucpro.slurm.sizing import Chunk, embed_memory_mb, embed_minutes
 from virnucpro.config import load_config, planning_architecture
-from virnucpro.errors import UserError
-from virnucpro.storage.names import FOLDERS, TABLES
+from virnucpro.base.errors import UserError
+from virnucpro.storage.tables import FOLDERS, TABLES
 
 if Path("config.yaml").is_file():
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from virnucpro.cuda.report import detect_gpu
+from virnucpro.gpu_report import detect_gpu
 from virnucpro.jobs import job
 
 with job("detect_gpu", snakemake.log[0]) as log:

@@ -10,8 +10,8 @@ with (
     lease_devices(snakemake.resources.gpu, logger=log),
 ):
     # CUDA reads the leased devices when torch starts, so torch is imported after the lease.
-    from virnucpro.embedding.job import embed_chunk
-    from virnucpro.embedding.settings import EmbeddingSettings
+    from virnucpro.base.settings import EmbeddingSettings
+    from virnucpro.engine.job import embed_chunk
 
     embed_chunk(
         Path(snakemake.input.proteins),

@@ -4,9 +4,9 @@ import json
 import shlex
 from pathlib import Path
 
-from virnucpro.embedding.identity import identity
-from virnucpro.embedding.settings import EmbeddingSettings
+from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.jobs import job
+from virnucpro.storage.identity import identity
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.weights.manifest import read_manifest
 

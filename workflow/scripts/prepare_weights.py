@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from virnucpro.jobs import job
-from virnucpro.weights.files import prepare_weights
+from virnucpro.weights.prepare import prepare_weights
 
 with job("prepare_weights", snakemake.log[0]) as log:
     prepare_weights(

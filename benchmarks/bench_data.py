@@ -1,0 +1,188 @@
+"""Time and memory of split and merge on a large synthetic sample; each stage is a process of its own.
+
+    python benchmarks/bench_data.py [--records 1000000] [--embed-dim 320] [--formats parquet] [--folder DIR]
+
+The FASTA has proteins of 300 residues on average, a third of the records repeat an earlier one. The embedding is
+faked by a stub that writes chunk files of the right shape (noise), because this benchmark is about the data stages.
+Peak memory is the process's largest resident set (getrusage), Python and its libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+STAGES = ("generate", "split", "stub", "merge", "translate")
+METADATA = {
+    "model": "esm2_stub",
+    "weights_sha256": "0" * 64,
+    "layers": "[6]",
+    "pooling": '["mean"]',
+    "precision": "fp16",
+    "long_proteins": '{"policy": "window"}',
+    "precisions": '["float16"]',
+    "attention": "standard_attention",
+    "attention_kernel": "stub",
+    "device": "none",
+    "versions": "{}",
+    "statistics": "{}",
+}
+FILES = {
+    "parquet": "embeddings.parquet",
+    "hdf5": "embeddings.h5",
+    "virnucpro_pt": "virnucpro_pt",
+    "npy": "embeddings_npy",
+}
+
+
+def generate(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Write the FASTA; repeats are drawn from all earlier sequences by their seeds, so that memory stays small."""
+    rng = np.random.default_rng(0)
+    letters = np.frombuffer(b"LAGVSERTIDPKQNFYMHWC", np.uint8)
+    pool = letters[rng.integers(0, 20, 1 << 22)].tobytes()
+    fresh = rng.random(options.records) >= 1 / 3
+    fresh[0] = True
+    source = np.where(fresh, np.arange(options.records), 0)
+    repeats = np.flatnonzero(~fresh)
+    source[repeats] = (rng.random(len(repeats)) * repeats).astype(np.int64)
+    while not fresh[source].all():
+        source = source[source]
+    lengths = np.clip(np.exp(rng.normal(5.49, 0.65, options.records)), 20, 30_000).astype(np.int64)
+    starts = rng.integers(0, len(pool) - 30_000, options.records)
+    with (folder / "proteins.faa").open("wb") as out:
+        for i, s in enumerate(source.tolist()):
+            start, length = int(starts[s]), int(lengths[s])
+            # A repeat has its source's residues; the number at the front keeps unlike ones apart.
+            out.write(b">tr|A%09d|NAME a protein\n%b%b\n" % (i, _number(s), pool[start : start + length]))
+    return {"bytes": (folder / "proteins.faa").stat().st_size}
+
+
+def _number(value: int) -> bytes:
+    """A number in letters that stand for residues."""
+    return str(value).translate(str.maketrans("0123456789", "LAGVSERTID")).encode()
+
+
+def split(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    from virnucpro.chunking.split import split_proteins
+
+    counts = split_proteins(
+        [folder / "proteins.faa"], folder / "index.parquet", folder / "chunks", chunk_residues=options.chunk_residues
+    )
+    return {"bytes": (folder / "proteins.faa").stat().st_size, "chunks": counts.chunks, "unique": counts.unique}
+
+
+def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Chunk files of the right shape, with the digests and lengths of the chunk's proteins."""
+    from virnucpro.base.digest import residue_digest
+    from virnucpro.sequences.fasta import read_fasta
+    from virnucpro.storage.chunk_file import write_chunk_file
+
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((1 << 16, options.embed_dim), dtype=np.float32)
+    size = 0
+    for fasta in sorted((folder / "chunks").glob("*.fasta")):
+        sequences = [record.sequence for record in read_fasta(fasta)]
+        n = len(sequences)
+        lengths = np.array([len(sequence) for sequence in sequences], np.int32)
+        tensors = {
+            "digests": np.frombuffer(b"".join(map(residue_digest, sequences)), np.uint8).reshape(n, 16),
+            "lengths": lengths,
+            "windows": np.ones(n, np.int32),
+            "embedded": lengths,
+            "precision": np.zeros(n, np.uint8),
+            "mean.6": np.resize(noise, (n, options.embed_dim)),
+        }
+        digest = json.loads(fasta.with_suffix(".json").read_text())["digest"]
+        path = folder / "tensors" / f"{fasta.stem}.safetensors"
+        write_chunk_file(path, tensors, {**METADATA, "chunk": fasta.stem, "chunk_digest": digest})
+        size += path.stat().st_size
+    return {"bytes": size}
+
+
+def merge(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    from virnucpro.storage.merge import merge_embeddings
+
+    tensors = sorted((folder / "tensors").glob("*.safetensors"))
+    outputs = {name: folder / FILES[name] for name in options.formats.split(",")}
+    expected = {key: METADATA[key] for key in ("model", "weights_sha256", "layers")}
+    counts = merge_embeddings(
+        folder / "index.parquet", tensors, outputs, folder / "report.json", expected=expected, threads=2
+    )
+    # What is delivered: the table's rows, repeats included.
+    return {"bytes": counts.records * counts.embed_dim * 4 * len(outputs), "records": counts.records}
+
+
+def translate(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Six frames of contigs of 3,000 bases on average, as many bases as there are records times 100."""
+    from virnucpro.sequences.translation import translate_contigs
+
+    rng = np.random.default_rng(0)
+    bases = np.frombuffer(b"ACGT", np.uint8)
+    path = folder / "contigs.fna"
+    left, number = options.records * 100, 0
+    with path.open("wb") as out:
+        while left > 0:
+            length = int(np.clip(rng.exponential(3000), 200, 200_000))
+            out.write(b">contig_%d\n%b\n" % (number, bases[rng.integers(0, 4, length)].tobytes()))
+            left, number = left - length, number + 1
+    start = time.process_time()
+    counts = translate_contigs([path], folder / "frames.faa", folder / "frames.fna")
+    return {"bytes": counts.bases, "seconds": time.process_time() - start, "proteins": counts.proteins}
+
+
+def run_stage(name: str, folder: Path, options: argparse.Namespace) -> None:
+    stages: dict[str, Callable[[Path, argparse.Namespace], dict[str, float]]] = {
+        "generate": generate,
+        "split": split,
+        "stub": stub,
+        "merge": merge,
+        "translate": translate,
+    }
+    start = time.perf_counter()
+    found = stages[name](folder, options)
+    found.setdefault("seconds", time.perf_counter() - start)
+    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--embed-dim", type=int, default=320)
+    parser.add_argument("--chunk-residues", type=int, default=20_000_000)
+    parser.add_argument("--formats", default="parquet", help="comma-separated: " + ", ".join(FILES))
+    parser.add_argument("--folder", type=Path, help="where to work (kept); by default a temporary folder")
+    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated; default: all")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stage:
+        run_stage(options.stage, options.folder, options)
+        return
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="bench_data"))
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{options.records} records, D = {options.embed_dim}")
+    print(f"{'stage':10}{'seconds':>10}{'MB':>10}{'MB/s':>8}{'peak MB':>10}")
+    try:
+        for name in options.stages.split(","):
+            command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder), "--stage", name]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            seconds, size, peak = found.pop("seconds"), found.pop("bytes") / 1e6, found.pop("peak") / 1e6
+            more = "".join(f"  {key} {value}" for key, value in found.items())
+            print(f"{name:10}{seconds:10.1f}{size:10.0f}{size / seconds:8.0f}{peak:10.0f}{more}", flush=True)
+    finally:
+        if options.folder is None:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

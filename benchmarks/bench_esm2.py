@@ -1,0 +1,233 @@
+"""Speed beside fair-esm, transformers and the machine's own limits, in one run.
+
+    python -m benchmarks.bench_esm2                                     (this machine: GPU, else CPU)
+    python -m benchmarks.bench_esm2 --models 650M 3B --kinds swiss orf --peers fair-esm transformers
+
+Weights are random. "share" is the useful operations on real tokens (24 d^2 + 4 L d a token and layer) per
+second over the matmul ceiling, which is the best rate of one linear layer of the model's own shape on
+random data, measured in the same run and dtype. Tables are Markdown; ``--output`` keeps them as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import engines, peers
+from benchmarks.workloads import KINDS, SIZES, count_for, lengths_of, proteins_of, useful_operations
+from virnucpro.engine.load import device_name, parse_device
+from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
+
+GPU_OPERATIONS, CPU_OPERATIONS = 1e15, 2e11
+"""Operations of one run of ours: about two seconds of an H200, or of two CPU cores."""
+
+
+@dataclass
+class Measured:
+    """One line: ``share`` of the ceiling; ``times_fair_esm`` our or their rate over fair-esm's in float32."""
+
+    model: str
+    kind: str
+    engine: str
+    proteins: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    tflops: float
+    share: float
+    peak_gib: float
+    times_fair_esm: float | None = None
+
+
+def synchronise(place: torch.device) -> None:
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+
+
+def best_of(run: Callable[[], object], place: torch.device, repeats: int) -> float:
+    """Seconds of the fastest of some runs after one that warms up."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        synchronise(place)
+        started = time.perf_counter()
+        run()
+        synchronise(place)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def matmul_ceiling(architecture: Architecture, place: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of ``F.linear`` on random data at the model's shapes: tokens x d x 4 d, and back.
+
+    For float8 it is the scaled product that :mod:`virnucpro.models.esm2.float8` calls.
+    """
+    tokens, dim = (32768, architecture.embed_dim) if place.type == "cuda" else (4096, architecture.embed_dim)
+    rates = []
+    for wide, narrow in ((4 * dim, dim), (dim, 4 * dim)):
+        x = torch.randn(tokens, narrow, device=place).to(dtype)
+        weight = torch.randn(wide, narrow, device=place).to(dtype)
+        scales = torch.ones(tokens, 1, device=place), torch.ones(wide, 1, device=place)
+        count = 30 if place.type == "cuda" else 2
+        product = partial(F.linear, x, weight)
+        if dtype == DTYPES["fp8"]:
+            from virnucpro.models.esm2.float8 import scaled_product  # needs Triton
+
+            product = partial(scaled_product, (x, scales[0]), (weight, scales[1]))
+
+        def run(product: Callable[[], object] = product, count: int = count) -> None:
+            for _ in range(count):
+                product()
+
+        rates.append(count * 2 * tokens * wide * narrow / best_of(run, place, 3))
+    return max(rates)
+
+
+def copy_ceiling(place: torch.device) -> float:
+    """Bytes per second that a copy within the device moves, read and written."""
+    size = (4 << 30) if place.type == "cuda" else (256 << 20)
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=place) for _ in range(2))
+    return 2 * size / best_of(lambda: target.copy_(source), place, 3)
+
+
+def measure(
+    model: str, kind: str, engine: str, dtype: torch.dtype, place: torch.device, ceiling: float, scale: float
+) -> Measured:
+    """Time one engine; ``scale`` makes the work smaller for slower ones."""
+    architecture = SIZES[model]
+    operations = (GPU_OPERATIONS if place.type == "cuda" else CPU_OPERATIONS) * scale
+    lengths = lengths_of(kind, count_for(kind, architecture, operations))
+    proteins = proteins_of(lengths)
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
+    run = MAKERS[engine](architecture, proteins, place, dtype)
+    seconds = best_of(run, place, 2 if engine.startswith("ours") else 1)
+    del run
+    gc.collect()
+    torch.cuda.empty_cache()
+    tokens = int((lengths + 2).sum())
+    rate = useful_operations(architecture, lengths) / seconds
+    peak = torch.cuda.max_memory_allocated(place) / 2**30 if place.type == "cuda" else 0.0
+    name = f"{engine} {dtype_name(dtype)}"
+    return Measured(
+        model, kind, name, len(lengths), tokens, seconds, tokens / seconds, rate / 1e12, rate / ceiling, peak
+    )
+
+
+MAKERS: dict[str, Callable[..., engines.Run]] = {
+    "ours, eager": lambda *args: engines.ours(*args, fused=False),
+    "ours, fused": lambda *args: engines.ours(*args, fused=True),
+    "fair-esm, 4096": lambda *args: engines.fair_esm(*args, budget=4096),
+    "fair-esm, 16384": lambda *args: engines.fair_esm(*args, budget=16384),
+    "transformers sdpa": peers.transformers_sdpa,
+    "faesm sdpa": peers.faesm_sdpa,
+    "FastPLMs sdpa": peers.fastplms_sdpa,
+}
+
+
+def plan(
+    place: torch.device, half: torch.dtype, others: list[str], fused: bool
+) -> list[tuple[str, torch.dtype, float]]:
+    """Engines in order: name, dtype, and how much of the full work they get."""
+    cuda = place.type == "cuda"
+    found = []
+    if "fair-esm" in others:
+        found.append(("fair-esm, 4096", torch.float32, 1 / 16 if cuda else 1 / 3))
+        if cuda:
+            found.append(("fair-esm, 16384", torch.float16, 1 / 4))
+    if "transformers" in others:
+        found.append(("transformers sdpa", half, 1 / 2))
+        if cuda:
+            found.append(("transformers sdpa", torch.bfloat16, 1 / 2))
+    found += [(f"{peer} sdpa", half, 1 / 2) for peer in ("faesm", "FastPLMs") if peer in others]
+    found.append(("ours, eager", half, 1.0))
+    if fused:
+        found.append(("ours, fused", half, 1.0))
+        if half != torch.bfloat16:
+            found.append(("ours, fused", torch.bfloat16, 1.0))
+        if torch.cuda.get_device_capability(place) >= FLOAT8:
+            found.append(("ours, fused", DTYPES["fp8"], 1.0))
+    return found
+
+
+HEADER = (
+    "| model | lengths | engine | tokens/s | TFLOP/s | share of ceiling | times fair-esm fp32 | peak GiB |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+
+
+def format_row(one: Measured) -> str:
+    times = "" if one.times_fair_esm is None else f"{one.times_fair_esm:.1f}"
+    return (
+        f"| {one.model} | {one.kind} | {one.engine} | {one.tokens_per_second:,.0f} | {one.tflops:.3g} | "
+        f"{100 * one.share:.0f} % | {times} | {one.peak_gib:.1f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--models", nargs="+", choices=list(SIZES))
+    parser.add_argument("--kinds", nargs="+", default=["orf", "swiss"], help=f"{KINDS}, or a number of residues")
+    parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=["fair-esm", "transformers", "faesm", "FastPLMs"],
+        default=["fair-esm", "transformers"],
+    )
+    parser.add_argument("--no-fused", action="store_true", help="ours eagerly alone")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start nothing more after this long")
+    parser.add_argument("--output", type=Path, help="keep the results as JSON")
+    arguments = parser.parse_args()
+    place = parse_device(arguments.device)
+    half = resolve_precision(arguments.precision, place)
+    models = arguments.models or (["650M", "3B"] if place.type == "cuda" else ["8M"])
+    fused = place.type == "cuda" and not arguments.no_fused
+    copied = copy_ceiling(place)
+    print(f"{date.today()}, {device_name(place)}, torch {torch.__version__}, copy {copied / 1e9:,.0f} GB/s", flush=True)
+    started = time.monotonic()
+    rows: list[Measured] = []
+    ceilings: dict[str, float] = {}
+    with exact_products():
+        for model in models:
+            wanted = dict.fromkeys(dtype for _, dtype, _ in plan(place, half, arguments.peers, fused))
+            ceiling = {dtype: matmul_ceiling(SIZES[model], place, dtype) for dtype in wanted}
+            ceilings |= {f"{model} {dtype_name(dtype)}": rate for dtype, rate in ceiling.items()}
+            listed = ", ".join(f"{dtype_name(dtype)} {rate / 1e12:.3g}" for dtype, rate in ceiling.items())
+            print(f"\n{model}: matmul ceiling in TFLOP/s: {listed}\n{HEADER}", flush=True)
+            for kind in arguments.kinds:
+                slow = None
+                for engine, dtype, scale in plan(place, half, arguments.peers, fused):
+                    if time.monotonic() - started > arguments.seconds:
+                        print(f"{model} {kind} {engine}: not begun, the time is up", flush=True)
+                        continue
+                    try:
+                        one = measure(model, kind, engine, dtype, place, ceiling[dtype], scale)
+                    except (ImportError, RuntimeError) as error:
+                        print(f"{model} {kind} {engine}: {str(error).splitlines()[0]}", flush=True)
+                        continue
+                    slow = one.tokens_per_second if engine == "fair-esm, 4096" else slow
+                    one.times_fair_esm = one.tokens_per_second / slow if slow else None
+                    rows.append(one)
+                    print(format_row(one), flush=True)
+    if arguments.output:
+        facts = {"date": str(date.today()), "device": device_name(place), "torch": torch.__version__}
+        facts |= {"python": platform.python_version(), "copy_bytes_per_second": copied, "matmul_ceilings": ceilings}
+        arguments.output.write_text(json.dumps(facts | {"rows": [asdict(one) for one in rows]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The whole embed job, files to file, beside the pure forward of the same proteins; and how cost grows.
+
+    python -m benchmarks.bench_job --model 650M --proteins 20000 --devices cuda:0
+    python -m benchmarks.bench_job --model 650M --growth
+
+Random float16 weights are written to a temporary folder first. "share" is the job's tokens per second of
+embedding time (its loop, without loading) and of its whole time (start to file), over the pure forward's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import engines
+from benchmarks.bench_esm2 import best_of
+from benchmarks.workloads import SIZES, lengths_of, proteins_of
+from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.engine.job import embed_chunk
+from virnucpro.engine.load import parse_device
+from virnucpro.models.esm2.alphabet import RESIDUES
+from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.esm2.synthetic import write_checkpoint
+from virnucpro.models.precision import exact_products, resolve_precision
+from virnucpro.weights.prepare import prepare_weights
+
+LETTERS = np.frombuffer(("????" + RESIDUES).encode(), dtype=np.uint8)
+
+
+def write_weights(folder: Path, architecture: Architecture, place: torch.device) -> None:
+    """w.safetensors and w.json with random float16 weights."""
+    checkpoint = folder / "esm2_bench.pt"
+    write_checkpoint(checkpoint, architecture, dtype=torch.float16, regression=False, device=place)
+    prepare_weights(str(checkpoint), folder / "w.safetensors", folder / "w.json", log=lambda line: None)
+    checkpoint.unlink()
+
+
+def write_chunk(folder: Path, proteins: list[np.ndarray]) -> None:
+    """c.fasta and c.json of these token ids' residues."""
+    sequences = [LETTERS[ids].tobytes() for ids in proteins]
+    with (folder / "c.fasta").open("wb") as file:
+        file.writelines(b">p%d\n%s\n" % (number, sequence) for number, sequence in enumerate(sequences))
+    digests = b"".join(hashlib.blake2b(sequence, digest_size=16).digest() for sequence in sequences)
+    digest = hashlib.blake2b(digests, digest_size=16).hexdigest()
+    (folder / "c.json").write_text(json.dumps({"chunk": "c", "proteins": len(sequences), "digest": digest}))
+
+
+def run_job(folder: Path, settings: EmbeddingSettings, devices: list[str]) -> tuple[dict[str, float], float]:
+    """The job's statistics and its whole seconds."""
+    started = time.perf_counter()
+    statistics = embed_chunk(
+        folder / "c.fasta",
+        folder / "c.json",
+        folder / "w.safetensors",
+        folder / "w.json",
+        folder / "out.safetensors",
+        settings,
+        devices=devices,
+        logger=logging.getLogger("job"),
+    )
+    return statistics, time.perf_counter() - started
+
+
+def compare_with_forward(
+    folder: Path, architecture: Architecture, count: int, devices: list[str], kernels: str
+) -> None:
+    """Print the job's rates beside the forward's."""
+    place = parse_device(devices[0])
+    lengths = lengths_of("swiss", count)
+    proteins = proteins_of(lengths)
+    tokens = int((lengths + 2).sum())
+    write_chunk(folder, proteins)
+    statistics, whole = run_job(folder, EmbeddingSettings(kernels=kernels), devices)
+    print(
+        f"job on {', '.join(devices)}: {tokens:,} tokens, loop {statistics['seconds']:.1f} s "
+        f"({tokens / statistics['seconds']:,.0f} tokens/s), before the first batch {statistics['load_seconds']:.1f} s, "
+        f"whole {whole:.1f} s",
+        flush=True,
+    )
+    with exact_products():
+        dtype = resolve_precision("auto", place)
+        some = proteins[:: max(1, count // 10000)]
+        run = engines.ours(architecture, some, place, dtype, fused=kernels == "auto" and place.type == "cuda")
+        seconds = best_of(run, place, 1)
+    rate = sum(len(ids) + 2 for ids in some) / seconds
+    print(
+        f"pure forward on {devices[0]}: {rate:,.0f} tokens/s; share of it: loop "
+        f"{100 * tokens / statistics['seconds'] / rate:.1f} %, whole job {100 * tokens / whole / rate:.1f} %"
+    )
+
+
+def growth(folder: Path, device: str, base: int) -> None:
+    """Print how seconds grow with the count of proteins and with their length."""
+    for factor in (1, 10, 100):
+        write_chunk(folder, proteins_of(lengths_of("swiss", base * factor)))
+        statistics, whole = run_job(folder, EmbeddingSettings(), [device])
+        print(f"{base * factor:>8} proteins: loop {statistics['seconds']:8.2f} s, whole {whole:8.2f} s", flush=True)
+    for length in (100, 200, 500, 1000, 2000, 4000):
+        write_chunk(folder, proteins_of(lengths_of(str(length), max(4, base * 300 * 4 // length))))
+        statistics, _ = run_job(folder, EmbeddingSettings(long_policy="full"), [device])
+        print(f"length {length:>5}: {statistics['tokens_per_second']:10,.0f} tokens/s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(SIZES), default="8M")
+    parser.add_argument("--proteins", type=int, default=1000)
+    parser.add_argument("--devices", nargs="+", default=["cuda:0" if torch.cuda.is_available() else "cpu"])
+    parser.add_argument("--kernels", choices=["auto", "eager"], default="auto")
+    parser.add_argument("--growth", action="store_true", help="how cost grows instead (small sizes)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="    %(message)s")
+    architecture = SIZES[arguments.model]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_weights(folder, architecture, parse_device(arguments.devices[0]))
+        if arguments.growth:
+            growth(folder, arguments.devices[0], arguments.proteins // 10)
+        else:
+            compare_with_forward(folder, architecture, arguments.proteins, arguments.devices, arguments.kernels)
+
+
+if __name__ == "__main__":
+    main()

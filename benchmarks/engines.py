@@ -1,0 +1,101 @@
+"""Ways to embed, each as a function that makes a run: ours, and fair-esm's as esm-extract drives it.
+
+A run computes the last layer's mean over residues of all proteins and returns nothing; weights are
+random, which changes no one's speed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from esm.model.esm2 import ESM2
+from torch import Tensor
+
+from virnucpro.attention import choose_attention
+from virnucpro.engine.batch import Work, cut_into_pieces
+from virnucpro.engine.load import choose_steps
+from virnucpro.engine.run import Outputs, Progress, default_budget, run_work
+from virnucpro.models.esm2.model import PackedESM2
+from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.esm2.synthetic import random_state_dict
+from virnucpro.models.precision import parameter_dtype
+
+LOGGER = logging.getLogger("bench")
+Proteins = Sequence[np.ndarray]
+Run = Callable[[], None]
+
+
+def ours(
+    architecture: Architecture,
+    proteins: Proteins,
+    place: torch.device,
+    dtype: torch.dtype,
+    *,
+    fused: bool,
+    budget: int | None = None,
+) -> Run:
+    """Our whole loop: batches made on the host, copied, run, pooled and brought back.
+
+    Raises:
+        RuntimeError: fused kernels were asked for and do not run.
+    """
+    state = random_state_dict(architecture, device=place)
+    attention = choose_attention(place, parameter_dtype(dtype), architecture.head_dim, LOGGER)
+    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=parameter_dtype(dtype))
+    if fused:
+        choose_steps(model, dtype, LOGGER)
+        if model.steps.name == "eager":
+            raise RuntimeError("the fused kernels do not run; see the log")
+    lengths = np.array([len(ids) for ids in proteins])
+    tokens = budget or default_budget(architecture, place, 1, dtype)
+    names = [""] * len(proteins)
+
+    def run() -> None:
+        work = Work(proteins, cut_into_pieces(lengths, "full", 1022, 0))
+        outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim, per_residue=False)
+        progress = Progress(len(names), 0, int(work.tokens_before[-1]), where="", logger=LOGGER, interval=1e9)
+        run_work(model, work, outputs, device=place, budget=tokens, names=names, progress=progress, logger=LOGGER)
+        outputs.finish()
+
+    return run
+
+
+def fair_esm(
+    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 4096
+) -> Run:
+    """fair-esm as its ``scripts/extract.py`` drives it: sorted by length, padded, 4096 tokens a batch by default."""
+    with torch.device(place):
+        model = ESM2(architecture.layers, architecture.embed_dim, architecture.heads).eval().to(dtype)
+    batches = padded_batches(proteins, budget)
+    last = architecture.layers
+
+    def run() -> None:
+        with torch.inference_mode():
+            for tokens, lengths in batches:
+                hidden = model(tokens.to(place), repr_layers=[last])["representations"][last]
+                means = [hidden[row, 1 : length + 1].mean(0) for row, length in enumerate(lengths)]
+                torch.stack(means).float().cpu()
+
+    return run
+
+
+def padded_batches(proteins: Proteins, budget: int) -> list[tuple[Tensor, list[int]]]:
+    """Longest first, padded with 1; sequences times the longest stay within the budget."""
+    found = []
+    batch: list[np.ndarray] = []
+    for ids in sorted(proteins, key=len, reverse=True):
+        if batch and (len(batch) + 1) * (len(batch[0]) + 2) > budget:
+            found.append(_pad(batch))
+            batch = []
+        batch.append(ids)
+    return [*found, _pad(batch)]
+
+
+def _pad(batch: list[np.ndarray]) -> tuple[Tensor, list[int]]:
+    tokens = torch.ones(len(batch), len(batch[0]) + 2, dtype=torch.int64)
+    for row, ids in enumerate(batch):
+        tokens[row, : len(ids) + 2] = torch.tensor([0, *ids.tolist(), 2])
+    return tokens, [len(ids) for ids in batch]

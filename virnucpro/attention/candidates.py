@@ -1,0 +1,197 @@
+"""What every attention over packed sequences offers.
+
+``scaled_dot_product_attention`` over neighbours of equal length: no padding, no mask.
+
+Padded SDPA in buckets of similar length: public functions alone, for whatever GPU is left.
+
+The memory-efficient kernel over packed sequences: float32, and GPUs older than Ampere.
+
+FlashAttention-2 over packed sequences through torch's internal operator (torch before 2.10).
+
+FlashAttention-2 over packed sequences through ``torch.nn.attention.varlen`` (torch 2.10 and newer).
+
+FlashAttention-2 over packed sequences by our own Triton kernel.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from virnucpro.attention.segments import Segments
+from virnucpro.cuda.attention_utils import FLASH, STANDARD, only_flash
+
+
+class PackedAttention(Protocol):
+    """Attention within each sequence of a packed batch, without mask and dropout, softmax in float32.
+
+    Attributes:
+        name: what runs, for logs and for the record in the chunk file ("varlen_attn", "sdpa", ...).
+        implementation: "flash_attention_2" or "standard_attention".
+        scales: True when the kernel itself multiplies the logits by ``head_dim ** -0.5``; else q
+            must come scaled, as fair-esm does it.
+    """
+
+    name: str
+    implementation: str
+    scales: bool
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+        """Attend; q, k, v and the result are ``(T, heads, head_dim)``, T = ``sum(segments.lengths)``."""
+        ...
+
+
+class RunsAttention:
+    """One call for each run of equal lengths; the CPU's way, and right everywhere."""
+
+    name = "sdpa"
+    implementation = STANDARD
+    scales = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        heads, head_dim = q.shape[1:]
+        for start, count, length in segments.runs:
+            rows = slice(start, start + count * length)
+            shape = (count, length, heads, head_dim)
+            one_q, one_k, one_v = (x[rows].view(shape).transpose(1, 2) for x in (q, k, v))
+            attended = F.scaled_dot_product_attention(one_q, one_k, one_v, scale=1.0)
+            out[rows] = attended.transpose(1, 2).reshape(count * length, heads, head_dim)
+        return out
+
+
+class FlashRunsAttention(RunsAttention):
+    """The same, pinned to the flash kernel: public functions alone, for a torch without ``varlen_attn``."""
+
+    name = "sdpa_flash_runs"
+    implementation = FLASH
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+        with only_flash():
+            return super().__call__(q, k, v, segments)
+
+
+class BucketedAttention:
+    """One masked call for each bucket; padding is added to q, k and v alone and never leaves this class."""
+
+    name = "sdpa_bucketed"
+    implementation = STANDARD
+    scales = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for bucket in segments.buckets:
+            one_q, one_k, one_v = (x[bucket.tokens].transpose(1, 2) for x in (q, k, v))
+            attended = F.scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=bucket.mask, scale=1.0)
+            out[bucket.packed] = attended.transpose(1, 2).flatten(0, 1)[bucket.padded]
+        return out
+
+
+class EfficientAttention:
+    """One call of the kernel behind SDPA's ``EFFICIENT_ATTENTION``.
+
+    SDPA itself gives that kernel no ``cu_seqlens``, so torch's internal operator is called. It can
+    change with torch, which is why :func:`choose_attention` tries it before it is used.
+    """
+
+    name = "efficient_attention"
+    implementation = STANDARD
+    scales = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+        ends, longest = segments.cu_seqlens, segments.max_seqlen
+        found = torch.ops.aten._efficient_attention_forward(
+            q.unsqueeze(0),
+            k.unsqueeze(0),
+            v.unsqueeze(0),
+            None,  # bias
+            ends,
+            ends,
+            longest,
+            longest,
+            0.0,  # dropout
+            0,  # no causal mask
+            False,  # no log-sum-exp
+            scale=1.0,
+        )
+        out: Tensor = found[0].squeeze(0)
+        return out
+
+
+class FlashOperatorAttention:
+    """The operator that ``varlen_attn`` wraps since torch 2.10; older wheels have it too, without a public name.
+
+    It can change with torch, which is why :func:`choose_attention` tries it before it is used.
+    """
+
+    name = "flash_operator"
+    implementation = FLASH
+    scales = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+        ends, longest = segments.cu_seqlens, segments.max_seqlen
+        found = torch.ops.aten._flash_attention_forward(
+            q,
+            k,
+            v,
+            ends,
+            ends,
+            longest,
+            longest,
+            0.0,  # dropout
+            False,  # not causal
+            False,  # no debug mask
+            scale=1.0,
+        )
+        out: Tensor = found[0]
+        return out
+
+
+class VarlenAttention:
+    """One kernel call for the whole batch."""
+
+    name = "varlen_attn"
+    implementation = FLASH
+
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+        """Take torch's function (or the one given) with the arguments that it has.
+
+        Raises:
+            ImportError: this torch has none.
+        """
+        if function is None:
+            from torch.nn.attention.varlen import varlen_attn
+
+            function = varlen_attn
+        self._function: Callable[..., Any] = function
+        # torch 2.10 has no `scale` and always multiplies by head_dim ** -0.5.
+        self.scales = "scale" not in inspect.signature(function).parameters
+        self._options: dict[str, Any] = {} if self.scales else {"scale": 1.0}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+        ends, longest = segments.cu_seqlens, segments.max_seqlen
+        out: Tensor = self._function(q, k, v, ends, ends, longest, longest, **self._options)
+        return out
+
+
+class TritonAttention:
+    """One kernel call for the whole batch."""
+
+    name = "triton_flash"
+    implementation = FLASH
+    scales = False
+
+    def __init__(self) -> None:
+        """Raises: ImportError where Triton is not installed."""
+        from virnucpro.kernels.attention import attend
+
+        self._attend = attend
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+        out: Tensor = self._attend(q, k, v, segments.cu_seqlens, segments.max_seqlen)
+        return out

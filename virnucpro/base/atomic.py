@@ -1,0 +1,171 @@
+"""Files and folders that are there whole or not at all: write beside, flush to disk, rename.
+
+The temporary name begins with a dot, ends in ``.tmp`` and holds the process id, so that two writers
+never share one, and so that what a killed writer (or a machine without power) leaves behind is
+recognised and removed by the next one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from virnucpro.base.errors import UserError
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def sync(path: Path) -> None:
+    """Flush one file or one folder's entries to the disk.
+
+    Some network file systems refuse to sync a folder; the rename is then as safe as they make it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _is_left_over(entry: Path, prefix: str) -> bool:
+    """Whether a temporary name was left by a process of this machine that no longer runs."""
+    words = entry.name.removeprefix(prefix).split(".")
+    if len(words) < 3 or words[0] != _host() or not words[1].isdecimal():
+        return False
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-") or "localhost"
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all it holds; nothing there is fine too."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _beside(path: Path) -> str:
+    """Make the parent folder, clear what dead processes left there for ``path``, and give the prefix for a new name."""
+    prefix = f".{path.name[:80]}."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for entry in path.parent.iterdir():
+            if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and _is_left_over(entry, prefix):
+                remove(entry)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise _cannot_write(path, error) from None
+    return f"{prefix}{_host()}.{os.getpid()}."
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(f"cannot write {path}: {reason}; free space there or choose another place for the results")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write one file to; rename it to ``path`` when the block ends well.
+
+    When the block raises, the temporary file is removed and whatever was at ``path`` stays as it was.
+    Suffixes are kept at the end of the temporary name's stem only; open it by format, not by suffix.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    prefix = _beside(path)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only their owner reads; results are for the group as the umask says.
+        temporary.chmod(0o666 & ~_umask())
+        sync(temporary)
+        if path.is_dir() and not path.is_symlink():
+            raise UserError(f"cannot write {path}: a folder of that name is there; move it away")
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        remove(temporary)
+        if error.errno in _DISK_FULL:
+            raise _cannot_write(path, error) from None
+        raise
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Like :func:`atomic_path` for a folder: fill the temporary folder given; it then takes the place of ``path``.
+
+    An older folder at ``path`` is moved aside first and removed last, so that a reader sees the old
+    one, for an instant none, or the new one, and never a mixture.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    prefix = _beside(path)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    aside = temporary.with_name(temporary.name.removesuffix(".tmp") + ".old.tmp")
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        _sync_all(temporary)
+        if path.is_symlink() or path.exists():
+            path.rename(aside)
+        temporary.rename(path)
+        sync(path.parent)
+        remove(aside)
+    except BaseException as error:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        remove(temporary)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise _cannot_write(path, error) from None
+        raise
+
+
+def _sync_all(folder: Path) -> None:
+    """Flush a folder with all it holds; many at once, because a disk writes them out together."""
+    entries = [Path(where, name) for where, _, names in os.walk(folder) for name in (*names, ".")]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(sync, entries))
+
+
+def _umask() -> int:
+    """The process's umask; reading it means setting it, so Linux's own view is asked first."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

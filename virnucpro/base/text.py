@@ -1,0 +1,31 @@
+"""Numbers and times in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+
+def clock_time(seconds: float) -> str:
+    """``75`` as ``1:15``, ``3700`` as ``1:01:40``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def listed(counts: Counter[str], of: str) -> str:
+    """``flash_attention_2 (3 chunks), standard_attention (1 chunk)``."""
+    return ", ".join(f"{name} ({number(count, of)})" for name, count in counts.items())
+
+
+def number(count: int, of: str) -> str:
+    """``1 chunk``, ``1,234 chunks``."""
+    return f"{count:,} {of}" + ("" if count == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """``0.3 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

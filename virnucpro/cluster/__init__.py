@@ -1,1 +1,0 @@
-"""What a cluster's scheduler is told about our jobs, so that they land on the right GPUs with enough of everything."""

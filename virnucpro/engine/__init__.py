@@ -1,0 +1,1 @@
+"""From proteins to embeddings on the devices of one job."""

@@ -1,0 +1,181 @@
+"""Batches under a token budget.
+
+How proteins longer than the model was trained on are run: in windows, cut, or whole.
+
+Every policy ends in the same thing: pieces of proteins, and for each residue the number of pieces
+that cover it. A residue's representation is the average over its pieces, and a protein's pooled vector
+the mean of these averages; so one weighted sum over the pieces serves all policies.
+
+A packed batch of pieces: token ids, segments and pooling weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from virnucpro.attention.segments import Segments, to_device
+from virnucpro.models.esm2.alphabet import CLS, EOS
+
+SPECIAL_TOKENS = 2
+"""BOS and EOS, which every piece gets."""
+
+
+def packing_order(lengths: np.ndarray) -> np.ndarray:
+    """Longest first, equal lengths in their given order.
+
+    Memory is shortest at the start, so a budget that does not fit is found at once; runs of equal
+    length stay together, which the CPU's attention works on.
+    """
+    return np.argsort(-np.asarray(lengths), kind="stable")
+
+
+def batch_end(tokens_before: np.ndarray, start: int, budget: int) -> int:
+    """End of the batch that begins at piece ``start``: as many pieces as fit into ``budget``, at least one.
+
+    Args:
+        tokens_before: int64 ``(pieces + 1,)``: tokens before each piece in packing order, and all tokens.
+    """
+    end = int(np.searchsorted(tokens_before, tokens_before[start] + budget, side="right")) - 1
+    return max(end, start + 1)
+
+
+def padding_avoided(lengths: np.ndarray, budget: int) -> float:
+    """Share (0 to 1) of padding among the tokens of padded batches in file order, all of it avoided by packing.
+
+    A batch is filled until proteins times the longest would exceed ``budget``, which is how
+    esm-extract fills one (it sorts by length first; a plain loop over a file does not).
+    """
+    padding = count = longest = held = tokens_in_all = 0
+    for tokens in (int(length) + SPECIAL_TOKENS for length in lengths):
+        if count and (count + 1) * max(longest, tokens) > budget:
+            padding += count * longest - held
+            count = longest = held = 0
+        count += 1
+        longest = max(longest, tokens)
+        held += tokens
+        tokens_in_all += tokens
+    padding += count * longest - held
+    return padding / max(padding + tokens_in_all, 1)
+
+
+class Pieces(NamedTuple):
+    """Pieces of proteins, protein by protein and from left to right.
+
+    Attributes:
+        row: int64 ``(pieces,)``: number of the protein.
+        start: int64 ``(pieces,)``: first residue, counted from 0.
+        length: int64 ``(pieces,)``: residues.
+    """
+
+    row: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+
+
+def window_starts(length: int, longest: int, overlap: int) -> list[int]:
+    """Where the windows of a protein begin: as few as share ``overlap`` residues with the next, evenly spread."""
+    if length <= longest:
+        return [0]
+    steps = -(-(length - longest) // (longest - overlap))
+    return [step * (length - longest) // steps for step in range(steps + 1)]
+
+
+def cut_into_pieces(lengths: np.ndarray, policy: str, longest: int, overlap: int) -> Pieces:
+    """Pieces of proteins of these lengths.
+
+    Args:
+        lengths: residues of each protein.
+        policy: "window", "truncate" (the first ``longest`` residues, esm-extract's way) or "full".
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    rows = np.arange(len(lengths))
+    if policy == "full":
+        return Pieces(rows, np.zeros_like(rows), lengths)
+    if policy == "truncate":
+        return Pieces(rows, np.zeros_like(rows), np.minimum(lengths, longest))
+    starts = [window_starts(int(length), longest, overlap) for length in lengths]
+    counts = np.array([len(found) for found in starts], dtype=np.int64)
+    row = np.repeat(rows, counts)
+    start = np.array([place for found in starts for place in found], dtype=np.int64)
+    return Pieces(row, start, np.minimum(lengths[row], longest))
+
+
+def coverage(starts: np.ndarray, lengths: np.ndarray, residues: int) -> np.ndarray:
+    """For one protein: by how many of its pieces each residue is covered, int64 ``(residues,)``."""
+    steps = np.zeros(residues + 1, dtype=np.int64)
+    np.add.at(steps, starts, 1)
+    np.add.at(steps, starts + lengths, -1)
+    return steps[:-1].cumsum()
+
+
+class Batch(NamedTuple):
+    """One forward's input: int64 ``tokens (T,)``, their segments, and float32 ``weights (T,)``."""
+
+    tokens: Tensor
+    segments: Segments
+    weights: Tensor
+
+
+class Work:
+    """Tokenised proteins cut into pieces and laid end to end in packing order.
+
+    All pieces are laid out once, so that a batch is a slice and the host keeps ahead of the fastest GPU.
+
+    Attributes:
+        row, start, length: of each piece (see :class:`Pieces`).
+        tokens_before: int64 ``(pieces + 1,)``: tokens of all earlier pieces, BOS and EOS included.
+        tokens: uint8 ids of all pieces, each with its BOS and EOS.
+        weights: float32, one a token: 0 for BOS and EOS, else 1 over the number of pieces that cover the residue.
+    """
+
+    def __init__(self, proteins: Sequence[np.ndarray], pieces: Pieces) -> None:
+        """Order the pieces and lay them out.
+
+        Args:
+            proteins: token ids of each protein's residues (see :func:`tokenise`).
+        """
+        order = packing_order(pieces.length)
+        self.row, self.start, self.length = (column[order] for column in pieces)
+        self.tokens_before = np.concatenate(([0], (self.length + SPECIAL_TOKENS).cumsum()))
+        begin, end = np.array([CLS], dtype=np.uint8), np.array([EOS], dtype=np.uint8)
+        parts = [begin[:0]]
+        for row, start, length in zip(self.row, self.start, self.length, strict=True):
+            parts += (begin, proteins[row][start : start + length], end)
+        self.tokens = np.concatenate(parts)
+        self.weights = np.ones(len(self.tokens), dtype=np.float32)
+        self.weights[self.tokens_before[:-1]] = 0.0
+        self.weights[self.tokens_before[1:] - 1] = 0.0
+        shared = _shared_weights(pieces)
+        for piece in np.flatnonzero(np.isin(self.row, list(shared))):
+            start, length, first = self.start[piece], self.length[piece], self.tokens_before[piece] + 1
+            self.weights[first : first + length] = shared[int(self.row[piece])][start : start + length]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def batch(self, begin: int, end: int, device: torch.device) -> Batch:
+        """The pieces from ``begin`` to before ``end`` as a batch on ``device``."""
+        own = slice(self.tokens_before[begin], self.tokens_before[end])
+        lengths = (self.length[begin:end] + SPECIAL_TOKENS).tolist()
+        return Batch(
+            tokens=to_device(self.tokens[own], device).long(),
+            segments=Segments.from_lengths(lengths, device),
+            weights=to_device(self.weights[own], device),
+        )
+
+
+def _shared_weights(pieces: Pieces) -> dict[int, np.ndarray]:
+    """For each protein of several pieces: float32 weight of each residue, 1 over its coverage."""
+    rows, firsts, counts = np.unique(pieces.row, return_index=True, return_counts=True)
+    found = {}
+    for row, first, count in zip(rows, firsts, counts, strict=True):
+        if count > 1:
+            own = slice(first, first + count)
+            start, length = pieces.start[own], pieces.length[own]
+            found[int(row)] = (1.0 / coverage(start, length, int((start + length).max()))).astype(np.float32)
+    return found

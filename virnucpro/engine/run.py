@@ -1,0 +1,378 @@
+"""Collecting what comes back from the device into arrays in row order.
+
+Weighted sums over the pieces of a packed batch, on the device, in float32.
+
+How far a job is: log lines at a steady pace, and a bar where a person watches.
+
+How many tokens a batch may hold on a device.
+
+The loop over batches: host and device overlap, and out-of-memory halves the token budget.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from virnucpro.attention.segments import Segments
+from virnucpro.base.errors import UserError
+from virnucpro.base.text import clock_time
+from virnucpro.engine.batch import SPECIAL_TOKENS, Batch, Work, batch_end
+from virnucpro.models.esm2.sizes import Architecture
+
+
+class Outputs:
+    """Sums over residues, and residues where asked for, of n proteins.
+
+    Attributes:
+        mean: for each layer float32 ``(n, D)``: the sum over the residues until :meth:`finish`, then the mean.
+        residues: for each layer float32 ``(sum of embedded, D)``.
+        offsets: int64 ``(n + 1,)``: where each protein's residues begin.
+    """
+
+    def __init__(self, embedded: np.ndarray, layers: Sequence[int], embed_dim: int, *, per_residue: bool) -> None:
+        """Args: ``embedded`` gives the residues of each protein that enter."""
+        self.embedded = np.asarray(embedded, dtype=np.int64)
+        self.offsets = np.concatenate(([0], self.embedded.cumsum()))
+        self.mean = {layer: np.zeros((len(embedded), embed_dim), dtype=np.float32) for layer in layers}
+        self.residues = {
+            layer: np.zeros((int(self.offsets[-1]), embed_dim), dtype=np.float32)
+            for layer in (layers if per_residue else ())
+        }
+
+    def add_sums(self, rows: np.ndarray, sums: Mapping[int, np.ndarray]) -> None:
+        """Add pieces' sums ``(pieces, D)`` to their proteins; a protein of several pieces has several ``rows``."""
+        distinct = len(np.unique(rows)) == len(rows)
+        for layer, values in sums.items():
+            if distinct:
+                self.mean[layer][rows] += values
+            else:
+                np.add.at(self.mean[layer], rows, values)
+
+    def add_residues(self, row: int, start: int, values: Mapping[int, np.ndarray]) -> None:
+        """Add a piece's weighted residues ``(residues, D)``; its first is residue ``start`` of protein ``row``."""
+        first = int(self.offsets[row]) + start
+        for layer, piece in values.items():
+            self.residues[layer][first : first + len(piece)] += piece
+
+    def finish(self) -> None:
+        """Turn the sums into means."""
+        for sums in self.mean.values():
+            sums /= self.embedded[:, None]
+
+    def not_finite(self) -> np.ndarray:
+        """Rows with a value that is not finite in any layer."""
+        bad = np.zeros(len(self.embedded), dtype=bool)
+        for sums in self.mean.values():
+            bad |= ~np.isfinite(sums.sum(axis=1, dtype=np.float64))
+        return np.flatnonzero(bad)
+
+    def replace(self, rows: np.ndarray, other: Outputs) -> None:
+        """Take ``other``'s proteins, in order, as those of ``rows``."""
+        for layer, values in other.mean.items():
+            self.mean[layer][rows] = values
+        for layer, values in other.residues.items():
+            for number, row in enumerate(rows):
+                own = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+                self.residues[layer][own] = values[int(other.offsets[number]) : int(other.offsets[number + 1])]
+
+
+def weigh(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Each token's representation times its weight.
+
+    Args:
+        hidden: ``(T, D)``.
+        weights: float32 ``(T,)``: 0 for BOS and EOS; for a residue 1 over the number of pieces that cover it.
+
+    Returns:
+        float32 ``(T, D)``. A value that is not finite stays so, whatever its weight.
+    """
+    return hidden.float() * weights.unsqueeze(1)
+
+
+def segment_sums(weighted: Tensor, segments: Segments) -> Tensor:
+    """Sum over the tokens of each sequence.
+
+    Args:
+        weighted: float32 ``(T, D)`` from :func:`weigh`.
+
+    Returns:
+        float32 ``(sequences, D)``. A token that is not finite makes its sequence's sum not finite, so
+        the sums alone show whether the representations can be used.
+    """
+    if weighted.is_cuda:
+        return torch.segment_reduce(weighted, "sum", offsets=segments.cu_seqlens.long(), axis=0, unsafe=True)
+    # torch.sum adds in blocks on a CPU, which loses less than one running sum.
+    return torch.stack([part.sum(0) for part in torch.split(weighted, list(segments.lengths))])
+
+
+class Progress:
+    """Counts what is done and says so every ``interval`` seconds."""
+
+    def __init__(
+        self,
+        proteins: int,
+        residues: int,
+        tokens: int,
+        *,
+        where: str,
+        logger: logging.Logger,
+        interval: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args: the totals; ``where`` names device and attention."""
+        self.totals = (proteins, residues, tokens)
+        self.done = [0, 0, 0]
+        self._where = where
+        self._logger = logger
+        self._interval = interval
+        self._clock = clock
+        self._started = self._spoken = clock()
+        self._bar = _bar(tokens)
+
+    def add(self, proteins: int, residues: int, tokens: int) -> None:
+        """Count one batch."""
+        for place, count in enumerate((proteins, residues, tokens)):
+            self.done[place] += count
+        if self._bar is not None:
+            self._bar.update(tokens)
+        now = self._clock()
+        if now - self._spoken >= self._interval:
+            self._spoken = now
+            self._logger.info(self.line())
+
+    def line(self) -> str:
+        """One line: per cent, proteins, residues, rate, time left, device, attention."""
+        seconds = max(self._clock() - self._started, 1e-9)
+        rate = self.done[2] / seconds
+        left = (self.totals[2] - self.done[2]) / rate if rate else 0.0
+        share = 100 * self.done[2] / max(self.totals[2], 1)
+        return (
+            f"{share:3.0f} %  {self.done[0]:,} of {self.totals[0]:,} proteins, {self.done[1]:,} residues, "
+            f"{rate:,.0f} tokens/s, {clock_time(left)} left, {self._where}"
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _bar(tokens: int) -> Any:
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=tokens, unit="tok", unit_scale=True, dynamic_ncols=True, leave=False)
+
+
+CPU_BUDGET = 4096
+"""Larger batches leave the caches of a CPU and gain nothing (measured on two cores with 8M to 150M)."""
+
+
+GPU_BUDGET = 32768
+"""Enough rows for the matrix products of the larger models to run at full rate."""
+
+
+LOWEST_BUDGET = 1024
+
+
+def bytes_per_token(architecture: Architecture, layers_kept: int, dtype: torch.dtype) -> int:
+    """Device memory that one more token in a batch takes, at the highest point of a layer run eagerly.
+
+    Counted in float32 channels: residual stream old and new, the norm's output (4 in all); q, k, v
+    and the rotary's temporaries (8) or the feed-forward's two hidden layers (8, in the model's
+    dtype), of which the larger counts; the layers kept, and their weighted copy.
+    """
+    width = torch.finfo(dtype).bits // 8
+    channels = 4 * 4 + max(8 * 4, 8 * width + 4 * width) + 4 * (layers_kept + 2)
+    return channels * architecture.embed_dim
+
+
+def default_budget(
+    architecture: Architecture,
+    device: torch.device,
+    layers_kept: int,
+    dtype: torch.dtype,
+    free_bytes: int | None = None,
+) -> int:
+    """Tokens of a batch for a device.
+
+    Args:
+        free_bytes: free memory of the GPU, the model's weights already on it; asked of CUDA when None.
+    """
+    if device.type != "cuda":
+        return CPU_BUDGET
+    if free_bytes is None:
+        free_bytes = torch.cuda.mem_get_info(device)[0]
+    wanted = GPU_BUDGET * min(4, max(1, 1280 // architecture.embed_dim))
+    fitting = int(0.7 * free_bytes) // bytes_per_token(architecture, layers_kept, dtype)
+    return max(LOWEST_BUDGET, min(wanted, fitting // 1024 * 1024))
+
+
+Forward = Callable[[Tensor, Segments, Sequence[int]], Mapping[int, Tensor]]
+
+
+IN_FLIGHT = 2
+"""Batches that the host prepares ahead of the device."""
+
+
+@dataclass
+class RunCounts:
+    """What one run did: ``budget`` is the token budget at its end, ``retries`` how often it was halved."""
+
+    tokens: int = 0
+    batches: int = 0
+    retries: int = 0
+    budget: int = 0
+
+
+@dataclass
+class _Pending:
+    """Results of the pieces ``begin`` to ``end`` on their way to the host."""
+
+    begin: int
+    end: int
+    sums: dict[int, Tensor]
+    residues: dict[int, Tensor]
+    arrived: torch.cuda.Event | None
+
+
+def run_work(
+    forward: Forward,
+    work: Work,
+    outputs: Outputs,
+    *,
+    device: torch.device,
+    budget: int,
+    names: Sequence[str],
+    progress: Progress,
+    logger: logging.Logger,
+) -> RunCounts:
+    """Run every piece and add its sums (and residues) to ``outputs``.
+
+    Args:
+        forward: a :class:`PackedESM2`, or anything called like it.
+        budget: tokens of a batch at first.
+        names: ids of the proteins, for errors.
+
+    Raises:
+        UserError: one protein alone does not fit into the device's memory, or the GPU failed.
+    """
+    counts = RunCounts(budget=budget)
+    pending: deque[_Pending] = deque()
+    layers = tuple(outputs.mean)
+    begin = 0
+    with torch.inference_mode():
+        while begin < len(work):
+            end = batch_end(work.tokens_before, begin, counts.budget)
+            try:
+                batch = work.batch(begin, end, device)
+                pending.append(_start(forward, batch, layers, begin, end, bool(outputs.residues)))
+            except RuntimeError as error:
+                if is_device_failure(error):
+                    raise _gpu_failed(device, error) from error
+                if not is_out_of_memory(error):
+                    raise
+                tokens = int(work.tokens_before[end] - work.tokens_before[begin])
+                if end - begin == 1:
+                    raise _too_large(names[int(work.row[begin])], tokens, device) from None
+                counts.budget = tokens // 2
+                counts.retries += 1
+                logger.warning("out of memory with %d tokens a batch: going on with %d", tokens, counts.budget)
+            else:
+                begin = end
+                counts.batches += 1
+                while len(pending) > (IN_FLIGHT if device.type == "cuda" else 0):
+                    _collect(pending.popleft(), work, outputs, progress, device)
+                continue
+            # Outside of the handler, where the traceback no longer holds the failed batch's tensors.
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        while pending:
+            _collect(pending.popleft(), work, outputs, progress, device)
+    counts.tokens = int(work.tokens_before[-1])
+    return counts
+
+
+def _start(forward: Forward, batch: Batch, layers: Sequence[int], begin: int, end: int, per_residue: bool) -> _Pending:
+    sums: dict[int, Tensor] = {}
+    residues: dict[int, Tensor] = {}
+    for layer, hidden in forward(batch.tokens, batch.segments, layers).items():
+        weighted = weigh(hidden, batch.weights)
+        sums[layer] = _to_host(segment_sums(weighted, batch.segments))
+        if per_residue:
+            residues[layer] = _to_host(weighted)
+    arrived = None
+    if batch.tokens.is_cuda:
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(batch.tokens.device))
+    return _Pending(begin, end, sums, residues, arrived)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _collect(done: _Pending, work: Work, outputs: Outputs, progress: Progress, device: torch.device) -> None:
+    if done.arrived is not None:
+        try:
+            done.arrived.synchronize()
+        except RuntimeError as error:
+            if is_device_failure(error):
+                raise _gpu_failed(device, error) from error
+            raise
+    pieces = slice(done.begin, done.end)
+    rows, lengths = work.row[pieces], work.length[pieces]
+    outputs.add_sums(rows, {layer: values.numpy() for layer, values in done.sums.items()})
+    if done.residues:
+        arrays = {layer: values.numpy() for layer, values in done.residues.items()}
+        place = 0
+        for piece in range(done.begin, done.end):
+            own = slice(place + 1, place + 1 + int(work.length[piece]))
+            outputs.add_residues(
+                int(work.row[piece]), int(work.start[piece]), {layer: values[own] for layer, values in arrays.items()}
+            )
+            place = own.stop + 1
+    proteins = int((work.start[pieces] == 0).sum())
+    residues = int(lengths.sum())
+    progress.add(proteins, residues, residues + SPECIAL_TOKENS * len(lengths))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, as torch, cuBLAS or the CPU's allocator say it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(word in str(error) for word in ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate"))
+
+
+def is_device_failure(error: RuntimeError) -> bool:
+    """Whether the GPU itself failed (an assert, an illegal access, a lost device): CUDA is then unusable."""
+    if is_out_of_memory(error):
+        return False
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+
+
+def _too_large(name: str, tokens: int, device: torch.device) -> UserError:
+    return UserError(
+        f"protein {name!r} does not fit into the memory of {device} even alone ({tokens} tokens): use a GPU "
+        "with more memory, a smaller model, or long_proteins policy window with a smaller longest"
+    )
+
+
+def _gpu_failed(device: torch.device, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0]
+    return UserError(f"{device} failed ({first}): this process cannot use it any more; run the same command again")

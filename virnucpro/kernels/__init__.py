@@ -1,0 +1,1 @@
+"""Triton kernels; they know no model."""

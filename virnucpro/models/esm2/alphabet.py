@@ -1,0 +1,41 @@
+"""Residues to ESM-2's token ids, through a table of bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virnucpro.base.errors import UserError
+
+CLS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 32
+"""ESM-2's special tokens; the vocabulary has 33 (fair-esm's ``Alphabet.from_architecture("ESM-1b")``)."""
+
+RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
+"""The residues that have a token, in the vocabulary's order from 4 on."""
+
+_UNKNOWN = 255
+_TABLE = np.full(256, _UNKNOWN, dtype=np.uint8)
+_TABLE[np.frombuffer(RESIDUES.encode(), dtype=np.uint8)] = np.arange(4, 4 + len(RESIDUES), dtype=np.uint8)
+
+
+def tokenise(sequence: bytes, name: str) -> np.ndarray:
+    """Token ids of the residues alone, without BOS and EOS.
+
+    Args:
+        sequence: cleaned residues, upper case.
+        name: the protein's id, for the error.
+
+    Returns:
+        uint8 ``(residues,)``.
+
+    Raises:
+        UserError: a character has no token.
+    """
+    ids = _TABLE[np.frombuffer(sequence, dtype=np.uint8)]
+    if len(ids) and ids.max() == _UNKNOWN:
+        place = int((ids == _UNKNOWN).argmax())
+        character = chr(sequence[place])
+        raise UserError(
+            f"protein {name!r} has {character!r} at residue {place + 1}, which is no residue of ESM-2: "
+            "split the input again, which cleans it"
+        )
+    return ids

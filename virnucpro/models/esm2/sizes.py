@@ -1,0 +1,135 @@
+"""The ESM-2 architectures: names, sizes and where their checkpoints are published.
+
+The tensors of an ESM-2 checkpoint: names as in fair-esm's ``ESM2.state_dict()``, and their shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from virnucpro.base.errors import UserError
+
+CHECKPOINT_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
+"""Where fair-esm itself downloads a model from (``esm.pretrained``)."""
+
+
+DEMO_MODEL = "esm2_demo"
+
+
+DEMO_WARNING = (
+    "esm2_demo has random weights: its embeddings mean nothing biologically; it exists to try the workflow offline"
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of one ESM-2 model.
+
+    ``token_dropout`` is the checkpoint's flag of that name (every released ESM-2 has it): the
+    embedding is rescaled by the share of masked tokens.
+    """
+
+    layers: int
+    embed_dim: int
+    heads: int
+    token_dropout: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the embedding part (no LM head, no contact head, no ``inv_freq``)."""
+        d = self.embed_dim
+        per_layer = 12 * d * d + 13 * d
+        return 33 * d + self.layers * per_layer + 2 * d
+
+
+ESM2_MODELS: dict[str, Architecture] = {
+    "esm2_t6_8M_UR50D": Architecture(6, 320, 20),
+    "esm2_t12_35M_UR50D": Architecture(12, 480, 20),
+    "esm2_t30_150M_UR50D": Architecture(30, 640, 20),
+    "esm2_t33_650M_UR50D": Architecture(33, 1280, 20),
+    "esm2_t36_3B_UR50D": Architecture(36, 2560, 40),
+    "esm2_t48_15B_UR50D": Architecture(48, 5120, 40),
+}
+"""The released models (Lin et al. 2023, doi:10.1126/science.ade2574), by fair-esm's names."""
+
+
+DEMO_ARCHITECTURE = Architecture(layers=4, embed_dim=64, heads=4)
+
+
+def architecture_by_name(name: str) -> Architecture:
+    """The sizes of a model known by name, ``esm2_demo`` among them.
+
+    Raises:
+        UserError: for any other name.
+    """
+    if name == DEMO_MODEL:
+        return DEMO_ARCHITECTURE
+    try:
+        return ESM2_MODELS[name]
+    except KeyError:
+        known = ", ".join([*ESM2_MODELS, DEMO_MODEL])
+        raise UserError(f"unknown model {name!r}: give one of {known}, or the path of a checkpoint (.pt)") from None
+
+
+VOCABULARY = 33
+"""Tokens of the ESM-1b alphabet, which ESM-2 uses."""
+
+
+PREFIXES = ("encoder.sentence_encoder.", "encoder.")
+"""What stands before the names in a published file; fair-esm's loader strips it, and so do we."""
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def embedding_shapes(architecture: Architecture) -> Shapes:
+    """Tensors that the representations need, with the rotary ``inv_freq`` of every layer."""
+    d, ffn = architecture.embed_dim, 4 * architecture.embed_dim
+    shapes: Shapes = {"embed_tokens.weight": (VOCABULARY, d)}
+    for layer in range(architecture.layers):
+        name = f"layers.{layer}."
+        for projection in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            shapes[f"{name}self_attn.{projection}.weight"] = (d, d)
+            shapes[f"{name}self_attn.{projection}.bias"] = (d,)
+        shapes[f"{name}self_attn.rot_emb.inv_freq"] = (architecture.head_dim // 2,)
+        shapes[f"{name}self_attn_layer_norm.weight"] = (d,)
+        shapes[f"{name}self_attn_layer_norm.bias"] = (d,)
+        shapes[f"{name}fc1.weight"] = (ffn, d)
+        shapes[f"{name}fc1.bias"] = (ffn,)
+        shapes[f"{name}fc2.weight"] = (d, ffn)
+        shapes[f"{name}fc2.bias"] = (d,)
+        shapes[f"{name}final_layer_norm.weight"] = (d,)
+        shapes[f"{name}final_layer_norm.bias"] = (d,)
+    shapes["emb_layer_norm_after.weight"] = (d,)
+    shapes["emb_layer_norm_after.bias"] = (d,)
+    return shapes
+
+
+def contact_shapes(architecture: Architecture) -> Shapes:
+    """Tensors of the contact head, published in a file of their own (``NAME-contact-regression.pt``)."""
+    return {
+        "contact_head.regression.weight": (1, architecture.layers * architecture.heads),
+        "contact_head.regression.bias": (1,),
+    }
+
+
+def lm_head_shapes(architecture: Architecture) -> Shapes:
+    """Tensors of the language-model head; ``lm_head.weight`` equals ``embed_tokens.weight``."""
+    d = architecture.embed_dim
+    return {
+        "lm_head.weight": (VOCABULARY, d),
+        "lm_head.bias": (VOCABULARY,),
+        "lm_head.dense.weight": (d, d),
+        "lm_head.dense.bias": (d,),
+        "lm_head.layer_norm.weight": (d,),
+        "lm_head.layer_norm.bias": (d,),
+    }
+
+
+def state_shapes(architecture: Architecture) -> Shapes:
+    """Every tensor of fair-esm's ``ESM2.state_dict()``."""
+    return {**embedding_shapes(architecture), **contact_shapes(architecture), **lm_head_shapes(architecture)}

@@ -1,1 +1,0 @@
-"""The steps of a layer around its attention: one protocol, one module an implementation, one function that chooses."""

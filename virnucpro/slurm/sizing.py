@@ -1,0 +1,87 @@
+"""How much memory and time an embed job asks for, by model, chunk and attempt.
+
+Generous rather than tight: a job that ends early gives back what it did not use, and one that is killed has
+wasted all of it. A second attempt asks for twice as much.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from virnucpro.models.esm2.sizes import Architecture
+
+MEGABYTE = 1_000_000
+
+PROCESS_MB = 4_000
+"""Python, torch and its CUDA libraries in host memory, for each process (measured: 2 to 3 GB)."""
+
+BYTES_PER_RESIDUE = 100
+"""A residue on its way in: text, tokens and weights as int64 and float32, and copies of them."""
+
+GPU_OPERATIONS_PER_SECOND = 40e12
+"""What a GPU of the Ampere generation keeps up in 16-bit (A10, A30); older ones may need the second attempt."""
+
+CPU_OPERATIONS_PER_SECOND = 20e9
+"""What one core keeps up in float32."""
+
+OVERLAP = 1.5
+"""Windows of long proteins overlap, so more residues are run than there are."""
+
+START_MINUTES = 15
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a chunk's manifest says of it."""
+
+    proteins: int
+    residues: int
+
+    @classmethod
+    def read(cls, manifest: Path) -> Chunk:
+        """From the small JSON file that lies beside a chunk's FASTA."""
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        return cls(found["proteins"], found["residues"])
+
+
+def embed_memory_mb(
+    architecture: Architecture,
+    chunk: Chunk,
+    *,
+    layers: int = 1,
+    mean: bool = True,
+    per_residue: bool = False,
+    gpus: int = 1,
+    attempt: int = 1,
+) -> int:
+    """Host memory in MB (10^6 bytes).
+
+    Args:
+        layers: how many layers are kept.
+        mean, per_residue: what is kept of each.
+        gpus: processes with a GPU each; 0 for a job on the CPU, which holds the weights in float32.
+        attempt: 1 for the first.
+    """
+    processes = max(1, gpus)
+    vectors = chunk.proteins * mean + chunk.residues * per_residue
+    held = 3 * 4 * vectors * layers * architecture.embed_dim  # by the worker, on its way to the writer, and written
+    held += BYTES_PER_RESIDUE * chunk.residues
+    if gpus == 0:
+        held += 5 * architecture.parameters  # 4 bytes each, and activations
+    return _round_up(attempt * (processes * PROCESS_MB + held / MEGABYTE), 1_000)
+
+
+def embed_minutes(
+    architecture: Architecture, chunk: Chunk, *, gpus: int = 1, threads: int = 1, attempt: int = 1
+) -> int:
+    """Time limit in minutes: start, then two operations a parameter and residue on a slow device."""
+    rate = gpus * GPU_OPERATIONS_PER_SECOND if gpus else threads * CPU_OPERATIONS_PER_SECOND
+    seconds = OVERLAP * 2 * architecture.parameters * chunk.residues / rate
+    return _round_up(2 ** (attempt - 1) * (START_MINUTES + seconds / 60), 5)
+
+
+def _round_up(value: float, step: int) -> int:
+    return math.ceil(value / step) * step
