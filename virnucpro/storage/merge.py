@@ -8,14 +8,12 @@ Chunk files into one table a sample: every record that came in, in input order, 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,11 +21,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import write_record
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile
 from virnucpro.storage.index import IndexRows, read_index, read_index_summary
-from virnucpro.storage.provenance import chunk_reports, precision_names, provenance, table_layout
+from virnucpro.storage.provenance import chunk_runs, precision_names, provenance, table_layout
+from virnucpro.storage.report_record import MergeCounts, SampleReport, table_files
 from virnucpro.storage.tables import open_table
 from virnucpro.storage.tables.rows import Layout, Rows
 from virnucpro.storage.verify import verify_chunks
@@ -113,17 +112,6 @@ BATCH_BYTES = 1 << 26
 """Bytes of embeddings in hand at a time; also about the size of a Parquet row group."""
 
 
-@dataclass(frozen=True)
-class MergeCounts:
-    """What a merged table holds: ``windowed`` and ``truncated`` count the records that were not run whole."""
-
-    records: int
-    unique: int
-    windowed: int
-    truncated: int
-    embed_dim: int
-
-
 def merge_embeddings(
     index: Path,
     tensors: Sequence[Path],
@@ -142,8 +130,8 @@ def merge_embeddings(
     Args:
         index: the sample's index, as the split wrote it.
         tensors: its chunk files, in any order.
-        outputs: format (``parquet``, ``hdf5``, ``virnucpro_pt``) to path.
-        report: the JSON report to write: provenance, counts, and each chunk's statistics.
+        outputs: format (see :data:`virnucpro.storage.tables.TABLES`) to path.
+        report: the record to write (:class:`SampleReport`), last, beside the tables or above them.
         expected: metadata entries that every chunk file must have (model, weights_sha256, layers, ...).
         dtype: ``float32`` or ``float16``, of the tables.
         records_per_file: records in a file of ``virnucpro_pt``.
@@ -161,9 +149,9 @@ def merge_embeddings(
         raise UserError(f"{chunks[0].path} holds no embeddings; run the embedding with pooling mean or per_residue")
     log.info("%d chunk files verified", len(chunks))
     origin = provenance(chunks, summary, layout, command)
+    runs = chunk_runs(chunks)
     records = windowed = truncated = 0
     with ExitStack() as stack:
-        out = stack.enter_context(atomic_path(report))
         tables = [
             stack.enter_context(open_table(name, Path(path), layout, origin, records_per_file))
             for name, path in outputs.items()
@@ -178,9 +166,7 @@ def merge_embeddings(
         counts = MergeCounts(records, summary.counts["unique"], windowed, truncated, layout.embed_dim)
         if records != summary.counts["records"]:
             raise UserError(f"{index}: {records} rows where {summary.counts['records']} are promised; run again")
-        entries: dict[str, Any] = {"provenance": origin, "merged": asdict(counts), "tables": list(outputs)}
-        entries["chunks"] = chunk_reports(chunks)
-        out.write_text(json.dumps(entries, indent=2) + "\n")
+    write_record(report, SampleReport(origin, counts, table_files(outputs, report.parent), runs))
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts
 
