@@ -111,7 +111,7 @@ def embed(
                 log.info("%s is made anew: %s", output, error.reason)
         fasta_of_chunk = chunk.with_suffix(".fasta")
         embed_chunk(fasta_of_chunk, chunk, weights, manifest_path, output, settings, devices=devices, logger=log)
-    tables = {name: folder / TABLES[name] for name in formats}
+    tables = {name: folder / TABLES[name].name for name in formats}
     command = f"virnucpro.embed({[str(path) for path in inputs]}, {str(folder)!r}, model={model!r}, ...)"
     report = folder / "embeddings.json"
     merge_embeddings(index, tensors, tables, report, expected=expected, dtype=dtype, command=command, logger=log)

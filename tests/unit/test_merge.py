@@ -20,7 +20,8 @@ from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage import merge as merge_module
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.report_record import Provenance
-from virnucpro.storage.tables.reading import read_embeddings, read_residues
+from virnucpro.storage.tables import read_embeddings, read_residues
+from virnucpro.storage.tables.rows import Rows
 
 
 @pytest.fixture
@@ -238,10 +239,15 @@ def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path: Path, fas
         assert matrix.dtype == np.float16
         wanted = np.concatenate([stub_vectors(r.sequence, 1, 8, 6) for r in read_fasta(fasta)])
         np.testing.assert_array_equal(matrix, wanted.astype(np.float16))
-    from virnucpro.storage.tables.rows import as_dtype
-
-    with pytest.raises(UserError, match="set merge dtype to float32"):
-        as_dtype(np.array([1e5], np.float32), "float16", tmp_path)
+    values = np.zeros((3, 4), np.float32)
+    values[2, 1] = 1e5
+    ones = np.ones(3, np.int32)
+    rows = Rows(
+        ["a", "b", "c"], ones, ["whole"] * 3, ["float32"] * 3, ones, {6: values}, {6: values}, np.array([0, 1, 1, 3])
+    )
+    for kind in ("mean", "residues"):
+        with pytest.raises(UserError, match=r"the embedding of 'c' .* float16 cannot hold; set merge dtype to float32"):
+            rows.values(kind, 6, "float16")
 
 
 def test_an_index_that_is_not_ours_is_one_clear_error(tmp_path: Path, fasta: Path) -> None:

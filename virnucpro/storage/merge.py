@@ -144,7 +144,7 @@ def merge_embeddings(
     log = logger or logging.getLogger(__name__)
     summary = read_index_summary(index)
     chunks = verify_chunks(summary, tensors, expected, threads=threads)
-    layout = table_layout(chunks, dtype)
+    layout = table_layout(chunks, dtype, records_per_file)
     if not layout.names:
         raise UserError(f"{chunks[0].path} holds no embeddings; run the embedding with pooling mean or per_residue")
     log.info("%d chunk files verified", len(chunks))
@@ -152,10 +152,7 @@ def merge_embeddings(
     runs = chunk_runs(chunks)
     records = windowed = truncated = 0
     with ExitStack() as stack:
-        tables = [
-            stack.enter_context(open_table(name, Path(path), layout, origin, records_per_file))
-            for name, path in outputs.items()
-        ]
+        tables = [stack.enter_context(open_table(name, Path(path), layout, origin)) for name, path in outputs.items()]
         reader = stack.enter_context(RowReader(chunks))
         for rows in _gather(index, chunks, reader, layout):
             for table in tables:

@@ -16,7 +16,7 @@ from virnucpro.storage.tables.rows import Layout
 from virnucpro.storage.verify import PROVENANCE
 
 
-def table_layout(chunks: Sequence[ChunkFile], dtype: str) -> Layout:
+def table_layout(chunks: Sequence[ChunkFile], dtype: str, records_per_file: int) -> Layout:
     """What the tables of these chunk files (verified: all alike) will hold."""
     means: list[int] = []
     residues: list[int] = []
@@ -26,7 +26,7 @@ def table_layout(chunks: Sequence[ChunkFile], dtype: str) -> Layout:
         if kind in ("mean", "residues"):
             (means if kind == "mean" else residues).append(int(layer))
             embed_dim = chunks[0].layout[name][1][1]
-    return Layout(embed_dim, tuple(sorted(means)), tuple(sorted(residues)), dtype)
+    return Layout(embed_dim, tuple(sorted(means)), tuple(sorted(residues)), dtype, records_per_file)
 
 
 def provenance(chunks: Sequence[ChunkFile], summary: IndexSummary, layout: Layout, command: str | None) -> Provenance:
