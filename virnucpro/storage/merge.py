@@ -24,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.atomic import atomic_path
+from virnucpro.base.digest import FileProof, file_sha256
 from virnucpro.base.errors import UserError
+from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile
-from virnucpro.storage.index import IndexRows, read_index, read_index_summary
+from virnucpro.storage.index import IndexRows, read_index
 from virnucpro.storage.provenance import chunk_reports, precision_names, provenance, table_layout
 from virnucpro.storage.tables import open_table
 from virnucpro.storage.tables.rows import Layout, Rows
@@ -126,6 +128,7 @@ class MergeCounts:
 
 def merge_embeddings(
     index: Path,
+    chunks: Path,
     tensors: Sequence[Path],
     outputs: Mapping[str, Path],
     report: Path,
@@ -140,7 +143,7 @@ def merge_embeddings(
     """Verify all chunk files, then write every table and the report; memory does not grow with the records.
 
     Args:
-        index: the sample's index, as the split wrote it.
+        index, chunks: the sample's index and its folder of chunks, as the split wrote them.
         tensors: its chunk files, in any order.
         outputs: format (``parquet``, ``hdf5``, ``virnucpro_pt``) to path.
         report: the JSON report to write: provenance, counts, and each chunk's statistics.
@@ -154,32 +157,41 @@ def merge_embeddings(
         UserError: chunk files are missing, or bad (then renamed to ``NAME.bad``); nothing is written.
     """
     log = logger or logging.getLogger(__name__)
-    summary = read_index_summary(index)
-    chunks = verify_chunks(summary, tensors, expected, threads=threads)
-    layout = table_layout(chunks, dtype)
+    split = read_split(chunks)
+    if FileProof.of(index) != split.index:
+        raise UserError(f"{index} is not what the split wrote, so it was damaged: run the same command again")
+    chunk_files = verify_chunks(split, tensors, expected, threads=threads)
+    layout = table_layout(chunk_files, dtype)
     if not layout.names:
-        raise UserError(f"{chunks[0].path} holds no embeddings; run the embedding with pooling mean or per_residue")
-    log.info("%d chunk files verified", len(chunks))
-    origin = provenance(chunks, summary, layout, command)
+        raise UserError(
+            f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
+        )
+    log.info("%d chunk files verified", len(chunk_files))
+    origin = provenance(chunk_files, split, layout, command)
     records = windowed = truncated = 0
     with ExitStack() as stack:
-        out = stack.enter_context(atomic_path(report))
         tables = [
             stack.enter_context(open_table(name, Path(path), layout, origin, records_per_file))
             for name, path in outputs.items()
         ]
-        reader = stack.enter_context(RowReader(chunks))
-        for rows in _gather(index, chunks, reader, layout):
+        reader = stack.enter_context(RowReader(chunk_files))
+        for rows in _gather(index, chunk_files, reader, layout):
             for table in tables:
                 table.write(rows)
             records += len(rows)
             windowed += sum(word.startswith("windows") for word in rows.treatment)
             truncated += sum(word.startswith("truncated") for word in rows.treatment)
-        counts = MergeCounts(records, summary.counts["unique"], windowed, truncated, layout.embed_dim)
-        if records != summary.counts["records"]:
-            raise UserError(f"{index}: {records} rows where {summary.counts['records']} are promised; run again")
-        entries: dict[str, Any] = {"provenance": origin, "merged": asdict(counts), "tables": list(outputs)}
-        entries["chunks"] = chunk_reports(chunks)
+        if records != split.counts["records"]:
+            raise UserError(f"{index}: {records} rows where {split.counts['records']} are promised; run again")
+    counts = MergeCounts(records, split.counts["unique"], windowed, truncated, layout.embed_dim)
+    entries: dict[str, Any] = {
+        "made_from": made_from(file_sha256(chunks / SPLIT_RECORD), expected, dtype, records_per_file),
+        "provenance": origin,
+        "merged": asdict(counts),
+        "tables": {name: proofs_of(Path(path), report.parent) for name, path in outputs.items()},
+        "chunks": chunk_reports(chunk_files),
+    }
+    with atomic_path(report) as out:
         out.write_text(json.dumps(entries, indent=2) + "\n")
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts

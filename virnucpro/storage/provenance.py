@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from virnucpro.chunking.manifest import SplitRecord
 from virnucpro.models.esm2.sizes import DEMO_WARNING
 from virnucpro.storage.chunk_file import ChunkFile, decoded
-from virnucpro.storage.index import IndexSummary
 from virnucpro.storage.tables.rows import Layout
 from virnucpro.storage.verify import PROVENANCE
 
@@ -29,14 +29,12 @@ def table_layout(chunks: Sequence[ChunkFile], dtype: str) -> Layout:
     return Layout(embed_dim, tuple(sorted(means)), tuple(sorted(residues)), dtype)
 
 
-def provenance(
-    chunks: Sequence[ChunkFile], summary: IndexSummary, layout: Layout, command: str | None
-) -> dict[str, Any]:
+def provenance(chunks: Sequence[ChunkFile], split: SplitRecord, layout: Layout, command: str | None) -> dict[str, Any]:
     """Model, weights, settings, versions and command, and by how many proteins each device and kernel was used."""
     first = chunks[0].metadata
     origin: dict[str, Any] = {"format": TABLE_FORMAT}
     origin |= {key: decoded(first.get(key)) for key in PROVENANCE}
-    origin |= {"embed_dim": layout.embed_dim, "dtype": layout.dtype, "counts": summary.counts}
+    origin |= {"embed_dim": layout.embed_dim, "dtype": layout.dtype, "counts": split.counts}
     for key in ("attention", "attention_kernel", "device"):
         origin[key] = _proteins_by(chunks, key)
     origin["precisions"] = _precisions(chunks)

@@ -23,7 +23,7 @@ with job(f"merge_embeddings {snakemake.wildcards.sample}", snakemake.log[0]) as 
         [Path(file) for file in snakemake.input.chunk_files],
         {name: Path(snakemake.output[name]) for name in snakemake.params.formats},
         Path(snakemake.output.report),
-        expected=identity(read_manifest(Path(snakemake.input.weights_manifest)), settings),
+        expected=identity(read_manifest(Path(snakemake.input.weights)), settings),
         dtype=snakemake.params.dtype,
         records_per_file=snakemake.params.records_per_file,
         command="snakemake --config "
