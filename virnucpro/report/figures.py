@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from virnucpro.report.map import draw_rows, principal_components, umap_coordinates, umap_is_installed
-from virnucpro.report.read import SampleReport, read_report
+from virnucpro.report.read import Sample, read_sample
 from virnucpro.report.run_plots import plot_duplicates, plot_packing, plot_provenance, plot_throughput
 from virnucpro.report.sample_plots import lengths_of, plot_lengths, plot_map, plot_treatments
 from virnucpro.report.style import write
@@ -19,7 +19,7 @@ MOST_POINTS = 20_000
 
 FEWEST_FOR_UMAP = 10
 
-RUN_PLOTS: dict[str, Callable[[Sequence[SampleReport]], Figure]] = {
+RUN_PLOTS: dict[str, Callable[[Sequence[Sample]], Figure]] = {
     "throughput": plot_throughput,
     "provenance": plot_provenance,
     "packing": plot_packing,
@@ -38,7 +38,7 @@ def plot_run(reports: Sequence[Path], outputs: Mapping[str, Sequence[Path]]) -> 
     Raises:
         UserError: a report is missing or damaged, or an output cannot be written.
     """
-    samples = [read_report(path) for path in reports]
+    samples = [read_sample(path) for path in reports]
     for name, paths in outputs.items():
         write(RUN_PLOTS[name](samples), paths)
 
@@ -62,10 +62,10 @@ def plot_sample(
     Raises:
         UserError: an input is missing or damaged, or an output cannot be written.
     """
-    sample = read_report(report)
+    sample = read_sample(report)
     write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
     write(plot_treatments(sample), outputs["sequences"])
-    rows = draw_rows(tensors, sample.layers[-1], most_points)
+    rows = draw_rows(tensors, sample.provenance.layers[-1], most_points)
     components = principal_components(rows.vectors)
     umap = None
     if umap_is_installed() and len(rows.vectors) >= FEWEST_FOR_UMAP:

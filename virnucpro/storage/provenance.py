@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from virnucpro.base.records import from_entries
 from virnucpro.chunking.manifest import SplitRecord
 from virnucpro.models.esm2.sizes import DEMO_WARNING
 from virnucpro.storage.chunk_file import ChunkFile, decoded
+from virnucpro.storage.report_record import ChunkRun, Provenance
 from virnucpro.storage.tables.rows import Layout
 from virnucpro.storage.verify import PROVENANCE
-
-TABLE_FORMAT = "virnucpro-embeddings-1"
 
 
 def table_layout(chunks: Sequence[ChunkFile], dtype: str) -> Layout:
@@ -29,30 +29,30 @@ def table_layout(chunks: Sequence[ChunkFile], dtype: str) -> Layout:
     return Layout(embed_dim, tuple(sorted(means)), tuple(sorted(residues)), dtype)
 
 
-def provenance(chunks: Sequence[ChunkFile], split: SplitRecord, layout: Layout, command: str | None) -> dict[str, Any]:
+def provenance(chunks: Sequence[ChunkFile], split: SplitRecord, layout: Layout, command: str | None) -> Provenance:
     """Model, weights, settings, versions and command, and by how many proteins each device and kernel was used."""
-    first = chunks[0].metadata
-    origin: dict[str, Any] = {"format": TABLE_FORMAT}
-    origin |= {key: decoded(first.get(key)) for key in PROVENANCE}
-    origin |= {"embed_dim": layout.embed_dim, "dtype": layout.dtype, "counts": split.counts}
+    first = chunks[0]
+    entries: dict[str, Any] = {key: decoded(first.metadata.get(key)) for key in PROVENANCE}
+    entries |= {"embed_dim": layout.embed_dim, "dtype": layout.dtype, "counts": split.counts}
     for key in ("attention", "attention_kernel", "device"):
-        origin[key] = _proteins_by(chunks, key)
-    origin["precisions"] = _precisions(chunks)
-    origin["versions"] = _distinct([decoded(chunk.metadata.get("versions")) for chunk in chunks])
-    origin["command"] = command if command is not None else " ".join(sys.argv)
-    if first.get("demo") == "true":
-        origin["warning"] = DEMO_WARNING
-    return origin
+        entries[key] = _proteins_by(chunks, key)
+    entries["precisions"] = _precisions(chunks)
+    entries["versions"] = _distinct([decoded(chunk.metadata.get("versions")) for chunk in chunks])
+    entries["command"] = command if command is not None else " ".join(sys.argv)
+    entries["warning"] = DEMO_WARNING if first.metadata.get("demo") == "true" else ""
+    return from_entries(entries, Provenance, first.path)
 
 
-def chunk_reports(chunks: Sequence[ChunkFile]) -> list[dict[str, Any]]:
-    """One entry a chunk: where and how it was computed, and its job's statistics."""
-    keys = ("device", "attention", "attention_kernel", "precisions", "statistics")
-    return [
-        {"chunk": chunk.metadata["chunk"], "proteins": chunk.proteins}
-        | {key: decoded(chunk.metadata.get(key)) for key in keys}
-        for chunk in chunks
-    ]
+def chunk_runs(chunks: Sequence[ChunkFile]) -> tuple[ChunkRun, ...]:
+    """For each chunk where and how it was computed, and its job's statistics.
+
+    Raises:
+        UserError: a chunk file whose metadata lack one of these, or hold something else.
+    """
+    keys = ("chunk", "device", "attention", "attention_kernel", "precisions", "statistics")
+    return tuple(
+        from_entries({key: decoded(chunk.metadata.get(key)) for key in keys}, ChunkRun, chunk.path) for chunk in chunks
+    )
 
 
 def _proteins_by(chunks: Sequence[ChunkFile], key: str) -> dict[str, int]:

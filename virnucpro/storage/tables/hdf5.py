@@ -21,18 +21,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.records import record_text
+from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import Layout, Rows, as_dtype
 
 
 class Hdf5Table:
     """Writes one dataset a record and column, through h5py's low-level calls (a third of the time)."""
 
-    def __init__(self, path: Path, layout: Layout, provenance: dict[str, Any]) -> None:
+    def __init__(self, path: Path, layout: Layout, provenance: Provenance) -> None:
         self._path = path
         self._layout = layout
         # Readers of HDF5 1.10 and later (2016) open it; names are kept in the order of writing.
         self._file = h5py.File(path, "w", libver=("v110", "v110"), track_order=True)
-        self._file.attrs["virnucpro"] = json.dumps(provenance)
+        self._file.attrs["virnucpro"] = record_text(provenance)
         self._file.attrs["columns"] = json.dumps(list(layout.names.values()))
         self._links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         self._links.set_create_intermediate_group(True)
