@@ -39,7 +39,7 @@ def write_weights(folder: Path, architecture: Architecture, place: torch.device)
     """w.safetensors and w.json with random float16 weights."""
     checkpoint = folder / "esm2_bench.pt"
     write_checkpoint(checkpoint, architecture, dtype=torch.float16, regression=False, device=place)
-    prepare_weights(str(checkpoint), folder / "w.safetensors", folder / "w.json", log=lambda line: None)
+    prepare_weights(str(checkpoint), folder / "w.safetensors", log=lambda line: None)
     checkpoint.unlink()
 
 

@@ -34,7 +34,7 @@ SEQUENCES = [random_protein(length, seed) for seed, length in enumerate(LENGTHS)
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     write_checkpoint(folder / "esm2_small.pt", ARCHITECTURE, seed=1, dtype=torch.float16)
-    prepare_weights(str(folder / "esm2_small.pt"), folder / "w.safetensors", folder / "w.json", log=lambda line: None)
+    prepare_weights(str(folder / "esm2_small.pt"), folder / "w.safetensors", log=lambda line: None)
     return folder
 
 
@@ -75,7 +75,7 @@ def test_a_chunk_on_the_gpu_is_near_fair_esm(tmp_path: Path, weights: Path, kern
 
 def test_real_out_of_memory_halves_the_budget(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     proteins = [Protein(f"p{number}", random_protein(1000, number).encode()) for number in range(400)]
-    manifest = read_manifest(weights / "w.json")
+    manifest = read_manifest(weights / "w.safetensors")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     used = total - torch.cuda.mem_get_info(0)[0]
@@ -104,7 +104,7 @@ def test_memory_does_not_grow_over_batches(weights: Path) -> None:
         found = embed_proteins(
             proteins[:count],
             weights / "w.safetensors",
-            read_manifest(weights / "w.json"),
+            read_manifest(weights / "w.safetensors"),
             settings,
             device="cuda:0",
             logger=LOGGER,

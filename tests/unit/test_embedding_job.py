@@ -45,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with w.safetensors and w.json."""
     folder = tmp_path_factory.mktemp("weights")
     write_checkpoint(folder / "esm2_tiny.pt", TINY, seed=1)
-    prepare_weights(str(folder / "esm2_tiny.pt"), folder / "w.safetensors", folder / "w.json", log=lambda line: None)
+    prepare_weights(str(folder / "esm2_tiny.pt"), folder / "w.safetensors", log=lambda line: None)
     return folder
 
 
@@ -152,7 +152,7 @@ def test_more_processes_than_proteins(tmp_path: Path, weights: Path) -> None:
 
 def test_the_file_says_what_ran(tmp_path: Path, weights: Path) -> None:
     file = embed(tmp_path, weights, PROTEINS[:3], EmbeddingSettings(layers=(-1, 0)))
-    manifest = read_manifest(weights / "w.json")
+    manifest = read_manifest(weights / "w.safetensors")
     assert file.metadata["weights_sha256"] == manifest.sha256
     assert file.metadata["model"] == "esm2_tiny"
     assert file.metadata["attention"] == "standard_attention"
@@ -201,7 +201,7 @@ def overflowing_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 def test_what_overflows_in_float16_is_done_again_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = overflowing_checkpoint(tmp_path / "esm2_loud.pt")
-    prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", tmp_path / "w.json", log=print)
+    prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", log=print)
     sequences = ["MKLVAG", "MKLWVAG", "ACDEFGHIK", "WW" + "A" * 90, "G" * 80]
     settings = EmbeddingSettings(precision="fp16", pooling=BOTH, longest=60, overlap=20)
     file = embed(tmp_path, tmp_path, sequences, settings)
@@ -219,7 +219,7 @@ def test_what_overflows_is_done_in_bfloat16_where_float32_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     overflowing_checkpoint(tmp_path / "esm2_loud.pt")
-    prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", tmp_path / "w.json", log=print)
+    prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", log=print)
     right = embed_module.load_packed
 
     def too_large(*args: Any, dtype: torch.dtype, **options: Any) -> Any:
@@ -290,7 +290,7 @@ def test_a_workers_error_is_the_jobs_error(weights: Path) -> None:
         workers_module.embed_on_devices(
             proteins,
             weights / "w.safetensors",
-            read_manifest(weights / "w.json"),
+            read_manifest(weights / "w.safetensors"),
             EmbeddingSettings(),
             devices=["cpu", "cpu"],
             logger=LOGGER,
@@ -306,7 +306,7 @@ def test_a_killed_worker_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         workers_module.embed_on_devices(
             [Protein("a", b"MK"), Protein("b", b"MK")],
             weights / "w.safetensors",
-            read_manifest(weights / "w.json"),
+            read_manifest(weights / "w.safetensors"),
             EmbeddingSettings(),
             devices=["cpu", "cpu"],
             logger=LOGGER,
@@ -401,7 +401,7 @@ def test_one_protein_needs_no_files_but_the_weights(weights: Path, oracle: ESM2)
     found = embed_proteins(
         [Protein("a", b"MKLV")],
         weights / "w.safetensors",
-        read_manifest(weights / "w.json"),
+        read_manifest(weights / "w.safetensors"),
         EmbeddingSettings(),
         logger=LOGGER,
     )

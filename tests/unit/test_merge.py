@@ -155,10 +155,10 @@ def test_the_report_and_every_table_say_where_the_numbers_come_from(tmp_path: Pa
     for text in texts:
         assert asdict(parse_record(text, Provenance, tmp_path)) == asdict(from_entries(origin, Provenance, tmp_path))
     for name, files in report["tables"].items():
-        for file in files:
-            content = (tmp_path / file["name"]).read_bytes()
-            assert (file["size"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
-            assert file["name"].startswith(name)
+        for file, proof in files.items():
+            content = (tmp_path / file).read_bytes()
+            assert proof == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            assert file.startswith(name)
     assert list(report["tables"]) == list(FORMATS)
 
 

@@ -8,7 +8,6 @@ Cut a list of proteins into contiguous chunks of equal cost.
 
 from __future__ import annotations
 
-import json
 import logging
 from array import array
 from collections.abc import Iterator, Sequence
@@ -20,14 +19,16 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.base.atomic import atomic_directory
-from virnucpro.base.digest import digest_of_digests, residue_digest
+from virnucpro.base.atomic import atomic_directory, atomic_path
+from virnucpro.base.digest import FileProof, digest_of_digests, file_sha256, residue_digest
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import write_record
 from virnucpro.chunking.cost import protein_costs
+from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name
 from virnucpro.chunking.size import chunk_count
 from virnucpro.sequences.fasta import FastaRecord, read_fasta
 from virnucpro.sequences.repeats import SeenIds, first_of
-from virnucpro.storage.index import BATCH_ROWS, IndexRows, IndexSummary, chunk_name, index_writer
+from virnucpro.storage.index import BATCH_ROWS, IndexRows, IndexWriter
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class _Plan:
     first: NDArray[np.int64]
     chunk: NDArray[np.int32]
     row: NDArray[np.int32]
-    manifests: list[dict[str, object]]
+    manifests: list[ChunkManifest]
 
 
 def split_proteins(
@@ -114,7 +115,15 @@ def split_proteins(
         replaced_records=int((seen.replaced > 0).sum()),
         chunks=len(plan.manifests),
     )
-    _write(inputs, index, chunks, seen, plan, counts, before)
+    settings = SplitSettings(chunk_residues, multiple_of, embed_dim, policy, longest, overlap)
+    with atomic_path(index) as index_file, atomic_directory(chunks) as folder:
+        _write(inputs, index_file, folder, seen, plan, counts)
+        digests = tuple(file_sha256(path) for path in inputs)
+        if _stamps(inputs) != before:
+            raise _changed(inputs)
+        chunk_digests = tuple(manifest.digest for manifest in plan.manifests)
+        record = SplitRecord(digests, settings, asdict(counts), FileProof.of(index_file), chunk_digests)
+        write_record(folder / SPLIT_RECORD, record)
     log = logger or logging.getLogger(__name__)
     log.info(
         "%d records of %d residues: %d different sequences in %d chunks, the longest of %d residues",
@@ -128,10 +137,10 @@ def split_proteins(
     return counts
 
 
-def _stamps(inputs: Sequence[Path]) -> list[tuple[int, int]]:
-    """Size and time of change of each file; a missing one is reported when it is opened."""
+def _stamps(inputs: Sequence[Path]) -> list[tuple[int, int, int, int]]:
+    """Which file each is, its size and times of change; a missing one is reported when it is opened."""
     stats = [Path(path).stat() for path in inputs if Path(path).exists()]
-    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
 
 
 def _changed(inputs: Sequence[Path]) -> UserError:
@@ -169,17 +178,17 @@ def _plan(seen: _Digested, costs: NDArray[np.float64], chunk_residues: int, mult
     starts = np.flatnonzero(np.diff(chunk_of, prepend=-1))
     ends = np.append(starts[1:], len(unique))
     row_of = (np.arange(len(unique)) - starts[chunk_of]).astype(np.int32)
-    manifests: list[dict[str, object]] = []
+    manifests = []
     for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         rows = unique[start:end]
         manifests.append(
-            {
-                "chunk": chunk_name(number),
-                "proteins": end - start,
-                "residues": int(lengths[start:end].sum()),
-                "cost": round(float(costs[rows].sum())),
-                "digest": digest_of_digests([seen.digests[rows].tobytes()]),
-            }
+            ChunkManifest(
+                chunk=chunk_name(number),
+                proteins=end - start,
+                residues=int(lengths[start:end].sum()),
+                cost=round(float(costs[rows].sum())),
+                digest=digest_of_digests([seen.digests[rows].tobytes()]),
+            )
         )
     rank = np.searchsorted(unique, first)
     return _Plan(first, chunk_of[rank], row_of[rank], manifests)
@@ -208,43 +217,40 @@ class _ChunkFolder:
 def _write(
     inputs: Sequence[Path],
     index: Path,
-    chunks: Path,
+    folder: Path,
     seen: _Digested,
     plan: _Plan,
     counts: SplitCounts,
-    before: list[tuple[int, int]],
 ) -> None:
-    """The second reading: both outputs, in place when all is written and the input is still what it was."""
-    summary = IndexSummary(asdict(counts), [str(manifest["digest"]) for manifest in plan.manifests])
+    """The second reading: the index, and the folder of chunks."""
     records = _records(inputs)
-    with index_writer(index, summary) as writer, atomic_directory(chunks) as folder:
-        with closing(_ChunkFolder(folder)) as out:
-            for start in range(0, counts.records, BATCH_ROWS):
-                rows = slice(start, min(start + BATCH_ROWS, counts.records))
-                ids = []
-                is_new = (plan.first[rows] == np.arange(rows.start, rows.stop)).tolist()
-                lengths = seen.lengths[rows].tolist()
-                for length, new, chunk in zip(lengths, is_new, plan.chunk[rows].tolist(), strict=True):
-                    record = next(records, None)
-                    if record is None or len(record.sequence) != length:
-                        raise _changed(inputs)
-                    ids.append(record.id)
-                    if new:
-                        out.add(chunk, record)
-                writer.write(
-                    IndexRows(
-                        ids,
-                        length=seen.lengths[rows],
-                        digest=seen.digests[rows],
-                        chunk=plan.chunk[rows],
-                        row=plan.row[rows],
-                        replaced=seen.replaced[rows],
-                    )
+    with closing(IndexWriter(index)) as writer, closing(_ChunkFolder(folder)) as out:
+        for start in range(0, counts.records, BATCH_ROWS):
+            rows = slice(start, min(start + BATCH_ROWS, counts.records))
+            ids = []
+            is_new = (plan.first[rows] == np.arange(rows.start, rows.stop)).tolist()
+            lengths = seen.lengths[rows].tolist()
+            for length, new, chunk in zip(lengths, is_new, plan.chunk[rows].tolist(), strict=True):
+                record = next(records, None)
+                if record is None or len(record.sequence) != length:
+                    raise _changed(inputs)
+                ids.append(record.id)
+                if new:
+                    out.add(chunk, record)
+            writer.write(
+                IndexRows(
+                    ids,
+                    length=seen.lengths[rows],
+                    digest=seen.digests[rows],
+                    chunk=plan.chunk[rows],
+                    row=plan.row[rows],
+                    replaced=seen.replaced[rows],
                 )
-        if next(records, None) is not None or _stamps(inputs) != before:
-            raise _changed(inputs)
-        for manifest in plan.manifests:
-            (folder / f"{manifest['chunk']}.json").write_text(json.dumps(manifest, indent=2) + "\n")
+            )
+    if next(records, None) is not None:
+        raise _changed(inputs)
+    for manifest in plan.manifests:
+        write_record(folder / f"{manifest.chunk}.json", manifest)
 
 
 def assign_chunks(costs: NDArray[np.float64], count: int) -> NDArray[np.int32]:

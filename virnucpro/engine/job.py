@@ -9,14 +9,15 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from virnucpro import __version__
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import read_record
 from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.engine.devices import embed_on_devices, job_devices
 from virnucpro.engine.embed import Embeddings, Protein, embed_proteins
 from virnucpro.sequences.fasta import read_fasta
@@ -29,7 +30,6 @@ def embed_chunk(
     fasta: Path,
     chunk_manifest: Path,
     weights: Path,
-    weights_manifest: Path,
     output: Path,
     settings: EmbeddingSettings,
     *,
@@ -50,8 +50,8 @@ def embed_chunk(
     Raises:
         UserError: the FASTA is not the one that the manifest describes, or see :func:`embed_proteins`.
     """
-    manifest = read_manifest(weights_manifest)
-    chunk = _read_json(chunk_manifest)
+    manifest = read_manifest(weights)
+    chunk = read_record(chunk_manifest, ChunkManifest)
     proteins, digests = read_chunk(fasta, chunk)
     layers = resolve_layers(settings.layers, manifest.architecture.layers)
     places = job_devices(devices)
@@ -59,7 +59,7 @@ def embed_chunk(
         torch.set_num_threads(max(1, threads // len(places)))
     logger.info(
         "%s: %d proteins, %d residues; %s, layers %s, %s, on %s",
-        chunk["chunk"],
+        chunk.chunk,
         len(proteins),
         sum(len(protein.sequence) for protein in proteins),
         manifest.model,
@@ -81,7 +81,7 @@ def embed_chunk(
     return found.statistics
 
 
-def read_chunk(fasta: Path, chunk: dict[str, Any]) -> tuple[list[Protein], np.ndarray]:
+def read_chunk(fasta: Path, chunk: ChunkManifest) -> tuple[list[Protein], np.ndarray]:
     """The chunk's proteins and their digests, checked against its manifest.
 
     Returns:
@@ -93,9 +93,9 @@ def read_chunk(fasta: Path, chunk: dict[str, Any]) -> tuple[list[Protein], np.nd
     proteins = [Protein(record.id, record.sequence) for record in read_fasta(fasta)]
     digests = [hashlib.blake2b(protein.sequence, digest_size=16).digest() for protein in proteins]
     whole = hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
-    if whole != chunk["digest"] or len(proteins) != chunk["proteins"]:
+    if whole != chunk.digest or len(proteins) != chunk.proteins:
         raise UserError(
-            f"{fasta} does not hold the proteins that {chunk['chunk']} was made with: "
+            f"{fasta} does not hold the proteins that {chunk.chunk} was made with: "
             "it was changed or cut short; delete the sample's chunks folder and run the same command again"
         )
     return proteins, np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)
@@ -118,14 +118,16 @@ def chunk_tensors(found: Embeddings, digests: np.ndarray) -> dict[str, np.ndarra
 
 
 def _metadata(
-    found: Embeddings, manifest: WeightsManifest, chunk: dict[str, Any], settings: EmbeddingSettings
+    found: Embeddings, manifest: WeightsManifest, chunk: ChunkManifest, settings: EmbeddingSettings
 ) -> dict[str, str]:
     return {
         **identity(manifest, settings),
         "precisions": json.dumps(found.precisions),
         **found.provenance,
-        "chunk": chunk["chunk"],
-        "chunk_digest": chunk["digest"],
+        "chunk": chunk.chunk,
+        "chunk_digest": chunk.digest,
+        "source_sha256": manifest.source_sha256,
+        "model_layers": json.dumps(manifest.layers),
         "versions": json.dumps(versions()),
         "statistics": json.dumps(found.statistics),
         "demo": json.dumps(manifest.demo),
@@ -144,14 +146,3 @@ def versions() -> dict[str, str]:
         "fair-esm": fair_esm,
         "python": platform.python_version(),
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text())
-        missing = [key for key in ("chunk", "proteins", "digest") if key not in content]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a chunk's manifest ({error}); split the input again") from None
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}: it is no chunk's manifest; split the input again")
-    return dict(content)

@@ -21,8 +21,8 @@ from virnucpro.base.errors import UserError
 from virnucpro.cuda.attention_utils import first_sentence
 from virnucpro.models.esm2.model import LayerSteps, PackedESM2, Stream, rotary_tables
 from virnucpro.models.precision import dtype_name, parameter_dtype
+from virnucpro.weights.file import load_weights
 from virnucpro.weights.manifest import WeightsManifest
-from virnucpro.weights.prepare import load_state_dict
 
 if TYPE_CHECKING:
     from virnucpro.models.esm2.model import PackedESM2
@@ -69,7 +69,9 @@ def load_packed(
     """
     dtype = parameter_dtype(dtype)
     attention = choose_attention(device, dtype, manifest.architecture.head_dim, logger)
-    state = load_state_dict(weights, manifest=manifest)
+    found, state = load_weights(weights)
+    if found != manifest:
+        raise UserError(f"weights {weights} were replaced since the job began: run the same command again")
     architecture = manifest.architecture
     try:
         model = PackedESM2.from_state_dict(state, architecture, attention, device=device, dtype=dtype)

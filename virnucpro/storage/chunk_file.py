@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
+from virnucpro.base.safetensors_header import HeaderError, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 CHUNK_FORMAT = "virnucpro-chunk-1"
 CHECKSUM_ENTRY = re.compile(rb'"checksum":"([0-9a-f]{64})"')
 NO_CHECKSUM = "0" * 64
-LARGEST_HEADER = 100_000_000  # safetensors' own limit
 BLOCK = 1 << 22
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -57,7 +57,7 @@ class ChunkError(UserError):
     """A chunk file that cannot be trusted: cut short, damaged, or not one of ours."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}; delete it and run the same command again to compute it anew")
+        super().__init__(f"{path}: {reason}; delete it and run the same command again to recompute it")
         self.path = path
         self.reason = reason
 
@@ -202,43 +202,21 @@ def _open(path: Path) -> BinaryIO:
 
 def _read_header(path: Path, file: BinaryIO) -> tuple[ChunkFile, int, int]:
     """The header, where the data start, and where the checksum's digits stand (both in bytes from the file's start)."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    if size < 10:
-        raise ChunkError(path, f"it is cut short ({size} bytes)")
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= LARGEST_HEADER:
-        raise ChunkError(path, "it is not a chunk file (no safetensors header)")
-    if 8 + length > size:
-        raise ChunkError(path, f"it is cut short ({size} bytes, its header alone is {length}), or not a chunk file")
-    text = file.read(length)
     try:
-        header = json.loads(text)
-        metadata = {str(key): str(value) for key, value in header.pop("__metadata__").items()}
-        layout = {
-            str(name): (str(entry["dtype"]), tuple(map(int, entry["shape"])), tuple(map(int, entry["data_offsets"])))
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise ChunkError(path, "its header is damaged, or it is not a chunk file") from None
-    places = [match.start(1) for match in CHECKSUM_ENTRY.finditer(text)]
-    if metadata.get("format") != CHUNK_FORMAT or len(places) != 1:
+        header = read_header(file)
+    except HeaderError as error:
+        raise ChunkError(path, f"{error}, so it is no whole chunk file") from None
+    places = [match.start(1) for match in CHECKSUM_ENTRY.finditer(header.text)]
+    if header.metadata.get("format") != CHUNK_FORMAT or len(places) != 1:
         raise ChunkError(path, f"it is not a chunk file (no format {CHUNK_FORMAT!r} in its metadata)")
-    start = 8 + length
-    end = 0
-    for name, (dtype, shape, offsets) in layout.items():
-        known = dtype in _DTYPES and len(offsets) == 2 and min(shape, default=0) >= 0
-        if not known or offsets[0] != end or offsets[1] - end != math.prod(shape) * _DTYPES[dtype].itemsize:
-            raise ChunkError(path, f"its header is damaged (tensor {name!r})")
-        end = offsets[1]
-    if start + end != size:
-        short = "cut short" if size < start + end else "too long"
-        raise ChunkError(path, f"it is {short}: {size} bytes, its header promises {start + end}")
-    reason = _wrong_tensors({name: (dtype, shape) for name, (dtype, shape, _) in layout.items()})
+    reason = _wrong_tensors({name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()})
     if reason is not None:
         raise ChunkError(path, reason)
-    places_of = {name: (_DTYPES[dtype], shape, start + offsets[0]) for name, (dtype, shape, offsets) in layout.items()}
-    return ChunkFile(Path(path), metadata, places_of), start, 8 + places[0]
+    places_of = {
+        name: (_DTYPES[entry.dtype], entry.shape, header.data_start + entry.begin)
+        for name, entry in header.tensors.items()
+    }
+    return ChunkFile(Path(path), header.metadata, places_of), header.data_start, 8 + places[0]
 
 
 def _wrong_tensors(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str | None:

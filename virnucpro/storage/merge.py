@@ -15,19 +15,23 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.atomic import remove
+from virnucpro.base.digest import FileProof, file_sha256
 from virnucpro.base.errors import UserError
+from virnucpro.base.products import files_of
 from virnucpro.base.records import write_record
+from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile
-from virnucpro.storage.index import IndexRows, read_index, read_index_summary
+from virnucpro.storage.index import IndexRows, read_index
 from virnucpro.storage.provenance import chunk_runs, precision_names, provenance, table_layout
-from virnucpro.storage.report_record import MergeCounts, SampleReport, table_files
-from virnucpro.storage.tables import open_table
+from virnucpro.storage.report_record import MergeCounts, SampleReport
+from virnucpro.storage.tables import TABLES, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
 from virnucpro.storage.verify import verify_chunks
 
@@ -114,11 +118,13 @@ BATCH_BYTES = 1 << 26
 
 def merge_embeddings(
     index: Path,
+    chunks: Path,
     tensors: Sequence[Path],
     outputs: Mapping[str, Path],
     report: Path,
     *,
     expected: Mapping[str, str],
+    made_from: Mapping[str, str] = MappingProxyType({}),
     dtype: str = "float32",
     records_per_file: int = 10_000,
     command: str | None = None,
@@ -128,11 +134,12 @@ def merge_embeddings(
     """Verify all chunk files, then write every table and the report; memory does not grow with the records.
 
     Args:
-        index: the sample's index, as the split wrote it.
+        index, chunks: the sample's index and its folder of chunks, as the split wrote them.
         tensors: its chunk files, in any order.
         outputs: format (see :data:`virnucpro.storage.tables.TABLES`) to path.
         report: the record to write (:class:`SampleReport`), last, beside the tables or above them.
         expected: metadata entries that every chunk file must have (model, weights_sha256, layers, ...).
+        made_from: settings that decide what the tables hold, for their record.
         dtype: ``float32`` or ``float16``, of the tables.
         records_per_file: records in a file of ``virnucpro_pt``.
         command: what the user ran, for the provenance; by default this process's command line.
@@ -142,30 +149,52 @@ def merge_embeddings(
         UserError: chunk files are missing, or bad (then renamed to ``NAME.bad``); nothing is written.
     """
     log = logger or logging.getLogger(__name__)
-    summary = read_index_summary(index)
-    chunks = verify_chunks(summary, tensors, expected, threads=threads)
-    layout = table_layout(chunks, dtype, records_per_file)
+    split = read_split(chunks)
+    if FileProof.of(index) != split.index:
+        raise UserError(f"{index} is not what the split wrote, so it was damaged: run the same command again")
+    chunk_files = verify_chunks(split, tensors, expected, threads=threads)
+    layout = table_layout(chunk_files, dtype, records_per_file)
     if not layout.names:
-        raise UserError(f"{chunks[0].path} holds no embeddings; run the embedding with pooling mean or per_residue")
-    log.info("%d chunk files verified", len(chunks))
-    origin = provenance(chunks, summary, layout, command)
-    runs = chunk_runs(chunks)
+        raise UserError(
+            f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
+        )
+    log.info("%d chunk files verified", len(chunk_files))
+    origin = provenance(chunk_files, split, layout, command)
+    runs = chunk_runs(chunk_files)
     records = windowed = truncated = 0
     with ExitStack() as stack:
         tables = [stack.enter_context(open_table(name, Path(path), layout, origin)) for name, path in outputs.items()]
-        reader = stack.enter_context(RowReader(chunks))
-        for rows in _gather(index, chunks, reader, layout):
+        reader = stack.enter_context(RowReader(chunk_files))
+        for rows in _gather(index, chunk_files, reader, layout):
             for table in tables:
                 table.write(rows)
             records += len(rows)
             windowed += sum(word.startswith("windows") for word in rows.treatment)
             truncated += sum(word.startswith("truncated") for word in rows.treatment)
-        counts = MergeCounts(records, summary.counts["unique"], windowed, truncated, layout.embed_dim)
-        if records != summary.counts["records"]:
-            raise UserError(f"{index}: {records} rows where {summary.counts['records']} are promised; run again")
-    write_record(report, SampleReport(origin, counts, table_files(outputs, report.parent), runs))
+        if records != split.counts["records"]:
+            raise UserError(f"{index}: {records} rows where {split.counts['records']} are promised; run again")
+    counts = MergeCounts(records, split.counts["unique"], windowed, truncated, layout.embed_dim)
+    files = {name: files_of([Path(path)], report.parent) for name, path in outputs.items()}
+    origin_of_tables = {**made_from, "split": file_sha256(chunks / SPLIT_RECORD), **expected}
+    write_record(report, SampleReport(origin_of_tables, origin, counts, files, runs))
+    _remove_what_no_longer_belongs(report.parent, outputs, tensors, log)
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts
+
+
+def _remove_what_no_longer_belongs(
+    folder: Path, outputs: Mapping[str, Path], tensors: Sequence[Path], log: logging.Logger
+) -> None:
+    """Tables of formats that are no longer asked for, and chunk files that are none of the sample's any more."""
+    kept = {Path(path).name for path in outputs.values()}
+    names = [table.name for table in TABLES.values() if table.name not in kept]
+    old = [folder / name for name in names if (folder / name).exists()]
+    chunk_files = {Path(path).resolve() for path in tensors}
+    for place in {path.parent for path in chunk_files}:
+        old += sorted(path for path in place.glob("chunk_*.safetensors") if path not in chunk_files)
+    for path in old:
+        remove(path)
+        log.info("removed %s, which is of earlier settings or inputs", path)
 
 
 def _gather(index: Path, chunks: Sequence[ChunkFile], reader: RowReader, layout: Layout) -> Iterator[Rows]:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from virnucpro.base.records import from_entries
+from virnucpro.chunking.manifest import SplitRecord
 from virnucpro.models.esm2.sizes import DEMO_WARNING
 from virnucpro.storage.chunk_file import ChunkFile, decoded
-from virnucpro.storage.index import IndexSummary
 from virnucpro.storage.report_record import ChunkRun, Provenance
 from virnucpro.storage.tables.rows import Layout
 from virnucpro.storage.verify import PROVENANCE
@@ -29,11 +29,11 @@ def table_layout(chunks: Sequence[ChunkFile], dtype: str, records_per_file: int)
     return Layout(embed_dim, tuple(sorted(means)), tuple(sorted(residues)), dtype, records_per_file)
 
 
-def provenance(chunks: Sequence[ChunkFile], summary: IndexSummary, layout: Layout, command: str | None) -> Provenance:
+def provenance(chunks: Sequence[ChunkFile], split: SplitRecord, layout: Layout, command: str | None) -> Provenance:
     """Model, weights, settings, versions and command, and by how many proteins each device and kernel was used."""
     first = chunks[0]
     entries: dict[str, Any] = {key: decoded(first.metadata.get(key)) for key in PROVENANCE}
-    entries |= {"embed_dim": layout.embed_dim, "dtype": layout.dtype, "counts": summary.counts}
+    entries |= {"embed_dim": layout.embed_dim, "dtype": layout.dtype, "counts": split.counts}
     for key in ("attention", "attention_kernel", "device"):
         entries[key] = _proteins_by(chunks, key)
     entries["precisions"] = _precisions(chunks)

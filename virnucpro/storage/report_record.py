@@ -5,11 +5,10 @@ Needs the standard library alone: the process that plans a run reads it too.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
+
+from virnucpro.base.digest import FileProof
 
 REPORT = "embeddings.json"
 """The record's name in a sample's folder."""
@@ -65,15 +64,6 @@ class MergeCounts:
 
 
 @dataclass(frozen=True)
-class TableFile:
-    """One file of a table: its path from the sample's folder, its bytes and their sha256."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class ChunkStatistics:
     """Counts and rates of one embed job.
 
@@ -108,25 +98,17 @@ class ChunkRun:
 
 @dataclass(frozen=True)
 class SampleReport:
-    """All of it; ``tables`` gives the files of each format. A sample without proteins has no chunks."""
+    """All of it.
+
+    ``made_from`` states the split, weights and settings that the tables are of (:mod:`virnucpro.storage.state`),
+    ``tables`` the files of each format, by their paths from the report's folder. A sample without proteins has no
+    chunks.
+    """
 
     FORMAT: ClassVar[str] = "virnucpro-report-1"
 
+    made_from: dict[str, str]
     provenance: Provenance
     merged: MergeCounts
-    tables: dict[str, tuple[TableFile, ...]]
+    tables: dict[str, dict[str, FileProof]]
     chunks: tuple[ChunkRun, ...]
-
-
-def table_files(tables: Mapping[str, Path], folder: Path) -> dict[str, tuple[TableFile, ...]]:
-    """The files of each format's table (a file, or all that is in a folder), read through for their sha256."""
-    return {
-        name: tuple(_table_file(file, folder) for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
-        for name, path in tables.items()
-    }
-
-
-def _table_file(path: Path, folder: Path) -> TableFile:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return TableFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256)

@@ -1,4 +1,4 @@
-"""Is a set of chunk files whole, ours, and of the sequences that the index names?"""
+"""Is a set of chunk files whole, ours, and of the sequences that the split names?"""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from virnucpro.base.digest import digest_of_digests
 from virnucpro.base.errors import UserError
+from virnucpro.chunking.manifest import SplitRecord, chunk_name
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, decoded, verify_chunk_file
-from virnucpro.storage.index import IndexSummary, chunk_name
 
 PROVENANCE = ("model", "weights_sha256", "layers", "pooling", "precision", "long_proteins")
 """Metadata entries that must be equal in all chunk files of one table."""
@@ -21,12 +21,12 @@ NAMED = 10
 
 
 def verify_chunks(
-    summary: IndexSummary, tensors: Sequence[Path], expected: Mapping[str, str], *, threads: int = 1
+    split: SplitRecord, tensors: Sequence[Path], expected: Mapping[str, str], *, threads: int = 1
 ) -> list[ChunkFile]:
-    """Check every chunk file that an index needs, all of them before any is used.
+    """Check every chunk file that a split needs, all of them before any is used.
 
     A file that is damaged, made of other sequences, or made with another model or other settings than
-    ``expected`` (and than the rest) is renamed to ``NAME.bad``, so that the next call computes it anew.
+    ``expected`` (and than the rest) is renamed to ``NAME.bad``, so that the next call recomputes it.
 
     Args:
         tensors: the chunk files, known by their names (``chunk_00000.safetensors``).
@@ -40,13 +40,13 @@ def verify_chunks(
         UserError: files are missing or bad; all are in the one sentence.
     """
     by_name = {Path(path).stem: Path(path) for path in tensors}
-    names = [chunk_name(number) for number in range(len(summary.chunk_digests))]
+    names = [chunk_name(number) for number in range(len(split.chunks))]
     missing = [by_name.get(name, Path(f"{name}.safetensors")) for name in names if not _is_there(by_name.get(name))]
     present = [(number, by_name[name]) for number, name in enumerate(names) if _is_there(by_name.get(name))]
 
     def check(item: tuple[int, Path]) -> ChunkFile | ChunkError:
         try:
-            return verify_chunk(item[1], chunk_name(item[0]), summary.chunk_digests[item[0]], expected)
+            return verify_chunk(item[1], chunk_name(item[0]), split.chunks[item[0]], expected)
         except ChunkError as error:
             return error
 
@@ -87,6 +87,15 @@ def verify_chunk(path: Path, name: str, digest: str, expected: Mapping[str, str]
     return chunk
 
 
+def why_not_chunk(path: Path, name: str, digest: str, expected: Mapping[str, str]) -> str | None:
+    """Why a chunk file is not the one that is wanted (see :func:`verify_chunk`); None when it is, byte for byte."""
+    try:
+        verify_chunk(path, name, digest, expected)
+    except ChunkError as error:
+        return error.reason
+    return None
+
+
 def _same(found: str | None, wanted: str) -> bool:
     return found is not None and (found == wanted or decoded(found) == decoded(wanted))
 
@@ -117,5 +126,5 @@ def _sentence(bad: Mapping[Path, str], missing: Sequence[Path]) -> str:
     also = f"; {len(missing)} more are missing ({_listed(map(str, missing), len(missing))})" if missing else ""
     return (
         f"{len(bad)} chunk file{' is' if one else 's are'} bad ({listed}){also}; renamed to NAME.bad, so "
-        f"run the same command again to compute {'it' if one else 'them'} anew"
+        f"run the same command again to recompute {'it' if one else 'them'}"
     )

@@ -1,24 +1,32 @@
-"""The small JSON file beside the weights: what they are, and the proof of it."""
+"""What prepared weights are: stated in the metadata of the weights' own file, so that the two are replaced at once."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, ClassVar
 
-from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import RecordError, parse_record
+from virnucpro.base.safetensors_header import Header, HeaderError, read_header
 from virnucpro.models.esm2.sizes import Architecture
+
+METADATA_ENTRY = "virnucpro"
+"""The name of the manifest in the safetensors metadata."""
+
+WAY_OUT = "delete it and run the same command again"
 
 
 @dataclass(frozen=True)
 class WeightsManifest:
-    """Facts about prepared weights; equal weights give an equal file, byte for byte (no dates).
+    """Facts about prepared weights; equal weights give an equal file, byte for byte (no dates, no paths).
 
-    ``sha256`` and ``bytes`` are of the safetensors file, ``source_sha256`` of the checkpoint that it
-    was made from. ``parameters`` counts the embedding part. ``dtype`` is as in ``torch.float16``
-    without ``torch.``. ``demo`` marks random weights.
+    ``sha256`` stands for the tensors: their names, dtypes, shapes and numbers (:func:`virnucpro.weights.file.digest`).
+    ``source_sha256`` is that of the checkpoint file that they were made from. ``parameters`` counts the embedding
+    part. ``dtype`` is as in ``torch.float16`` without ``torch.``. ``demo`` marks random weights.
     """
+
+    FORMAT: ClassVar[str] = "virnucpro-weights-2"
 
     model: str
     sha256: str
@@ -30,37 +38,54 @@ class WeightsManifest:
     dtype: str
     parameters: int
     demo: bool
-    bytes: int
 
     @property
     def architecture(self) -> Architecture:
         return Architecture(self.layers, self.embed_dim, self.heads, self.token_dropout)
 
 
-def write_manifest(path: Path, manifest: WeightsManifest) -> None:
-    """Write the manifest atomically."""
-    with atomic_path(path) as beside:
-        beside.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-
-
 def read_manifest(path: Path) -> WeightsManifest:
-    """Read a manifest.
+    """The manifest of a file of prepared weights; the weights themselves are not looked at.
 
     Raises:
-        UserError: there is none, or it is not one of ours.
+        UserError: there is no such file, or it is damaged, or holds no weights that were prepared by this version.
     """
-    path = Path(path)
-    way_out = "run the workflow's rule prepare_weights again"
+    with open_weights(path) as file:
+        return read_weights_header(Path(path), file)[1]
+
+
+def open_weights(path: Path) -> BinaryIO:
+    """Open a file of prepared weights.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
     try:
-        content = json.loads(path.read_text())
+        return Path(path).open("rb")
     except FileNotFoundError:
-        raise UserError(f"no manifest of weights at {path}: {way_out}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the manifest of weights {path} ({error}): {way_out}") from None
-    expected = {field.name: field.type for field in fields(WeightsManifest)}
-    if not isinstance(content, dict) or set(content) != set(expected):
-        raise UserError(f"{path} is no manifest of weights, or another version's: {way_out}")
-    for name, kind in expected.items():
-        if type(content[name]).__name__ != kind:
-            raise UserError(f"{path} is no manifest of weights: {name} is {content[name]!r}; {way_out}")
-    return WeightsManifest(**content)
+        raise UserError(f"no weights at {path}: run the workflow's rule prepare_weights") from None
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be read ({error.strerror})") from None
+
+
+def read_weights_header(path: Path, file: BinaryIO) -> tuple[Header, WeightsManifest]:
+    """Header and manifest of an open file; ``path`` is named in errors.
+
+    Raises:
+        UserError: damaged, or not prepared by this version.
+    """
+    try:
+        header = read_header(file)
+        return header, parse_record(header.metadata.get(METADATA_ENTRY, ""), WeightsManifest, path)
+    except HeaderError as error:
+        raise UserError(f"weights {path} are damaged or were not prepared by virnucpro ({error}): {WAY_OUT}") from None
+    except RecordError as error:
+        raise UserError(f"the manifest in weights {path} {error.reason}: {WAY_OUT}") from None
+
+
+def weights_name(checkpoint: Path, source_sha256: str) -> str:
+    """The name of weights that were given by the path of their checkpoint: its stem, and digits of its sha256.
+
+    A file may be called like a released model or like another file; its contents decide.
+    """
+    return f"{Path(checkpoint).stem}-{source_sha256[:12]}"

@@ -4,7 +4,7 @@
 
 checkpoint split_proteins:
     input:
-        proteins_of,
+        unpack(proteins_of),
     output:
         index=SAMPLE / "proteins.parquet",
         chunks=directory(CHUNKS),

@@ -4,10 +4,11 @@
 
 rule translate_contigs:
     input:
-        lambda wildcards: run.samples[wildcards.sample],
+        unpack(contigs_of),
     output:
         proteins=TRANSLATED,
         nucleotides=SAMPLE / "translated.fna",
+        record=SAMPLE / "translated.json",
     log:
         LOGS / "{sample}" / "translate_contigs.log",
     benchmark:

@@ -17,7 +17,6 @@ with (
         Path(snakemake.input.proteins),
         Path(snakemake.input.chunk_manifest),
         Path(snakemake.input.weights),
-        Path(snakemake.input.weights_manifest),
         Path(snakemake.output[0]),
         EmbeddingSettings(**snakemake.params.settings),
         threads=snakemake.threads,

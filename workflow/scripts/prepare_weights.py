@@ -7,5 +7,5 @@ from virnucpro.weights.prepare import prepare_weights
 
 with job("prepare_weights", snakemake.log[0]) as log:
     prepare_weights(
-        snakemake.params.model, Path(snakemake.output.weights), Path(snakemake.output.manifest), log=log.info
+        snakemake.params.model, Path(snakemake.output[0]), source_sha256=snakemake.params.source_sha256, log=log.info
     )

@@ -1,0 +1,247 @@
+"""Which files of a run are what the present inputs and settings give: decided by content, never by a date or a name.
+
+Every step leaves a record of what it read and of what it made (:mod:`virnucpro.base.products`,
+:mod:`virnucpro.chunking.manifest`); chunk files are their own record. Here each is compared with the sha256 of the
+present inputs and with the present settings. The workflow asks this before it plans jobs, ``virnucpro.embed`` before
+each step. Needs the standard library alone: the process that plans a cluster's jobs may have no more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from virnucpro.base.digest import FileDigests
+from virnucpro.base.errors import UserError
+from virnucpro.base.products import Products, read_products, why_not, why_stale
+from virnucpro.base.records import RecordError, read_record
+from virnucpro.base.safetensors_header import HeaderError, read_header
+from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings, chunk_name, read_split
+from virnucpro.storage.identity import (
+    TableSettings,
+    identity,
+    reports_origin,
+    settings_identity,
+    table_settings,
+    translation_origin,
+)
+from virnucpro.storage.report_record import REPORT, SampleReport
+from virnucpro.weights.manifest import WeightsManifest, read_manifest
+
+MISSING = "missing"
+"""The reason for what is not there at all."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What is wanted of one sample.
+
+    Attributes:
+        folder: where its results are.
+        inputs: its FASTA files, in order; contigs when there is a ``window``.
+        window: bases of a window that contigs are cut into; None for proteins.
+    """
+
+    folder: Path
+    inputs: tuple[Path, ...]
+    window: int | None
+    split: SplitSettings
+    embedding: EmbeddingSettings
+    tables: TableSettings
+
+    @property
+    def translation(self) -> Path:
+        """The record of the translated contigs."""
+        return self.folder / "translated.json"
+
+    @property
+    def report(self) -> Path:
+        """The record of the tables."""
+        return self.folder / REPORT
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "proteins.parquet"
+
+    @property
+    def chunks(self) -> Path:
+        return self.folder / "chunks"
+
+    @property
+    def tensors(self) -> Path:
+        return self.folder / "tensors"
+
+    def chunk_file(self, chunk: str) -> Path:
+        return self.tensors / f"{chunk}.safetensors"
+
+
+@dataclass(frozen=True)
+class WeightsRequest:
+    """Which weights are wanted: the model's name, the file that holds them, and the checkpoint's sha256 if known."""
+
+    model: str
+    file: Path
+    source_sha256: str | None
+
+
+@dataclass
+class RunState:
+    """The state of a run's samples and weights. Each method gives the reason, as a clause, or None for current."""
+
+    samples: Mapping[str, SampleRequest]
+    weights: WeightsRequest
+    digests: FileDigests
+    _headers: dict[str, dict[str, str] | str] = field(default_factory=dict)
+
+    def weights_stale(self) -> str | None:
+        """Whether the weights have to be prepared."""
+        if not self.weights.file.exists():
+            return MISSING
+        return None if self._manifest() is not None else "not prepared from this checkpoint by this version"
+
+    def _manifest(self) -> WeightsManifest | None:
+        try:
+            manifest = read_manifest(self.weights.file)
+        except UserError:
+            return None
+        is_it = manifest.model == self.weights.model and self.weights.source_sha256 in (None, manifest.source_sha256)
+        return manifest if is_it else None
+
+    def translation_stale(self, sample: str) -> str | None:
+        """Whether contigs have to be translated."""
+        request = self.samples[sample]
+        if not request.translation.exists():
+            return MISSING
+        wanted = translation_origin(map(self._sha256, request.inputs), request.window or 0)
+        return self._stale(request.translation, wanted)
+
+    def _stale(self, record: Path, wanted: Mapping[str, str]) -> str | None:
+        products = read_products(record)
+        return products if isinstance(products, str) else why_stale(products, record.parent, wanted, self.digests)
+
+    def _sha256(self, path: Path) -> str:
+        try:
+            return self.digests.sha256(path)
+        except OSError:
+            return "unreadable"  # the step that reads it says why
+
+    def split_stale(self, sample: str) -> str | None:
+        """Whether a sample has to be split."""
+        request = self.samples[sample]
+        if not request.chunks.exists() or not request.index.exists():
+            return MISSING
+        inputs = request.inputs
+        if request.window is not None:
+            if self.translation_stale(sample) is not None:
+                return "its contigs have to be translated again"
+            inputs = (request.folder / "translated.faa",)
+        try:
+            split = read_split(request.chunks)
+        except RecordError as error:
+            return f"{SPLIT_RECORD} {error.reason}"
+        if split.inputs != tuple(self._sha256(path) for path in inputs):
+            return "its FASTA files have changed"
+        if split.settings != request.split:
+            names = asdict(request.split)
+            changed = [name for name, value in asdict(split.settings).items() if names[name] != value]
+            return f"made with another {changed[0].replace('_', ' ')}"
+        reason = why_not(request.index, split.index, self.digests)
+        if reason is not None:
+            return f"{request.index.name} {reason}"
+        for number in range(len(split.chunks)):
+            for ending in ("json", "fasta"):
+                if not (request.chunks / f"{chunk_name(number)}.{ending}").is_file():
+                    return f"{chunk_name(number)}.{ending} is missing"
+        return None
+
+    def chunk_stale(self, sample: str, chunk: str, split: SplitRecord | None = None) -> str | None:
+        """Whether a chunk has to be embedded. Its bytes are compared with its checksum when it is merged."""
+        request = self.samples[sample]
+        path = request.chunk_file(chunk)
+        if not path.exists():
+            return MISSING
+        header = self._chunk_header(path)
+        if isinstance(header, str):
+            return header
+        try:
+            split = split or read_split(request.chunks)
+            digest = split.chunks[int(chunk.removeprefix("chunk_"))]
+        except (RecordError, IndexError):
+            return "of another split"
+        if header.get("chunk") != chunk or header.get("chunk_digest") != digest:
+            return "made of other sequences"
+        return self._identity_differs(request.embedding, header)
+
+    def _identity_differs(self, embedding: EmbeddingSettings, header: Mapping[str, str]) -> str | None:
+        """What a chunk file was made with that is not wanted now."""
+        try:
+            layers = json.dumps(resolve_layers(embedding.layers, int(header["model_layers"])))
+        except (KeyError, ValueError, UserError):
+            return "made by another version"
+        manifest = self._manifest()
+        wanted: dict[str, str] = {**settings_identity(embedding), "model": self.weights.model, "layers": layers}
+        if self.weights.source_sha256 is not None:
+            wanted["source_sha256"] = self.weights.source_sha256
+        if manifest is not None:
+            wanted |= identity(manifest, embedding)
+            wanted.pop("source_sha256", None)  # the same numbers may come from another file
+        for name, value in wanted.items():
+            if header.get(name) != value:
+                return f"made with another {name.replace('_', ' ')}"
+        return None
+
+    def _chunk_header(self, path: Path) -> dict[str, str] | str:
+        stat = path.stat()
+        key = f"{path}:{stat.st_ino}:{stat.st_size}:{stat.st_ctime_ns}"
+        if key not in self._headers:
+            try:
+                with path.open("rb") as file:
+                    self._headers[key] = read_header(file).metadata
+            except HeaderError as error:
+                self._headers[key] = str(error)
+            except OSError as error:
+                self._headers[key] = f"cannot be read ({error.strerror})"
+        return self._headers[key]
+
+    def tables_stale(self, sample: str) -> str | None:
+        """Whether a sample has to be merged: its split, weights and settings, and every byte of its tables."""
+        request = self.samples[sample]
+        if not request.report.exists():
+            return MISSING
+        if self.split_stale(sample) is not None:
+            return "its proteins have to be split again"
+        try:
+            report = read_record(request.report, SampleReport)
+        except RecordError as error:
+            return f"{REPORT} {error.reason}"
+        files = {name: proof for table in report.tables.values() for name, proof in table.items()}
+        wanted = {
+            "split": self._sha256(request.chunks / SPLIT_RECORD),
+            **table_settings(request.embedding, request.tables),
+            "model": self.weights.model,
+        }
+        manifest = self._manifest()
+        if manifest is not None:
+            wanted["weights_sha256"] = manifest.sha256
+        return why_stale(Products(report.made_from, files), request.folder, wanted, self.digests)
+
+    def plots_stale(self, sample: str) -> str | None:
+        """Whether a sample's plots have to be drawn."""
+        record = self.samples[sample].folder / "plots" / "plots.json"
+        if not record.exists():
+            return MISSING
+        if self.tables_stale(sample) is not None:
+            return "its tables have to be written again"
+        return self._stale(record, reports_origin({sample: self._sha256(self.samples[sample].report)}))
+
+    def summary_stale(self, record: Path) -> str | None:
+        """Whether the run has to be summarised: it is of these samples, and of their present tables."""
+        if not record.exists():
+            return MISSING
+        if any(self.tables_stale(sample) is not None for sample in self.samples):
+            return "tables have to be written again"
+        reports = {sample: self._sha256(request.report) for sample, request in self.samples.items()}
+        return self._stale(record, reports_origin(reports))

@@ -1,0 +1,173 @@
+"""The file of prepared weights: safetensors, with its manifest in the metadata; written once, verified when loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from virnucpro.base.atomic import atomic_path
+from virnucpro.base.errors import UserError
+from virnucpro.base.records import record_text
+from virnucpro.base.safetensors_header import TensorEntry
+from virnucpro.models.esm2.sizes import embedding_shapes
+from virnucpro.weights.manifest import (
+    METADATA_ENTRY,
+    WAY_OUT,
+    WeightsManifest,
+    open_weights,
+    read_weights_header,
+)
+
+BLOCK = 1 << 22
+"""Bytes that are hashed at once; blocks are hashed side by side, so that 3B's weights take a second or two."""
+
+UNKNOWN = "0" * 64
+
+_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+_ALIGNMENT = 64
+
+
+def digest(entries: Mapping[str, TensorEntry], blocks: Iterable[bytes]) -> str:
+    """What stands for weights: sha256 over the header's tensor entries and the sha256 of each 4 MiB block of the data.
+
+    Args:
+        entries: dtype, shape and place of each tensor.
+        blocks: the sha256 digests of the blocks, in order.
+    """
+    total = hashlib.sha256(json.dumps(entries, sort_keys=True, separators=(",", ":")).encode())
+    for block in blocks:
+        total.update(block)
+    return total.hexdigest()
+
+
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], manifest: WeightsManifest, *, source: Path
+) -> WeightsManifest:
+    """Write tensors as a safetensors file, whole or not at all, in the dtype that they have.
+
+    The library is not used for writing because before 0.8 it copies all tensors to memory first, which is 30 GB
+    for the 15B model, and because equal weights shall give equal bytes whatever its version.
+
+    Args:
+        manifest: all that is known of the weights but their ``sha256``.
+        source: the checkpoint, for messages.
+
+    Returns:
+        The manifest with the ``sha256``, as it is in the file.
+
+    Raises:
+        UserError: a tensor holds a number that is not finite, or the disk is full.
+    """
+    entries: dict[str, TensorEntry] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        entries[name] = TensorEntry(_NAMES[tensor.dtype], tuple(tensor.shape), begin, end)
+    hasher = _BlockHasher()
+    with atomic_path(path) as beside, beside.open("wb") as file:
+        header = _header_bytes(entries, replace(manifest, sha256=UNKNOWN))
+        file.write(header)
+        for name, tensor in tensors.items():
+            flat = tensor.detach().reshape(-1)
+            for start in range(0, flat.numel(), BLOCK):
+                block = flat[start : start + BLOCK]
+                if not bool(block.isfinite().all()):
+                    raise UserError(f"checkpoint {source} is damaged: {name} holds a number that is not finite")
+                data = block.view(torch.uint8).numpy().data
+                hasher.update(data)
+                file.write(data)
+        whole = replace(manifest, sha256=digest(entries, hasher.digests()))
+        final = _header_bytes(entries, whole)
+        assert len(final) == len(header)
+        file.seek(0)
+        file.write(final)
+    return whole
+
+
+def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict[str, Tensor]]:
+    """Load prepared weights and verify every byte of them; they are memory-mapped, so many processes share one copy.
+
+    Args:
+        threads: blocks hashed at the same time.
+
+    Returns:
+        The manifest, and tensors of the stored dtype on the CPU, named as in fair-esm's ``ESM2.state_dict()``.
+
+    Raises:
+        UserError: no such file, cut short, damaged, or replaced while it was read.
+    """
+    path = Path(path)
+    with open_weights(path) as file:
+        header, manifest = read_weights_header(path, file)
+        found = {name: entry.shape for name, entry in header.tensors.items()}
+        expected = embedding_shapes(manifest.architecture)
+        for name in sorted(set(found) | set(expected)):
+            if found.get(name) != expected.get(name):
+                raise UserError(
+                    f"weights {path} are not those of their manifest ({name} has shape {found.get(name)}, "
+                    f"not {expected.get(name)}): {WAY_OUT}"
+                )
+        places = range(header.data_start, os.fstat(file.fileno()).st_size, BLOCK)
+        with ThreadPoolExecutor(threads) as pool:
+            blocks = list(pool.map(lambda place: _block_digest(file.fileno(), place), places))
+        if digest(header.tensors, blocks) != manifest.sha256:
+            raise UserError(f"weights {path} are damaged (their numbers do not give their sha256): {WAY_OUT}")
+        try:
+            with safe_open(path, framework="pt", device="cpu") as tensors:
+                state = {name: tensors.get_tensor(name) for name in header.tensors}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"weights {path} are cut short or damaged ({error}): {WAY_OUT}") from None
+        if not _is_same(file.fileno(), path):
+            raise UserError(f"weights {path} were replaced while they were read: run the same command again")
+    return manifest, state
+
+
+def _block_digest(descriptor: int, place: int) -> bytes:
+    return hashlib.sha256(os.pread(descriptor, BLOCK, place)).digest()
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _header_bytes(entries: Mapping[str, TensorEntry], manifest: WeightsManifest) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt", METADATA_ENTRY: record_text(manifest)}}
+    for name, entry in entries.items():
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.begin, entry.end]}
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+class _BlockHasher:
+    """The sha256 of each block of a stream of bytes."""
+
+    def __init__(self) -> None:
+        self._done: list[bytes] = []
+        self._current = hashlib.sha256()
+        self._held = 0
+
+    def update(self, data: memoryview) -> None:
+        while len(data):
+            part = data[: BLOCK - self._held]
+            self._current.update(part)
+            self._held += len(part)
+            data = data[len(part) :]
+            if self._held == BLOCK:
+                self._done.append(self._current.digest())
+                self._current, self._held = hashlib.sha256(), 0
+
+    def digests(self) -> list[bytes]:
+        return [*self._done, self._current.digest()] if self._held else self._done
