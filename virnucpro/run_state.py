@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,12 +51,13 @@ def wanted_weights(model: str, checkpoint: Path | None, folder: Path, digests: F
     return WeightsRequest(name, folder / f"{name}.safetensors", sha256)
 
 
-def made_before(output: Path, marker: Path) -> None:
-    """See to it that ``marker`` is newer than a stale output, whose date may lie in the future."""
+def made_before(marker: Path, files: Iterable[str | Path]) -> None:
+    """See to it that ``marker`` is newer than all of these, some of which may be dated in the future."""
     newest = marker.stat().st_mtime_ns
-    with suppress(OSError):
-        if output.stat().st_mtime_ns >= newest:
-            os.utime(output, ns=(newest - 1_000_000_000, newest - 1_000_000_000))
+    for file in files:
+        with suppress(OSError):
+            if file != str(marker) and Path(file).stat().st_mtime_ns >= newest:
+                os.utime(file, ns=(newest - 1_000_000_000, newest - 1_000_000_000))
 
 
 def stale_tables(state: RunState) -> list[str]:

@@ -9,7 +9,7 @@ from virnucpro.sequences.translation import translate_contigs
 from virnucpro.storage.identity import translation_origin
 
 with job(f"translate_contigs {snakemake.wildcards.sample}", snakemake.log[0]) as log:
-    contigs = [Path(file) for file in snakemake.input.contigs]
+    contigs = [Path(file) for file in snakemake.input.given]
     window = snakemake.params.window
     origin = translation_origin([file_sha256(path) for path in contigs], window)
     outputs = Path(snakemake.output.proteins), Path(snakemake.output.nucleotides)
