@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
 from virnucpro.weights.manifest import WeightsManifest
 
 
@@ -54,9 +54,9 @@ def table_settings(embedding: EmbeddingSettings, tables: TableSettings) -> dict[
     }
 
 
-def translation_origin(sha256: Iterable[str], window: int) -> dict[str, str]:
-    """What translated contigs are made from: the sha256 of each FASTA file in order, and the bases of a window."""
-    return {"contigs": json.dumps(list(sha256)), "window": str(window)}
+def translation_origin(sha256: Iterable[str], window: int, policies: InputPolicies) -> dict[str, str]:
+    """What translated contigs are made from: the sha256 of each FASTA file in order, the window's bases, policies."""
+    return {"contigs": json.dumps(list(sha256)), "window": str(window), **asdict(policies)}
 
 
 def reports_origin(reports: Mapping[str, str]) -> dict[str, str]:

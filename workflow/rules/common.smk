@@ -2,6 +2,7 @@
 import os
 import re
 import sys
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
