@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -188,7 +189,8 @@ def test_counts_and_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level("INFO"):
         counts = translate_contigs([tmp_path / "in"], tmp_path / "p", tmp_path / "n", window=4)
     frames = plain_frames("a", "ATGGCC", 4) + plain_frames("c", "AUGGCC", 4)
-    assert counts == translation.TranslationCounts(3, 14, 5, len(frames), 1)
+    inputs = (hashlib.sha256((tmp_path / "in").read_bytes()).hexdigest(),)
+    assert counts == translation.TranslationCounts(3, 14, 5, len(frames), 1, 0, inputs)
     assert "1 contigs have no stop-free frame" in caplog.text
     assert "1 contigs hold U" in caplog.text
 

@@ -28,6 +28,7 @@ def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str
     return {
         "model": manifest.model,
         "weights_sha256": manifest.sha256,
+        "embed_dim": json.dumps(manifest.embed_dim),
         "layers": json.dumps(resolve_layers(settings.layers, manifest.architecture.layers)),
         **settings_identity(settings),
     }
