@@ -24,12 +24,14 @@ def run_state(run: RunConfig) -> RunState:
     """What a configuration asks for, to be compared with the files that are there."""
     digests = FileDigests(run.results / DIGESTS)
     split = SplitSettings(
-        run.chunk_residues, run.chunks_multiple_of, run.embed_dim, run.long_policy, run.longest, run.overlap
+        *(run.chunk_residues, run.chunks_multiple_of, run.embed_dim, run.long_policy, run.longest, run.overlap),
+        policies=run.split_policies,
     )
+    embedding = EmbeddingSettings(**run.embedding)
     tables = TableSettings(run.formats, run.dtype, run.records_per_file)
     window = run.nucleotide_window if run.input == "nucleotide" else None
     samples = {
-        name: SampleRequest(run.results / name, files, window, split, EmbeddingSettings(**run.embedding), tables)
+        name: SampleRequest(run.results / name, files, window, split, embedding, tables, run.policies)
         for name, files in run.samples.items()
     }
     return RunState(samples, wanted_weights(run.model, run.model_path, run.resources, digests), digests)

@@ -3,6 +3,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import asdict
 from functools import cache
 from itertools import chain
 from pathlib import Path

@@ -7,7 +7,7 @@ vector, (D,), or with per-residue pooling the matrix (residues, D). With several
 HDF5 takes ``/`` for a path, so ``file["a/b"]`` finds the dataset ``b`` in the group ``a``: ids with a slash are
 found by their own text, but stand one level down. An id that is no proper path (``/a``, ``a//b``, ``.``), or
 whose path another id bars (``a`` beside ``a/b``), is stored at the root as ``record 17`` (number in input order, from
-0; no id has a space, so no other id is meant by that name). Both kinds carry the attributes ``id`` and ``record``;
+0). Both kinds carry the attributes ``id`` and ``record``;
 :func:`virnucpro.storage.tables.reading.read_embeddings` gives all of them by their own ids, in order.
 """
 
@@ -76,7 +76,10 @@ class Hdf5Table:
         parts = record_id.split("/")
         if "" not in parts and "." not in parts and not self._is_barred(parts):
             return record_id, False
-        return f"record {self._records}", False
+        name = f"record {self._records}"
+        while self._exists(name):  # a whole header can be an id, and have a blank
+            name += "'"
+        return name, False
 
     def _exists(self, name: str) -> bool:
         return bool(self._file.id.links.exists(name.encode()))

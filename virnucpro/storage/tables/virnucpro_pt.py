@@ -22,7 +22,7 @@ from virnucpro.storage.tables.rows import Layout, Rows
 
 
 class VirnucproTable:
-    """Writes a file whenever ``records_per_file`` records are there, the rest on closing."""
+    """Writes a file whenever ``records_per_file`` records are there, the rest (or an empty first one) on closing."""
 
     def __init__(self, folder: Path, layout: Layout, provenance: Provenance, records_per_file: int) -> None:
         if len(layout.means) != 1:
@@ -51,10 +51,10 @@ class VirnucproTable:
     def _save(self) -> None:
         self._files += 1
         # The tensors are rows of one storage, which torch.save writes once.
-        rows = list(torch.from_numpy(np.concatenate(self._vectors)).unbind(0))
+        rows = list(torch.from_numpy(np.concatenate(self._vectors)).unbind(0)) if self._vectors else []
         torch.save({"proteins": self._ids, "data": rows}, self._folder / f"output_{self._files}_ESM.pt")
         self._ids, self._vectors = [], []
 
     def close(self) -> None:
-        if self._ids:
+        if self._ids or not self._files:
             self._save()
