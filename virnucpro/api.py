@@ -9,9 +9,9 @@ from pathlib import Path
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
 from virnucpro.base.lock import alone_in
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
 from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
-from virnucpro.chunking.size import default_chunk_residues
+from virnucpro.chunking.size import chunk_size
 from virnucpro.config import is_checkpoint_path
 from virnucpro.run_state import DIGESTS, wanted_weights
 from virnucpro.storage.identity import TableSettings, identity, table_settings
@@ -34,6 +34,10 @@ def embed(
     long_policy: str = "window",
     longest: int = 1022,
     overlap: int = 511,
+    empty_records: str = "error",
+    duplicate_ids: str = "error",
+    empty_samples: str = "error",
+    suspicious: str = "refuse",
     formats: Sequence[str] = ("parquet",),
     dtype: str = "float32",
     chunk_residues: int | None = None,
@@ -48,13 +52,15 @@ def embed(
     verified and kept; those that are damaged or were made from other sequences or settings are recomputed.
 
     Args:
-        fasta: one or several protein FASTA files, plain or gzip.
+        fasta: one or several protein FASTA files, plain or packed.
         folder: where results go.
         model: a released model's name, ``esm2_demo`` (random weights, to try things out), or a checkpoint's path.
         layers: ``"last"``, a number (negative ones count from the end), or several.
         pooling: ``"mean"``, ``"per_residue"``, or both.
         precision: ``"auto"``, ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``.
         long_policy, longest, overlap: what is done to proteins of more than ``longest`` residues.
+        empty_records, duplicate_ids, empty_samples, suspicious: what is done about records that can't simply be
+            embedded (see :class:`virnucpro.base.settings.InputPolicies`); ``skipped.tsv`` lists the skipped ones.
         formats: of the tables: ``"parquet"``, ``"hdf5"``, ``"virnucpro_pt"``, ``"npy"``.
         dtype: of the tables, ``"float32"`` or ``"float16"``.
         chunk_residues: residues that are embedded between two savings.
@@ -88,6 +94,7 @@ def embed(
         longest=longest,
         overlap=overlap,
     )
+    policies = InputPolicies(empty_records, duplicate_ids, empty_samples, suspicious)
     tables = TableSettings(tuple(formats), dtype, 10_000)
     with alone_in(folder):
         digests = FileDigests(folder / DIGESTS)
@@ -96,10 +103,10 @@ def embed(
         if RunState({}, weights, digests).weights_stale() is not None:
             prepare_weights(model, weights.file, source_sha256=weights.source_sha256, log=log.info)
         manifest = read_manifest(weights.file)
-        if chunk_residues is None:
-            kept = len(resolve_layers(settings.layers, manifest.layers))
-            chunk_residues = default_chunk_residues(manifest.embed_dim, kept, settings.pooling)
-        split = SplitSettings(chunk_residues, 1, manifest.embed_dim, long_policy, longest, overlap)
+        kept = len(resolve_layers(settings.layers, manifest.layers))
+        wanted = "auto" if chunk_residues is None else chunk_residues
+        size = chunk_size(wanted, embed_dim=manifest.embed_dim, layers=kept, pooling=settings.pooling)
+        split = SplitSettings(*size, manifest.embed_dim, long_policy, longest, overlap, policies)
         request = SampleRequest(folder, inputs, None, split, settings, tables)
         state = RunState({SAMPLE: request}, weights, digests)
         if (reason := state.split_stale(SAMPLE)) is not None:
@@ -108,11 +115,13 @@ def embed(
                 inputs,
                 request.index,
                 request.chunks,
-                chunk_residues=chunk_residues,
+                chunk_residues=size.residues,
+                multiple_of=size.multiple_of,
                 embed_dim=manifest.embed_dim,
                 policy=long_policy,
                 longest=longest,
                 overlap=overlap,
+                policies=policies,
                 logger=log,
             )
         record = read_split(request.chunks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,12 +24,14 @@ def run_state(run: RunConfig) -> RunState:
     """What a configuration asks for, to be compared with the files that are there."""
     digests = FileDigests(run.results / DIGESTS)
     split = SplitSettings(
-        run.chunk_residues, run.chunks_multiple_of, run.embed_dim, run.long_policy, run.longest, run.overlap
+        *(run.chunk_residues, run.chunks_multiple_of, run.embed_dim, run.long_policy, run.longest, run.overlap),
+        policies=run.split_policies,
     )
+    embedding = EmbeddingSettings(**run.embedding)
     tables = TableSettings(run.formats, run.dtype, run.records_per_file)
     window = run.nucleotide_window if run.input == "nucleotide" else None
     samples = {
-        name: SampleRequest(run.results / name, files, window, split, EmbeddingSettings(**run.embedding), tables)
+        name: SampleRequest(run.results / name, files, window, split, embedding, tables, run.policies)
         for name, files in run.samples.items()
     }
     return RunState(samples, wanted_weights(run.model, run.model_path, run.resources, digests), digests)
@@ -50,12 +53,13 @@ def wanted_weights(model: str, checkpoint: Path | None, folder: Path, digests: F
     return WeightsRequest(name, folder / f"{name}.safetensors", sha256)
 
 
-def made_before(output: Path, marker: Path) -> None:
-    """See to it that ``marker`` is newer than a stale output, whose date may lie in the future."""
+def made_before(marker: Path, files: Iterable[str | Path]) -> None:
+    """See to it that ``marker`` is newer than all of these, some of which may be dated in the future."""
     newest = marker.stat().st_mtime_ns
-    with suppress(OSError):
-        if output.stat().st_mtime_ns >= newest:
-            os.utime(output, ns=(newest - 1_000_000_000, newest - 1_000_000_000))
+    for file in files:
+        with suppress(OSError):
+            if file != str(marker) and Path(file).stat().st_mtime_ns >= newest:
+                os.utime(file, ns=(newest - 1_000_000_000, newest - 1_000_000_000))
 
 
 def stale_tables(state: RunState) -> list[str]:

@@ -83,6 +83,9 @@ def attention_of(chunk: ChunkRun) -> str:
 def notes(samples: Sequence[Sample]) -> list[str]:
     """What a reader must know before using the numbers: a random model, jobs that were not run alike."""
     found: list[str] = []
+    found += [
+        f"sample {sample.name} has no protein: its tables have no rows" for sample in samples if not sample.chunks
+    ]
     found += dict.fromkeys(sample.provenance.warning for sample in samples if sample.provenance.warning)
     attentions = chunks_by(samples, lambda chunk: f"{chunk.attention} on {chunk.device}")
     if len({chunk.attention for sample in samples for chunk in sample.chunks}) > 1:
@@ -186,6 +189,7 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
         "residues": count_of(samples, "residues"),
         "unique_residues": count_of(samples, "unique_residues"),
         "longest_residues": max(sample.counts.get("longest", 0) for sample in samples),
+        "skipped_records": count_of(samples, "skipped"),
         "replaced_residues": count_of(samples, "replaced"),
         "replaced_proteins": count_of(samples, "replaced_records"),
         "windowed_proteins": count_of(samples, "windowed"),
@@ -264,6 +268,8 @@ def treated(samples: Sequence[Sample]) -> list[str]:
     saved = count_of(samples, "records") - count_of(samples, "unique")
     retries = work_of(chunk for sample in samples for chunk in sample.chunks).out_of_memory_retries
     said = []
+    if count_of(samples, "skipped"):
+        said.append(f"{count('skipped', 'record')} without residues or with a repeated id: skipped.tsv lists them")
     if saved:
         said.append(f"{number(saved, 'protein')} had the sequence of another one and took its embedding")
     if count_of(samples, "replaced"):

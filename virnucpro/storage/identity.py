@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
 from virnucpro.weights.manifest import WeightsManifest
 
 
@@ -28,6 +28,7 @@ def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str
     return {
         "model": manifest.model,
         "weights_sha256": manifest.sha256,
+        "embed_dim": json.dumps(manifest.embed_dim),
         "layers": json.dumps(resolve_layers(settings.layers, manifest.architecture.layers)),
         **settings_identity(settings),
     }
@@ -54,9 +55,9 @@ def table_settings(embedding: EmbeddingSettings, tables: TableSettings) -> dict[
     }
 
 
-def translation_origin(sha256: Iterable[str], window: int) -> dict[str, str]:
-    """What translated contigs are made from: the sha256 of each FASTA file in order, and the bases of a window."""
-    return {"contigs": json.dumps(list(sha256)), "window": str(window)}
+def translation_origin(sha256: Iterable[str], window: int, policies: InputPolicies) -> dict[str, str]:
+    """What translated contigs are made from: the sha256 of each FASTA file in order, the window's bases, policies."""
+    return {"contigs": json.dumps(list(sha256)), "window": str(window), **asdict(policies)}
 
 
 def reports_origin(reports: Mapping[str, str]) -> dict[str, str]:

@@ -153,13 +153,13 @@ def merge_embeddings(
     if FileProof.of(index) != split.index:
         raise UserError(f"{index} is not what the split wrote, so it was damaged: run the same command again")
     chunk_files = verify_chunks(split, tensors, expected, threads=threads)
-    layout = table_layout(chunk_files, dtype, records_per_file)
+    layout = table_layout(chunk_files, expected, dtype, records_per_file)
     if not layout.names:
         raise UserError(
             f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
         )
     log.info("%d chunk files verified", len(chunk_files))
-    origin = provenance(chunk_files, split, layout, command)
+    origin = provenance(chunk_files, expected, split, layout, command)
     runs = chunk_runs(chunk_files)
     records = windowed = truncated = 0
     with ExitStack() as stack:

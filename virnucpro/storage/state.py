@@ -18,7 +18,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.products import Products, read_products, why_not, why_stale
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
 from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings, chunk_name, read_split
 from virnucpro.storage.identity import (
     TableSettings,
@@ -43,6 +43,7 @@ class SampleRequest:
         folder: where its results are.
         inputs: its FASTA files, in order; contigs when there is a ``window``.
         window: bases of a window that contigs are cut into; None for proteins.
+        policies: what is done about records of contigs that can't simply be translated.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class SampleRequest:
     split: SplitSettings
     embedding: EmbeddingSettings
     tables: TableSettings
+    policies: InputPolicies = field(default_factory=InputPolicies)
 
     @property
     def translation(self) -> Path:
@@ -115,7 +117,7 @@ class RunState:
         request = self.samples[sample]
         if not request.translation.exists():
             return MISSING
-        wanted = translation_origin(map(self._sha256, request.inputs), request.window or 0)
+        wanted = translation_origin(map(self._sha256, request.inputs), request.window or 0, request.policies)
         return self._stale(request.translation, wanted)
 
     def _stale(self, record: Path, wanted: Mapping[str, str]) -> str | None:
@@ -145,8 +147,9 @@ class RunState:
         if split.inputs != tuple(self._sha256(path) for path in inputs):
             return "its FASTA files have changed"
         if split.settings != request.split:
-            names = asdict(request.split)
-            changed = [name for name, value in asdict(split.settings).items() if names[name] != value]
+            wanted = asdict(request.split) | asdict(request.split.policies)
+            made_with = asdict(split.settings.policies) | asdict(split.settings)
+            changed = [name for name, value in made_with.items() if wanted[name] != value]
             return f"made with another {changed[0].replace('_', ' ')}"
         reason = why_not(request.index, split.index, self.digests)
         if reason is not None:

@@ -2,7 +2,10 @@
 import os
 import re
 import sys
+import time
+from dataclasses import asdict
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
@@ -80,37 +83,45 @@ wildcard_constraints:
 
 @cache
 def changed():
-    """An input of every step, newer than all that was made before this run: it counts where an output is stale."""
+    """An input of every step, newer than all that was made before this run: it counts where an output is stale.
+
+    Its content is another one each time, because Snakemake passes over a newer file of the same content.
+    """
     marker = Path(".snakemake", "changed_inputs_or_settings").absolute()
     marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    marker.write_text(f"{time.time_ns()}\n")
     return marker
 
 
-def tied(reason, output, **inputs):
+def tied(reason, output, given=(), **products):
     """A rule's inputs, so that its output is made again for the given reason and for no other.
 
-    What is current is tied to nothing (`ancient`): neither dates nor Snakemake's records make it stale. What is stale
-    has an input that is newer. What is missing is tied to its inputs by all means: Snakemake (seen with 9.27) forgets
-    jobs whose every tie to a running job is ancient when a checkpoint ends meanwhile.
+    What the user has given is tied to nothing (`ancient`): its content has been looked at, and its date says nothing.
+    Nor is what is current. What is stale has an input that is newer. What is not current is tied to other rules'
+    products by all means: Snakemake (seen with 9.27) forgets jobs whose every tie to a running job is ancient when a
+    checkpoint ends meanwhile.
     """
-    for key, files in inputs.items():
-        one = isinstance(files, (str, Path))
-        inputs[key] = str(files) if one else [str(file) for file in files]
+    products = {
+        key: [
+            str(file) for file in ([files] if isinstance(files, (str, Path)) else files)
+        ]
+        for key, files in products.items()
+    }
+    made = [str(output), *chain.from_iterable(products.values())]
+    products["given"] = ancient([str(file) for file in given])
     if not workflow.is_main_process:
-        return inputs
-    inputs["changed"] = str(changed())
+        return products
+    products["changed"] = [str(changed())]
     if reason is None:
-        return {key: ancient(files) for key, files in inputs.items()}
-    if reason != MISSING:
-        made_before(output, changed())
-    return inputs
+        return {key: ancient(files) for key, files in products.items()}
+    made_before(changed(), made)
+    return products
 
 
 def checkpoint_of(wildcards):
     """What the weights are prepared from, where it is a file that the user named."""
-    named = {} if run.model_path is None else {"checkpoint": str(run.model_path)}
-    return tied(state.weights_stale(), WEIGHTS, **named)
+    given = [] if run.model_path is None else [run.model_path]
+    return tied(state.weights_stale(), WEIGHTS, given)
 
 
 def contigs_of(wildcards):
@@ -118,17 +129,17 @@ def contigs_of(wildcards):
     return tied(
         state.translation_stale(wildcards.sample),
         state.samples[wildcards.sample].translation,
-        contigs=run.samples[wildcards.sample],
+        run.samples[wildcards.sample],
     )
 
 
 def proteins_of(wildcards):
     """What a sample is split from: its own FASTA files, or what its contigs are translated to."""
-    files = run.samples[wildcards.sample]
+    sample = wildcards.sample
+    reason, index = state.split_stale(sample), state.samples[sample].index
     if run.input == "nucleotide":
-        files = [str(TRANSLATED).format(sample=wildcards.sample)]
-    index = state.samples[wildcards.sample].index
-    return tied(state.split_stale(wildcards.sample), index, proteins=files)
+        return tied(reason, index, translated=str(TRANSLATED).format(sample=sample))
+    return tied(reason, index, run.samples[sample])
 
 
 def chunk_files_of(sample):
@@ -167,7 +178,6 @@ def tables_of(wildcards):
         state.tables_stale(wildcards.sample),
         state.samples[wildcards.sample].report,
         index=folder / "proteins.parquet",
-        chunks=folder / "chunks",
         weights=WEIGHTS,
         chunk_files=files,
     )
@@ -182,7 +192,6 @@ def plots_of(wildcards):
         folder / "plots" / "plots.json",
         sample_report=folder / "embeddings.json",
         index=folder / "proteins.parquet",
-        chunks=folder / "chunks",
         chunk_files=files,
     )
 
@@ -196,7 +205,7 @@ def reports_of_all(wildcards):
 def embed_memory(wildcards, input, attempt):
     return embed_memory_mb(
         planning_architecture(run.model),
-        Chunk.read(Path(input.chunk_manifest)),
+        Chunk.read(Path(input.chunk_manifest[0])),
         layers=len(run.layers),
         mean="mean" in run.pooling,
         per_residue="per_residue" in run.pooling,
@@ -208,7 +217,7 @@ def embed_memory(wildcards, input, attempt):
 def embed_time(wildcards, input, threads, attempt):
     return embed_minutes(
         planning_architecture(run.model),
-        Chunk.read(Path(input.chunk_manifest)),
+        Chunk.read(Path(input.chunk_manifest[0])),
         gpus=run.gpus_per_job,
         threads=threads,
         attempt=attempt,

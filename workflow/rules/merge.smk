@@ -16,6 +16,7 @@ rule merge_embeddings:
         mem_mb=lambda wildcards, attempt: attempt * 4000,
         runtime=lambda wildcards, attempt: attempt * 240,
     params:
+        chunks=str(CHUNKS),
         formats=run.formats,
         dtype=run.dtype,
         records_per_file=run.records_per_file,

@@ -8,6 +8,7 @@ rule translate_contigs:
     output:
         proteins=TRANSLATED,
         nucleotides=SAMPLE / "translated.fna",
+        skipped=SAMPLE / "skipped_contigs.tsv",
         record=SAMPLE / "translated.json",
     log:
         LOGS / "{sample}" / "translate_contigs.log",
@@ -20,5 +21,6 @@ rule translate_contigs:
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
         window=run.nucleotide_window,
+        policies=asdict(run.policies),
     script:
         "../scripts/translate_contigs.py"

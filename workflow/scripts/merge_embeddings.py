@@ -20,12 +20,12 @@ with job(f"merge_embeddings {snakemake.wildcards.sample}", snakemake.log[0]) as 
     settings = EmbeddingSettings(**snakemake.params.settings)
     tables = TableSettings(tuple(snakemake.params.formats), snakemake.params.dtype, snakemake.params.records_per_file)
     merge_embeddings(
-        Path(snakemake.input.index),
-        Path(snakemake.input.chunks),
+        Path(snakemake.input.index[0]),
+        Path(snakemake.params.chunks),
         [Path(file) for file in snakemake.input.chunk_files],
         {name: Path(snakemake.output[name]) for name in snakemake.params.formats},
         Path(snakemake.output.report),
-        expected=identity(read_manifest(Path(snakemake.input.weights)), settings),
+        expected=identity(read_manifest(Path(snakemake.input.weights[0])), settings),
         made_from=table_settings(settings, tables),
         dtype=tables.dtype,
         records_per_file=tables.records_per_file,

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-from virnucpro.base.digest import file_sha256
 from virnucpro.base.products import write_products
+from virnucpro.base.settings import InputPolicies
 from virnucpro.jobs import job
 from virnucpro.sequences.translation import translate_contigs
 from virnucpro.storage.identity import translation_origin
 
 with job(f"translate_contigs {snakemake.wildcards.sample}", snakemake.log[0]) as log:
-    contigs = [Path(file) for file in snakemake.input.contigs]
-    window = snakemake.params.window
-    origin = translation_origin([file_sha256(path) for path in contigs], window)
-    outputs = Path(snakemake.output.proteins), Path(snakemake.output.nucleotides)
-    translate_contigs(contigs, *outputs, window=window, logger=log)
-    write_products(Path(snakemake.output.record), origin, outputs)
+    window, policies = snakemake.params.window, InputPolicies(**snakemake.params.policies)
+    outputs = [Path(snakemake.output[name]) for name in ("proteins", "nucleotides", "skipped")]
+    contigs = [Path(file) for file in snakemake.input.given]
+    counts = translate_contigs(contigs, *outputs, window=window, policies=policies, logger=log)
+    write_products(Path(snakemake.output.record), translation_origin(counts.inputs, window, policies), outputs)

@@ -110,7 +110,7 @@ def _format_of(path: Path) -> str:
     """The format of a table, by its contents."""
     if (path / "ids.txt").is_file():
         return "npy"
-    if path.is_dir() and (any(path.glob("output_*_ESM.pt")) or (path / "provenance.json").is_file()):
+    if path.is_dir() and any(path.glob("output_*_ESM.pt")):
         return "virnucpro_pt"
     try:
         with path.open("rb") as file:

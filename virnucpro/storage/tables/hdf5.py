@@ -7,8 +7,8 @@ vector, (D,), or with per-residue pooling the matrix (residues, D). With several
 HDF5 takes ``/`` for a path, so ``file["a/b"]`` finds the dataset ``b`` in the group ``a``: ids with a slash are
 found by their own text, but stand one level down. An id that is no proper path (``/a``, ``a//b``, ``.``), or
 whose path another id bars (``a`` beside ``a/b``), is stored at the root as ``record 17`` (number in input order, from
-0; no id has a space, so no other id is meant by that name). Both kinds carry the attributes ``id`` and ``record``;
-:func:`virnucpro.read_embeddings` gives all of them by their own ids, in order.
+0). Both kinds carry the attributes ``id`` and ``record``; :func:`virnucpro.read_embeddings` gives all of them by their
+own ids, in order.
 """
 
 from __future__ import annotations
@@ -117,7 +117,10 @@ class Hdf5Table:
         parts = record_id.split("/")
         if "" not in parts and "." not in parts and not self._is_barred(parts):
             return record_id, False
-        return f"record {self._records}", False
+        name = f"record {self._records}"
+        while self._exists(name):  # a whole header can be an id, and have a blank
+            name += "'"
+        return name, False
 
     def _exists(self, name: str) -> bool:
         return bool(self._file.id.links.exists(name.encode()))
@@ -152,23 +155,23 @@ write_table = Hdf5Table
 
 def read_embeddings(path: Path, layer: int | None) -> Embeddings:
     """All vectors, read into one matrix."""
-    ids, parts, width = _read(path, "embedding", layer)
-    if any(part.shape != (width,) for part in parts):
-        raise damaged(path, f"not all vectors have {width} numbers")
-    return Embeddings(ids, np.stack(parts) if parts else np.empty((0, width), np.float32))
+    ids, parts, nothing = _read(path, "embedding", layer)
+    if any(part.shape != nothing.shape[1:] for part in parts):
+        raise damaged(path, f"not all vectors have {nothing.shape[1]} numbers")
+    return Embeddings(ids, np.stack(parts) if parts else nothing)
 
 
 def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
     """All matrices, joined."""
-    ids, parts, width = _read(path, "residues", layer)
-    if any(part.ndim != 2 or part.shape[1] != width for part in parts):
-        raise damaged(path, f"not all residues have {width} numbers")
+    ids, parts, nothing = _read(path, "residues", layer)
+    if any(part.shape[1:] != nothing.shape[1:] for part in parts):
+        raise damaged(path, f"not all residues have {nothing.shape[1]} numbers")
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return ResidueEmbeddings(ids, np.concatenate(parts) if parts else np.empty((0, width), np.float32), offsets)
+    return ResidueEmbeddings(ids, np.concatenate([nothing, *parts]), offsets)
 
 
-def _read(path: Path, word: str, layer: int | None) -> tuple[list[str], list[NDArray[Any]], int]:
-    """Ids and arrays of a column, in input order, and the model's width."""
+def _read(path: Path, word: str, layer: int | None) -> tuple[list[str], list[NDArray[Any]], NDArray[Any]]:
+    """Ids and arrays of a column, in input order, and an array of no vectors, which has their width and dtype."""
     # h5py raises these for what is damaged.
     try:
         with h5py.File(path, "r") as file:
@@ -180,7 +183,7 @@ def _read(path: Path, word: str, layer: int | None) -> tuple[list[str], list[NDA
             ids, arrays = _read_column(file, column if len(columns) > 1 else None)
             if len(ids) != provenance["counts"]["records"]:
                 raise damaged(path, f"{len(ids)} records of {provenance['counts']['records']}")
-            return ids, arrays, int(provenance["embed_dim"])
+            return ids, arrays, np.empty((0, provenance["embed_dim"]), provenance["dtype"])
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(path, error) from None
 

@@ -38,7 +38,7 @@ from virnucpro.storage.tables.rows import (
 
 
 class VirnucproTable:
-    """Writes a file whenever ``records_per_file`` records are there, the rest when it is finished."""
+    """Writes a file whenever ``records_per_file`` records are there, the rest (or an empty first one) at the end."""
 
     def __init__(self, folder: Path, layout: Layout, provenance: Provenance) -> None:
         if len(layout.means) != 1:
@@ -70,14 +70,14 @@ class VirnucproTable:
     def _save(self) -> None:
         self._files += 1
         # The tensors are rows of one storage, which torch.save writes once.
-        vectors = list(torch.from_numpy(np.concatenate(self._vectors)).unbind(0))
+        vectors = list(torch.from_numpy(np.concatenate(self._vectors)).unbind(0)) if self._vectors else []
         with GuardedFile(self._folder / f"output_{self._files}_ESM.pt") as file:
             torch.save({"proteins": self._ids, "data": vectors}, cast(IO[bytes], file))
             file.check()
         self._ids, self._vectors = [], []
 
     def finish(self) -> None:
-        if self._ids:
+        if self._ids or not self._files:
             self._save()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -99,12 +99,17 @@ def read_embeddings(path: Path, layer: int | None) -> Embeddings:
     if numbers != list(range(1, len(numbers) + 1)):
         raise damaged(path, f"of {len(numbers)} files the last is output_{numbers[-1]}_ESM.pt")
     ids: list[str] = []
-    parts = []
+    vectors: list[NDArray[np.float32]] = []
     for number in numbers:
-        names, vectors = _read_file(path / f"output_{number}_ESM.pt")
+        file = path / f"output_{number}_ESM.pt"
+        names, its_vectors = _read_file(file)
+        if len(names) != len(its_vectors):
+            raise damaged(file, f"{len(names)} ids, {len(its_vectors)} vectors")
         ids += names
-        parts.append(vectors)
-    return Embeddings(ids, np.concatenate(parts) if parts else np.empty((0, provenance["embed_dim"]), np.float32))
+        vectors += its_vectors
+    if any(vector.ndim != 1 or vector.shape != vectors[0].shape for vector in vectors):
+        raise damaged(path, "vectors of several shapes")
+    return Embeddings(ids, np.stack(vectors) if vectors else np.empty((0, provenance.get("embed_dim", 0)), np.float32))
 
 
 _DAMAGE = (
@@ -114,19 +119,16 @@ _DAMAGE = (
 """What zipfile and torch raise for files that are not what was written."""
 
 
-def _read_file(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+def _read_file(path: Path) -> tuple[list[str], list[NDArray[np.float32]]]:
     try:
         with ZipFile(path) as archive:
             bad = archive.testzip()  # torch itself does not compare the checksums
         if bad is not None:
             raise BadZipFile(f"its entry {bad} does not have its checksum")
         content = torch.load(path, weights_only=True, map_location="cpu")  # runs no code, whatever the file holds
-        names, vectors = list(content["proteins"]), torch.stack(list(content["data"])).numpy()
+        return list(content["proteins"]), [vector.numpy() for vector in content["data"]]
     except _DAMAGE as error:
         raise damaged(path, error) from None
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or len(names) != len(vectors):
-        raise damaged(path, f"{len(names)} ids, vectors {vectors.dtype} {vectors.shape}")
-    return names, vectors
 
 
 def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
