@@ -6,9 +6,10 @@ the process that plans a run asks for names only, and not everyone has h5py, pya
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
@@ -21,18 +22,19 @@ if TYPE_CHECKING:
 
 
 class TableFormat(NamedTuple):
-    """One format: what its table is called in a sample's folder, whether that is a folder, and the module for it."""
+    """One format: its table's name in a sample's folder, whether that is a folder, our module, and the library."""
 
     name: str
     is_folder: bool
     module: str
+    library: str
 
 
 TABLES = {
-    "parquet": TableFormat("embeddings.parquet", False, "parquet"),
-    "hdf5": TableFormat("embeddings.h5", False, "hdf5"),
-    "virnucpro_pt": TableFormat("virnucpro_pt", True, "virnucpro_pt"),
-    "npy": TableFormat("embeddings_npy", True, "npy"),
+    "parquet": TableFormat("embeddings.parquet", False, "parquet", "pyarrow"),
+    "hdf5": TableFormat("embeddings.h5", False, "hdf5", "h5py"),
+    "virnucpro_pt": TableFormat("virnucpro_pt", True, "virnucpro_pt", "torch"),
+    "npy": TableFormat("embeddings_npy", True, "npy", "numpy"),
 }
 """The formats, by the names that the configuration uses."""
 
@@ -47,21 +49,26 @@ class _Module(Protocol):
     def read_residues(self, path: Path, layer: int | None) -> ResidueEmbeddings: ...
 
 
-def _module(name: str) -> _Module:
-    """The module of a format.
+def check_formats(names: Sequence[str]) -> None:
+    """See that tables of these formats can be written and read here, before anything is computed for them.
 
     Raises:
-        UserError: a format that is not known, or whose library is not installed.
+        UserError: no format, one that is not known, or one whose library is not installed.
     """
-    if name not in TABLES:
-        raise UserError(f"unknown table format {name!r}: give one of {', '.join(TABLES)}")
-    try:
-        return cast(_Module, import_module(f"{__name__}.{TABLES[name].module}"))
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"tables in the format {name} need the package {error.name}, which is not installed: "
-            'pip install "virnucpro[data]"'
-        ) from None
+    unknown = [name for name in names if name not in TABLES]
+    if unknown or not names:
+        raise UserError(f"unknown table formats {unknown}: give one or more of {', '.join(TABLES)}")
+    for name in names:
+        if find_spec(TABLES[name].library) is None:
+            raise UserError(
+                f"the format {name} needs the package {TABLES[name].library}, which is not installed: "
+                'pip install "virnucpro[data]"'
+            )
+
+
+def _module(name: str) -> _Module:
+    check_formats([name])
+    return cast(_Module, import_module(f"{__name__}.{TABLES[name].module}"))
 
 
 @contextmanager
