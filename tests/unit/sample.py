@@ -69,5 +69,12 @@ class Sample:
         expected = {**EXPECTED, **options.pop("expected", {})}
         tensors: Sequence[Path] = options.pop("tensors", self.tensors)
         return merge_embeddings(
-            self.index, tensors, outputs, self.folder / "report.json", expected=expected, command="a test", **options
+            self.index,
+            self.folder / "chunks",
+            tensors,
+            outputs,
+            self.folder / "report.json",
+            expected=expected,
+            command="a test",
+            **options,
         )
