@@ -228,7 +228,7 @@ def test_chunks_that_disagree_with_each_other_are_found(tmp_path: Path, fasta: P
     with pytest.raises(
         UserError, match=r"chunk_00001\.safetensors: it was made with precision fp32, the others with auto"
     ):
-        merge_embeddings(sample.index, sample.tensors, {}, tmp_path / "report", expected={})
+        merge_embeddings(sample.index, sample.folder / "chunks", sample.tensors, {}, tmp_path / "report", expected={})
 
 
 def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path: Path, fasta: Path) -> None:
