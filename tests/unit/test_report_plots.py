@@ -200,8 +200,9 @@ def test_files_are_whole_drawn_and_equal_each_time(sample: Sample, tmp_path: Pat
     plot_sample(report, index, tensors, {name: places[name] for name in SAMPLE_PLOTS}, logger=logging.getLogger("test"))
     plot_run([report], {name: places[name] for name in RUN_PLOTS})
     for (png,) in places.values():
-        colours = np.asarray(Image.open(png).convert("RGB")).reshape(-1, 3)
-        assert len(np.unique(colours, axis=0)) > 10, f"{png} is empty"
+        colours = Image.open(png).convert("RGB").getcolors(1 << 24)
+        assert colours is not None
+        assert len(colours) > 10, f"{png} is empty"
     drawn = [tmp_path / "first.svg", tmp_path / "second.svg"]
     for svg in drawn:
         plot_run([report], {"throughput": [svg]})
