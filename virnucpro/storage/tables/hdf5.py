@@ -44,10 +44,8 @@ _LARGEST_CHUNK = 1 << 31
 """Bytes; HDF5 allows up to 4 GiB."""
 
 
-_PAGE = 1 << 16
-_PAGE_BUFFER = 1 << 26
-"""Bytes. Small datasets are gathered into pages, which takes fewer calls and less time; the buffer is larger than
-HDF5's cache of headers. Matrices of residues would end each in a page that is partly empty."""
+_CACHE = 1 << 25
+"""Bytes of headers and names that HDF5 keeps in memory; with the 2 MiB that it begins with it reads names again."""
 
 
 class Hdf5Table:
@@ -61,11 +59,12 @@ class Hdf5Table:
     def __init__(self, path: Path, layout: Layout, provenance: Provenance) -> None:
         self._layout = layout
         self._out = GuardedFile(path)
-        options: dict[str, Any] = {"driver": "fileobj", "fileobj": self._out, "libver": ("v110", "v110")}
-        if not layout.residues:
-            options |= {"fs_strategy": "page", "fs_page_size": _PAGE, "page_buf_size": _PAGE_BUFFER}
+        options = {"driver": "fileobj", "fileobj": self._out, "libver": ("v110", "v110")}
         # Names are kept in the order of writing.
         self._file = h5py.File(path, "w", track_order=True, **options)
+        cache = self._file.id.get_mdc_config()
+        cache.set_initial_size, cache.initial_size, cache.min_size = True, _CACHE, _CACHE
+        self._file.id.set_mdc_config(cache)
         self._file.attrs["virnucpro"] = record_text(provenance)
         self._file.attrs["columns"] = json.dumps(list(layout.names.values()))
         self._links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
