@@ -45,7 +45,7 @@ def test_from_fasta_to_tables_and_on_again(tmp_path: Path, fasta: Path, caplog: 
     with caplog.at_level(logging.INFO):
         embed(str(fasta), str(folder), **options)
     assert {path: path.stat().st_mtime_ns for path in tensors[2:]} == kept
-    assert f"embedding chunk_00001 (it is cut short" in caplog.text
+    assert "embedding chunk_00001 (it is cut short" in caplog.text
     np.testing.assert_array_equal(read_embeddings(table).matrix, matrix)
 
     # Other settings: all is recomputed.
