@@ -74,8 +74,7 @@ class Dry:
         (self.programs / "nodes").write_text(NODES)
         self._program(
             "sinfo",
-            f"echo called >> {folder}/calls\n"
-            f'[ "$1" = --version ] && echo slurm 23.02.1 || cat {self.programs}/nodes',
+            f'echo called >> {folder}/calls\n[ "$1" = --version ] && echo slurm 23.02.1 || cat {self.programs}/nodes',
         )
         self._program("squeue", "echo slurm 23.02.1")
 

@@ -395,7 +395,9 @@ with job("t") as log:
         parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, stderr=log)
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     until(lambda: parent.poll() is not None or len(children.read_text().split()) == 2)
-    assert parent.poll() is None, (tmp_path / "log").read_text()  # without this, its own failure would look like slowness
+    assert parent.poll() is None, (
+        tmp_path / "log"
+    ).read_text()  # without this, its own failure would look like slowness
     found = children.read_text().split()
     assert len(found) == 2
     parent.send_signal(signal.SIGTERM)
