@@ -35,7 +35,7 @@ test-slow: env ## every length from 1 to 2000, full-size architectures: minutes
 test-gpu: ## the tests that need a GPU, with the Python that has torch, fair-esm, numpy, safetensors and pytest
 	$(PYTHON) -m pytest -m gpu -v tests/gpu tests/test_flashattention.py
 
-lint: env ## ruff, mypy, snakefmt, snakemake --lint
+lint: env ## ruff, mypy (package, tests, benchmarks), snakefmt, snakemake --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -25,9 +25,9 @@ from tests.oracle import fair_esm, oracle_residues, random_protein
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings, resolve_layers
 from virnucpro.engine import devices as workers_module
-from virnucpro.engine import embed as embed_module
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.job import embed_chunk
+from virnucpro.engine.load import load_packed
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.storage.chunk_file import ChunkFile, verify_chunk_file
@@ -219,14 +219,13 @@ def test_what_overflows_is_done_in_bfloat16_where_float32_does_not_fit(
 ) -> None:
     overflowing_checkpoint(tmp_path / "esm2_loud.pt")
     prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", log=print)
-    right = embed_module.load_packed
 
     def too_large(*args: Any, dtype: torch.dtype, **options: Any) -> Any:
         if dtype == torch.float32:
             raise UserError("w.safetensors needs about 60.0 GB in float32")
-        return right(*args, dtype=dtype, **options)
+        return load_packed(*args, dtype=dtype, **options)
 
-    monkeypatch.setattr(embed_module, "load_packed", too_large)
+    monkeypatch.setattr("virnucpro.engine.embed.load_packed", too_large)
     file = embed(tmp_path, tmp_path, ["MKLVAG", "MKLWVAG"], EmbeddingSettings(precision="fp16"))
     assert file.read("precision").tolist() == [0, 1]
     assert json.loads(file.metadata["precisions"]) == ["float16", "bfloat16"]
@@ -331,7 +330,7 @@ def test_workers_end_with_their_parent() -> None:
 
 
 def test_settings_are_checked() -> None:
-    for wrong in (
+    mistakes: tuple[dict[str, Any], ...] = (
         {"precision": "fp64"},
         {"pooling": ("max",)},
         {"pooling": ()},
@@ -341,9 +340,10 @@ def test_settings_are_checked() -> None:
         {"overlap": 1022},
         {"overlap": -1},
         {"token_budget": 0},
-    ):
+    )
+    for wrong in mistakes:
         with pytest.raises(UserError):
-            EmbeddingSettings(**wrong)  # type: ignore[arg-type]
+            EmbeddingSettings(**wrong)
 
 
 @pytest.mark.parametrize(

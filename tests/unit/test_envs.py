@@ -60,7 +60,7 @@ def constraints() -> dict[str, str]:
 
 
 def name_of(spec: str) -> str:
-    return rattler.MatchSpec(spec, strict=True).name.normalized
+    return str(rattler.MatchSpec(spec, strict=True).name.normalized)
 
 
 @pytest.mark.parametrize("name", NAMES)

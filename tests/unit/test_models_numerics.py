@@ -277,7 +277,7 @@ def no_scale_of_the_logits(patch: Patch, state: State, model: PackedESM2) -> Non
 
 
 def tanh_gelu(patch: Patch, state: State, model: PackedESM2) -> None:
-    patch.setattr(layer_module.F, "gelu", lambda x: gelu(x, approximate="tanh"))
+    patch.setattr(F, "gelu", lambda x: gelu(x, approximate="tanh"))
 
 
 gelu = F.gelu

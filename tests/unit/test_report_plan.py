@@ -41,9 +41,14 @@ def split(run: RunConfig) -> list[Path]:
     return sorted((folder / "chunks").glob("chunk_*.json"))
 
 
-def finish(manifest: Path, run: RunConfig, **changes: str) -> None:
+def finish(manifest: Path, run: RunConfig, **changes: Any) -> None:
     statistics = json.dumps({"tokens": 1000, "seconds": 2.0})
-    metadata = {"model": run.model_name, "precision": "auto", "statistics": statistics, "device": "NVIDIA A100"}
+    metadata: dict[str, Any] = {
+        "model": run.model_name,
+        "precision": "auto",
+        "statistics": statistics,
+        "device": "NVIDIA A100",
+    }
     metadata["chunk_digest"] = json.loads(manifest.read_text())["digest"]
     output = run.results / "own" / "tensors" / f"{manifest.stem}.safetensors"
     write_stub_chunk(manifest.with_suffix(".fasta"), output, **(metadata | changes))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         listening.shutdown()
 
 
-def get(server: Server, target: Path, **options: float) -> list[str]:
+def get(server: Server, target: Path, **options: Any) -> list[str]:
     lines: list[str] = []
     download(server.url, target, lines.append, **{"pause": 0.01, **options})
     assert target.read_bytes() == server.behaviour.content
