@@ -35,13 +35,13 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """The rooms from the ground up: each may import those of the lines before it, and none of its own line or above."""
 
 HOLDS = {
-    "config": ("config", "config_files", "samples"),
+    "config": ("config", "config_files", "run_state", "samples"),
     "edges": ("", "api", "cli", "doctor", "gpu_report", "jobs", "models", "models.esm2_flash"),
 }
 """Rooms that are not the folder of their name. ``models`` is its ``__init__`` alone, which offers ``esm2_flash``."""
 
 SAYS = {
-    "config": "One declaration of the settings, and the samples.",
+    "config": "What a run is asked for: settings, samples, and what is left to do",
     "edges": "What people and rules call: command line, Python, doctor, the frame of a job, fair-esm's interface.",
 }
 """In the picture a folder is told by the first line of its ``__init__``; these are no folders."""

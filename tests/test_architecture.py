@@ -51,6 +51,8 @@ SHORT, SHORT_FILES = 50, 8
 """An idea of fewer lines than this seldom needs a file of its own; so many files may be as short."""
 
 TAKE_ANYTHING = {
+    "base.records.checked_entries": "what stands in a file, of which everything is to be checked",
+    "base.records.from_entries": "the same",
     "config.load_config": "what a user wrote, of which everything is to be checked",
     "config.with_defaults": "the same",
     "models.esm2_flash.ESM2WithFlashAttention.forward": "fair-esm's interface",
