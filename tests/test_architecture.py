@@ -62,9 +62,6 @@ TAKE_ANYTHING = {
 UNTYPED = {
     "config.RunConfig.embedding",
     "engine.worker.send",
-    "storage.provenance.chunk_reports",
-    "storage.provenance.provenance",
-    "storage.tables.open_table",
 }
 """Those that are to be given a type."""
 
