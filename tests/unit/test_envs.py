@@ -30,6 +30,7 @@ CONDA_TO_PYPI = {"pytorch": "torch", "pytorch-cpu": "torch"}
 NOT_FROM_PYPI = {"python", "pip", "cuda-version"}
 IMPORTED_AS = {"torch": "torch", "fair-esm": "esm"}
 OPTIONAL = {"tqdm", "umap", "triton"}  # imported where they are there; Triton comes with torch for CUDA
+BY_NAME = {"merge_embeddings": "virnucpro/storage/tables"}  # the formats, whose registry imports them by their names
 BESIDE = {"esm"}  # no rule imports it; it is what load_esm2_model gives its users, and chunk files record its version
 
 
@@ -143,6 +144,8 @@ def imports(path: Path) -> Iterator[str]:
 def third_party(script: str) -> set[str]:
     """Top-level names of what a script imports, directly or through the package."""
     todo, done, found = [ROOT / "workflow" / "scripts" / f"{script}.py"], set(), set()
+    if script in BY_NAME:
+        todo += (ROOT / BY_NAME[script]).glob("*.py")
     while todo:
         path = todo.pop()
         if path in done:
