@@ -7,7 +7,7 @@ CORES ?= 2
 ALONE := tests/workflow/test_faults.py tests/slurm
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-gpu lint format bench clean
+.PHONY: help env demo test coverage test-slow test-gpu lint format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,13 +29,17 @@ test: env ## the test suite; GPU and Slurm tests skip themselves where there is 
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 	$(BIN)/python -m pytest $(ALONE)
 
+coverage: env ## the test suite, and the lines of the package that no test has entered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-report=html \
+	  $(addprefix --ignore=,$(ALONE))
+
 test-slow: env ## every length from 1 to 2000, full-size architectures: minutes
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: ## the tests that need a GPU, with the Python that has torch, fair-esm, numpy, safetensors and pytest
 	$(PYTHON) -m pytest -m gpu -v tests/gpu tests/test_flashattention.py
 
-lint: env ## ruff, mypy, snakefmt, snakemake --lint
+lint: env ## ruff, mypy (package, tests, benchmarks), snakefmt, snakemake --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

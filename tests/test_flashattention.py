@@ -149,13 +149,14 @@ def test_an_old_torch_is_asked_by_its_old_name(monkeypatch: Patch) -> None:
 
     monkeypatch.setitem(sys.modules, "torch.nn.attention", None)
     monkeypatch.setattr(torch.backends.cuda, "sdp_kernel", sdp_kernel, raising=False)
-    assert attention_utils.only_flash() == "context"
+    given: object = attention_utils.only_flash()
+    assert given == "context"
     assert asked == {"enable_flash": True, "enable_math": False, "enable_mem_efficient": False}
 
 
 def test_configuration_and_log_where_flash_runs(monkeypatch: Patch, caplog: pytest.LogCaptureFixture) -> None:
     pretend_gpu(monkeypatch, (8, 0), probe=agreeing)
-    model = nn.Linear(4, 4).half()
+    model: Any = nn.Linear(4, 4).half()
     model.config = SimpleNamespace(hidden_size=4)
     with caplog.at_level(logging.INFO):
         assert configure_flash_attention(model, logging.getLogger("a")) is model
@@ -168,7 +169,7 @@ def test_configuration_and_log_where_flash_runs(monkeypatch: Patch, caplog: pyte
 
 def test_configuration_and_log_where_flash_does_not_run(monkeypatch: Patch, caplog: pytest.LogCaptureFixture) -> None:
     pretend_gpu(monkeypatch, (7, 5))
-    model = nn.Linear(4, 4)
+    model: Any = nn.Linear(4, 4)
     with caplog.at_level(logging.INFO):
         assert configure_flash_attention(model) is model
     assert model.config.use_flash_attention_2 is False
@@ -179,7 +180,8 @@ def test_configuration_and_log_where_flash_does_not_run(monkeypatch: Patch, capl
 
 
 def test_a_model_without_parameters_or_configuration_is_configured() -> None:
-    assert configure_flash_attention(nn.Identity()).config.use_flash_attention_2 in (False, True)
+    model: Any = configure_flash_attention(nn.Identity())
+    assert model.config.use_flash_attention_2 in (False, True)
 
 
 def test_the_command_line_question_is_answered_without_a_gpu() -> None:

@@ -59,7 +59,7 @@ HEADER = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max
 SEQUENCE = st.text("MKLjx*.-VA \t", min_size=1, max_size=9).filter(lambda text: text.strip().rstrip("*") != "")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     headers=st.lists(HEADER, min_size=1, max_size=12, unique_by=lambda text: text.split(" ", 1)[0]),
     sequences=st.lists(SEQUENCE, min_size=12, max_size=12),

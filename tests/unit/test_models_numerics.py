@@ -97,14 +97,16 @@ def allowed(state: State, architecture: Architecture, sequences: Sequence[str], 
     return {layer: max(TOLERANCE, 3 * largest_difference(expected, exact, layer)) for layer in layers}
 
 
-SAMPLED = [1, 2, 3, 5, 17, 17, 17, 64, 65, 166, 166, 295, 511, 1022, 1023, 1024, 2000]
+SHORT = (1, 2, 3, 5, 17, 17, 17, 64, 65, 166, 166, 295)
+LONG = (511, 1022, 1023, 1024, 2000)  # one shape shows these: what a shape changes has nothing to do with lengths
 
 
 @pytest.mark.parametrize("outliers", [False, True], ids=["random", "stressed"])
 @pytest.mark.parametrize("architecture", SHAPES.values(), ids=SHAPES)
 def test_all_layers_of_mixed_lengths_equal_fair_esm(architecture: Architecture, outliers: bool) -> None:
     state = weights(architecture, outliers)
-    sequences = [random_protein(length, seed) for seed, length in enumerate(SAMPLED)]
+    lengths = SHORT + LONG if architecture is TINY else SHORT
+    sequences = [random_protein(length, seed) for seed, length in enumerate(lengths)]
     layers = list(range(architecture.layers + 1))
     expected = oracle_residues(fair_esm(state, architecture), sequences, layers)
     limit = allowed(state, architecture, sequences, expected) if outliers else None
@@ -128,7 +130,7 @@ def test_every_length_from_1_to_2000_equals_fair_esm(outliers: bool) -> None:
 def test_the_shape_of_a_released_model_equals_fair_esm() -> None:
     architecture = Architecture(6, 320, 20)
     state = weights(architecture, outliers=True)
-    sequences = [random_protein(length, 3) for length in (400, 30, 166)]
+    sequences = [random_protein(length, 3) for length in (30, 166)]
     expected = oracle_residues(fair_esm(state, architecture), sequences, [0, 3, 6])
     limit = allowed(state, architecture, sequences, expected)
     assert limit[6] == TOLERANCE
@@ -214,7 +216,7 @@ def test_half_precision_errs_less_than_fair_esms_own(dtype: torch.dtype, outlier
     architecture = Architecture(6, 64, 4)
     # Weights as the large checkpoints store them: float16, so that both start from the same numbers.
     state = {name: tensor.half().float() for name, tensor in weights(architecture, outliers).items()}
-    sequences = [random_protein(length, 9) for length in (20, 166, 400)]
+    sequences = [random_protein(length, 9) for length in (20, 166)]
     exact = oracle_residues(fair_esm(state, architecture), sequences, [6])
     theirs = oracle_residues(fair_esm(state, architecture, dtype=dtype), sequences, [6])
     ours = run_packed(build(state, architecture, dtype), sequences, [6])
@@ -275,7 +277,7 @@ def no_scale_of_the_logits(patch: Patch, state: State, model: PackedESM2) -> Non
 
 
 def tanh_gelu(patch: Patch, state: State, model: PackedESM2) -> None:
-    patch.setattr(layer_module.F, "gelu", lambda x: gelu(x, approximate="tanh"))
+    patch.setattr(F, "gelu", lambda x: gelu(x, approximate="tanh"))
 
 
 gelu = F.gelu

@@ -111,7 +111,7 @@ class Run:
     def call(self, *arguments: str) -> Result:
         return self.finish(self.start(*arguments))
 
-    def struck(self, output: Path, seconds: float = 60) -> int:
+    def struck(self, output: Path, seconds: float = 300) -> int:
         """Wait for the process that met its fault at this output, and give its id."""
         file = self.plans / f"{output.name}.pid"
         wait_until(file.exists, seconds)
@@ -161,7 +161,7 @@ def chunks_run(text: str) -> Counter[int]:
     return Counter(int(match[1]) for match in found if match)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not happen in time"
