@@ -30,6 +30,7 @@ $(VENV)/.ready: pyproject.toml envs/constraints.txt $(if $(filter $(TORCH),$(BUI
 	@rm -f $@
 	$(PYTHON) -m venv $(if $(BUILT),$(if $(filter $(TORCH),$(BUILT)),,--clear)) $(VENV)
 	@echo $(TORCH) > $(VENV)/.torch
+	$(PIP) -c envs/constraints.txt pip
 	$(if $(filter-out pypi,$(TORCH)),$(PIP) --no-deps --index-url $(TORCH_INDEX)/$(TORCH) \
 	  torch==$$(sed -n 's/^torch==//p' envs/constraints.txt)+$(TORCH))
 	$(PIP) -c envs/constraints.txt -e '.[dev]'
@@ -49,7 +50,7 @@ test-slow: env ## every length from 1 to 2000, full-size architectures: minutes
 	$(BIN)/python -m pytest -m slow
 
 test-index: env ## what pip would install without local wheels, on each Python here and with the lowest versions allowed
-	$(BIN)/python -m pytest -n 2 -m index tests/install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m index tests/install
 
 test-gpu: ## the tests that need a GPU, with the Python that has torch, fair-esm, numpy, safetensors and pytest
 	$(PYTHON) -m pytest -m gpu -v tests/gpu tests/test_flashattention.py
