@@ -23,8 +23,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from virnucpro.storage.tables import TABLES
-
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = ROOT / "envs" / "constraints.txt"
 PYTHONS = ("3.11", "3.12", "3.13")

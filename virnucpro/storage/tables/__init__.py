@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virnucpro.base.atomic import atomic_directory, atomic_path
 from virnucpro.base.errors import UserError
-from virnucpro.storage.report_record import Provenance
-from virnucpro.storage.tables.rows import Layout, TableWriter
+
+if TYPE_CHECKING:
+    from virnucpro.storage.report_record import Provenance
+    from virnucpro.storage.tables.rows import Layout, TableWriter
 
 TABLES = {
     "parquet": "embeddings.parquet",
