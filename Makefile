@@ -36,10 +36,12 @@ $(VENV)/.ready: pyproject.toml envs/constraints.txt $(if $(filter $(TORCH),$(BUI
 	$(PIP) -c envs/constraints.txt -e '.[dev]'
 	@touch $@
 
+# Snakemake's caches too: HOME may be a folder that cannot be written to.
 demo: env ## embed the shipped example with random weights, offline; all of it goes to the folder demo
 	@mkdir -p $(DEMO) && test -w $(DEMO) || \
 	  { echo "$(DEMO) cannot be written to: make demo DEMO=/a/folder/of/yours"; exit 1; }
-	$(BIN)/snakemake --cores $(CORES) --directory $(DEMO) --config model=esm2_demo chunk_residues=5000
+	XDG_CACHE_HOME="$${XDG_CACHE_HOME:-$$(cd $(DEMO) && pwd)/.cache}" \
+	  $(BIN)/snakemake --cores $(CORES) --directory $(DEMO) --config model=esm2_demo chunk_residues=5000
 	@echo "The files of the demo are in $(DEMO)/results."
 
 test: env ## the test suite; GPU and Slurm tests skip themselves where there is none
