@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tomllib
@@ -90,22 +91,22 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in split}
 
 
-DIRECTORY = 1 << 18
-"""Bytes at a wheel's end that hold the list of its files."""
+def read_range(url: str, wanted: str) -> bytes:
+    asked = urllib.request.Request(url, headers={"Range": f"bytes={wanted}"})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return answer.read()
 
 
 def sizes(item: dict[str, Any], folder: Path) -> tuple[int, int]:
-    """Bytes of a wheel in the index, and unpacked: of its end alone, in a file with a hole for the rest."""
-    asked = urllib.request.Request(item["download_info"]["url"], headers={"Range": f"bytes=-{DIRECTORY}"})
-    with urllib.request.urlopen(asked, timeout=60) as answer:
-        end = answer.read()
-        total = int(answer.headers.get("Content-Range", f"/{len(end)}").rpartition("/")[2])
+    """Bytes of a wheel in the index, and unpacked: of its list of files alone, in a file with a hole for the rest."""
+    url = item["download_info"]["url"]
+    length, start = struct.unpack("<II", read_range(url, "-22")[12:20])  # a zip file's last record
     wheel = folder / item["metadata"]["name"]
     with wheel.open("wb") as file:
-        file.seek(total - len(end))
-        file.write(end)
+        file.seek(start)
+        file.write(read_range(url, f"{start}-"))
     with zipfile.ZipFile(wheel) as opened:
-        return total, sum(each.file_size for each in opened.infolist())
+        return start + length + 22, sum(each.file_size for each in opened.infolist())
 
 
 def lowest_versions() -> dict[str, str]:
