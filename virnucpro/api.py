@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from virnucpro.base.digest import FileDigests
-from virnucpro.base.errors import UserError
 from virnucpro.base.lock import alone_in
 from virnucpro.base.settings import EmbeddingSettings, resolve_layers
 from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
