@@ -1,9 +1,12 @@
-"""How large a chunk is when nobody says so."""
+"""How large a chunk is when nobody says so. Needs no numpy: dry runs plan with it where only Snakemake is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import NamedTuple
+
+SPECIAL_TOKENS = 2
+"""BOS and EOS."""
 
 MEAN_RESIDUES = 20_000_000
 """About ten minutes of the 3B model on a data-centre GPU; loading the model costs a job some seconds."""
