@@ -20,6 +20,16 @@ of 128 by 128 leave more than half of their work to nothing there."""
 
 
 @triton.jit
+def _taken(logits, value, largest, weight, found):
+    """The largest logit, the sum of shares and the weighted sum of values, with one block of keys more."""
+    new = tl.maximum(largest, tl.max(logits, 1))
+    shares = tl.exp2(logits - new[:, None])
+    shrink = tl.exp2(largest - new)
+    weight = weight * shrink + tl.sum(shares, 1)
+    return new, weight, tl.dot(shares.to(value.dtype), value, found * shrink[:, None])
+
+
+@triton.jit
 def _attend(
     q,
     k,
@@ -68,12 +78,7 @@ def _attend(
         logits = tl.dot(query, key) * LOG2_E
         if SLOPES:
             logits -= slope * tl.abs(rows[:, None] - (start + place)[None, :]).to(tl.float32)
-        new = tl.maximum(largest, tl.max(logits, 1))
-        shares = tl.exp2(logits - new[:, None])
-        shrink = tl.exp2(largest - new)
-        weight = weight * shrink + tl.sum(shares, 1)
-        found = tl.dot(shares.to(value.dtype), value, found * shrink[:, None])
-        largest = new
+        largest, weight, found = _taken(logits, value, largest, weight, found)
     if whole < length:
         left = place < length - whole
         # Behind the end lies another sequence, whose values need not be finite: they count as zeros.
@@ -83,11 +88,7 @@ def _attend(
         if SLOPES:
             logits -= slope * tl.abs(rows[:, None] - (whole + place)[None, :]).to(tl.float32)
         logits = tl.where(left[None, :], logits, float("-inf"))
-        new = tl.maximum(largest, tl.max(logits, 1))
-        shares = tl.exp2(logits - new[:, None])
-        shrink = tl.exp2(largest - new)
-        weight = weight * shrink + tl.sum(shares, 1)
-        found = tl.dot(shares.to(value.dtype), value, found * shrink[:, None])
+        largest, weight, found = _taken(logits, value, largest, weight, found)
     target = out + (begin + rows)[:, None] * out_stride + column[None, :]
     tl.store(target, (found / weight[:, None]).to(out.dtype.element_ty), mask=here)
 
