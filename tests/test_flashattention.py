@@ -31,6 +31,7 @@ from virnucpro.cuda.attention_utils import (
     is_flash_attention_available,
 )
 from virnucpro.models import ESM2WithFlashAttention, load_esm2_model
+from virnucpro.models.esm2.model import ESM2 as PackedESM2
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 
@@ -178,6 +179,36 @@ def test_configuration_and_log_where_flash_does_not_run(monkeypatch: Patch, capl
     ]
 
 
+def test_float32_is_configured_without_flash_which_does_not_compute_it(
+    monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend_gpu(monkeypatch, (8, 0), probe=agreeing)
+    with caplog.at_level(logging.INFO):
+        model = configure_flash_attention(nn.Linear(4, 4))
+    assert model.config.use_flash_attention_2 is False
+    assert [text.split(" (")[0] for text in caplog.messages] == ["Using standard attention"]
+    assert "flash computes no float32: float16 and bfloat16 run with it" in caplog.text
+
+
+def test_the_device_that_a_model_will_run_on_is_asked(monkeypatch: Patch) -> None:
+    pretend_gpu(monkeypatch, (8, 0), (7, 5), probe=agreeing)
+    model = nn.Linear(4, 4).half()
+    found = [configure_flash_attention(model, device=device).config for device in ("cuda:1", "cpu", "cuda:0")]
+    assert model.config is found[0]
+    assert model.config.use_flash_attention_2 is True
+    assert configure_flash_attention(model, device="cuda:1").config.use_flash_attention_2 is False
+    assert configure_flash_attention(model, device="cpu").config.use_flash_attention_2 is False
+
+
+def test_wrapping_configures_the_model_for_its_own_device(monkeypatch: Patch, caplog: pytest.LogCaptureFixture) -> None:
+    pretend_gpu(monkeypatch, (8, 0), probe=agreeing)
+    with caplog.at_level(logging.INFO):
+        model = ESM2WithFlashAttention(fair_esm(random_state_dict(TINY), TINY))
+    assert model.config.use_flash_attention_2 is False
+    assert "Using standard attention (the device is the CPU)" in caplog.text
+    assert "FlashAttention-2: enabled" not in caplog.text
+
+
 def test_a_model_without_parameters_or_configuration_is_configured() -> None:
     assert configure_flash_attention(nn.Identity()).config.use_flash_attention_2 in (False, True)
 
@@ -315,7 +346,9 @@ def test_wrapping_takes_no_memory_and_leaves_the_model_as_it_was(original: ESM2)
     tokens = torch.tensor([[0, 5, 6, 7, 2]])
     wrapped = ESM2WithFlashAttention(model)
     attention = model.layers[0].self_attn
-    fused = wrapped.packed().parameters.layers[0].qkv_weight
+    packed = wrapped.packed()
+    assert isinstance(packed, PackedESM2)
+    fused = packed.parameters.layers[0].qkv.weight
     assert attention.k_proj.weight.data_ptr() == fused[TINY.embed_dim :].data_ptr()
     assert set(model.state_dict()) == set(original.state_dict())
     with torch.no_grad():
@@ -330,9 +363,10 @@ def test_wrapping_takes_no_memory_and_leaves_the_model_as_it_was(original: ESM2)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_cast_keeps_frequencies_and_follows_the_model(dtype: torch.dtype, original: ESM2) -> None:
     model = ESM2WithFlashAttention(fair_esm(random_state_dict(TINY, seed=3), TINY)).to(dtype)
-    assert model.packed().dtype == dtype
-    inv_freq = model.packed().parameters.inv_freq[0]
-    assert torch.equal(inv_freq, original.layers[0].self_attn.rot_emb.inv_freq)
+    packed = model.packed()
+    assert packed.facts.dtype == dtype
+    assert isinstance(packed, PackedESM2)
+    assert torch.equal(packed.parameters.layers[0].inv_freq, original.layers[0].self_attn.rot_emb.inv_freq)
     tokens = torch.tensor([[0, *range(4, 24), 2]])
     with torch.no_grad():
         expected = original(tokens, repr_layers=[3], need_head_weights=True)
