@@ -54,6 +54,10 @@ def pretend_gpu(patch: Patch, *capabilities: tuple[int, int], probe: Any = None)
         patch.setattr(attention_utils, "run_probe", probe)
 
 
+def config_of(model: nn.Module) -> Any:
+    return model.config
+
+
 def agreeing(device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.ones(4), torch.ones(4) + 1e-3
 
@@ -150,19 +154,20 @@ def test_an_old_torch_is_asked_by_its_old_name(monkeypatch: Patch) -> None:
 
     monkeypatch.setitem(sys.modules, "torch.nn.attention", None)
     monkeypatch.setattr(torch.backends.cuda, "sdp_kernel", sdp_kernel, raising=False)
-    assert attention_utils.only_flash() == "context"
+    context: Any = attention_utils.only_flash()
+    assert context == "context"
     assert asked == {"enable_flash": True, "enable_math": False, "enable_mem_efficient": False}
 
 
 def test_configuration_and_log_where_flash_runs(monkeypatch: Patch, caplog: pytest.LogCaptureFixture) -> None:
     pretend_gpu(monkeypatch, (8, 0), probe=agreeing)
     model = nn.Linear(4, 4).half()
-    model.config = SimpleNamespace(hidden_size=4)
+    setattr(model, "config", SimpleNamespace(hidden_size=4))  # noqa: B010
     with caplog.at_level(logging.INFO):
         assert configure_flash_attention(model, logging.getLogger("a")) is model
-    assert model.config._attn_implementation == "sdpa"
-    assert model.config.use_flash_attention_2 is True
-    assert model.config.hidden_size == 4
+    assert config_of(model)._attn_implementation == "sdpa"
+    assert config_of(model).use_flash_attention_2 is True
+    assert config_of(model).hidden_size == 4
     assert any(text.startswith("FlashAttention-2: enabled (Pretend 0") for text in caplog.messages)
     assert "Using standard attention" not in caplog.text
 
@@ -172,8 +177,8 @@ def test_configuration_and_log_where_flash_does_not_run(monkeypatch: Patch, capl
     model = nn.Linear(4, 4)
     with caplog.at_level(logging.INFO):
         assert configure_flash_attention(model) is model
-    assert model.config.use_flash_attention_2 is False
-    assert not hasattr(model.config, "_attn_implementation")
+    assert config_of(model).use_flash_attention_2 is False
+    assert not hasattr(config_of(model), "_attn_implementation")
     assert caplog.messages == [
         "Using standard attention (Pretend 0, compute capability 7.5; FlashAttention-2 needs 8.0 or newer)"
     ]
@@ -185,7 +190,7 @@ def test_float32_is_configured_without_flash_which_does_not_compute_it(
     pretend_gpu(monkeypatch, (8, 0), probe=agreeing)
     with caplog.at_level(logging.INFO):
         model = configure_flash_attention(nn.Linear(4, 4))
-    assert model.config.use_flash_attention_2 is False
+    assert config_of(model).use_flash_attention_2 is False
     assert [text.split(" (")[0] for text in caplog.messages] == ["Using standard attention"]
     assert "flash computes no float32: float16 and bfloat16 run with it" in caplog.text
 
@@ -193,24 +198,21 @@ def test_float32_is_configured_without_flash_which_does_not_compute_it(
 def test_the_device_that_a_model_will_run_on_is_asked(monkeypatch: Patch) -> None:
     pretend_gpu(monkeypatch, (8, 0), (7, 5), probe=agreeing)
     model = nn.Linear(4, 4).half()
-    found = [configure_flash_attention(model, device=device).config for device in ("cuda:1", "cpu", "cuda:0")]
-    assert model.config is found[0]
-    assert model.config.use_flash_attention_2 is True
-    assert configure_flash_attention(model, device="cuda:1").config.use_flash_attention_2 is False
-    assert configure_flash_attention(model, device="cpu").config.use_flash_attention_2 is False
+    for device, flash in (("cuda:1", False), ("cpu", False), ("cuda:0", True)):
+        assert config_of(configure_flash_attention(model, device=device)).use_flash_attention_2 is flash
 
 
 def test_wrapping_configures_the_model_for_its_own_device(monkeypatch: Patch, caplog: pytest.LogCaptureFixture) -> None:
     pretend_gpu(monkeypatch, (8, 0), probe=agreeing)
     with caplog.at_level(logging.INFO):
         model = ESM2WithFlashAttention(fair_esm(random_state_dict(TINY), TINY))
-    assert model.config.use_flash_attention_2 is False
+    assert config_of(model).use_flash_attention_2 is False
     assert "Using standard attention (the device is the CPU)" in caplog.text
     assert "FlashAttention-2: enabled" not in caplog.text
 
 
 def test_a_model_without_parameters_or_configuration_is_configured() -> None:
-    assert configure_flash_attention(nn.Identity()).config.use_flash_attention_2 in (False, True)
+    assert config_of(configure_flash_attention(nn.Identity())).use_flash_attention_2 in (False, True)
 
 
 def test_the_command_line_question_is_answered_without_a_gpu() -> None:
@@ -388,7 +390,7 @@ def test_loading_gives_eval_mode_no_gradients_and_a_log(checkpoint: Path, caplog
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert model.attention_impl == STANDARD
-    assert model.config.use_flash_attention_2 is False
+    assert config_of(model).use_flash_attention_2 is False
     assert "Using standard attention (the device is the CPU)" in caplog.text
     assert f"{TINY.parameters:,} parameters, float32, standard_attention (sdpa) on cpu" in caplog.text
 

@@ -131,7 +131,7 @@ def test_a_protein_alone_in_company_and_in_another_order() -> None:
         segments = Segments.from_lengths(lengths, place())
         with torch.inference_mode():
             hidden = model(torch.cat([sequences[number] for number in order]), segments, [6])[6]
-        return dict(zip(order, (part.mean(0) for part in hidden.split(lengths)), strict=True))
+        return dict(zip(order, (part.mean(0) for part in torch.split(hidden, lengths)), strict=True))
 
     together = run([0, 1, 2, 3])
     for order in ([3, 1, 0, 2], [0], [1], [2], [3]):
@@ -145,5 +145,5 @@ def test_pooling_by_segments_on_the_gpu() -> None:
     hidden = torch.randn(sum(lengths), 320, device=place()) * 100
     weights = torch.rand(sum(lengths), device=place())
     found = segment_sums(weigh(hidden, weights), segments).double()
-    exact = torch.stack([part.sum(0) for part in (hidden.double() * weights.double()[:, None]).split(lengths)])
+    exact = torch.stack([part.sum(0) for part in torch.split(hidden.double() * weights.double()[:, None], lengths)])
     torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-2)

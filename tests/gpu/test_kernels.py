@@ -135,5 +135,5 @@ def test_the_probe_and_the_choice_on_this_gpu(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_transformers_like_model_is_configured_for_this_gpu() -> None:
-    model = configure_flash_attention(torch.nn.Linear(8, 8).cuda().half())
+    model: Any = configure_flash_attention(torch.nn.Linear(8, 8).cuda().half())
     assert model.config.use_flash_attention_2 == ampere()
