@@ -1,11 +1,22 @@
-"""What makes one chunk file exchangeable for another: the same model, and the same settings."""
+"""What makes one chunk file, or one table, exchangeable for another: the same model, and the same settings."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
 from virnucpro.weights.manifest import WeightsManifest
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """Which tables are written: their formats and number format, and the records in a file of ``virnucpro_pt``."""
+
+    formats: tuple[str, ...]
+    dtype: str
+    records_per_file: int
 
 
 def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str, str]:
@@ -14,12 +25,41 @@ def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str
     Raises:
         UserError: a layer that the model does not have.
     """
-    long_proteins = {"policy": settings.long_policy, "longest": settings.longest, "overlap": settings.overlap}
     return {
         "model": manifest.model,
         "weights_sha256": manifest.sha256,
+        "embed_dim": json.dumps(manifest.embed_dim),
         "layers": json.dumps(resolve_layers(settings.layers, manifest.architecture.layers)),
+        **settings_identity(settings),
+    }
+
+
+def settings_identity(settings: EmbeddingSettings) -> dict[str, str]:
+    """The part of :func:`identity` that is known without the weights."""
+    long_proteins = {"policy": settings.long_policy, "longest": settings.longest, "overlap": settings.overlap}
+    return {
         "pooling": json.dumps(sorted(settings.pooling)),
         "precision": settings.precision,
         "long_proteins": json.dumps(long_proteins),
     }
+
+
+def table_settings(embedding: EmbeddingSettings, tables: TableSettings) -> dict[str, str]:
+    """The settings that decide what a sample's tables hold, as their record states them."""
+    return {
+        **settings_identity(embedding),
+        "layers_asked_for": json.dumps(embedding.layers),
+        "formats": json.dumps(sorted(tables.formats)),
+        "dtype": tables.dtype,
+        "records_per_file": str(tables.records_per_file),
+    }
+
+
+def translation_origin(sha256: Iterable[str], window: int, policies: InputPolicies) -> dict[str, str]:
+    """What translated contigs are made from: the sha256 of each FASTA file in order, the window's bases, policies."""
+    return {"contigs": json.dumps(list(sha256)), "window": str(window), **asdict(policies)}
+
+
+def reports_origin(reports: Mapping[str, str]) -> dict[str, str]:
+    """What plots and summaries are made from: the sha256 of each sample's report, by the sample's name, in order."""
+    return {"reports": json.dumps(list(reports.items()))}
