@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks import engines, peers
 from benchmarks.workloads import KINDS, SIZES, count_for, lengths_of, proteins_of, useful_operations
-from virnucpro.engine.load import device_name, parse_device
+from virnucpro.cuda.devices import device_name, parse_device
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
 

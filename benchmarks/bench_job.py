@@ -24,8 +24,8 @@ from benchmarks import engines
 from benchmarks.bench_esm2 import best_of
 from benchmarks.workloads import SIZES, lengths_of, proteins_of
 from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.cuda.devices import parse_device
 from virnucpro.engine.job import embed_chunk
-from virnucpro.engine.load import parse_device
 from virnucpro.models.esm2.alphabet import RESIDUES
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint

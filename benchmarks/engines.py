@@ -14,14 +14,11 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor
 
-from virnucpro.attention import choose_attention
 from virnucpro.engine.batch import Work, cut_into_pieces
-from virnucpro.engine.load import choose_steps
+from virnucpro.engine.load import build_model
 from virnucpro.engine.run import Outputs, Progress, default_budget, run_work
-from virnucpro.models.esm2.model import PackedESM2
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
-from virnucpro.models.precision import parameter_dtype
 
 LOGGER = logging.getLogger("bench")
 Proteins = Sequence[np.ndarray]
@@ -43,12 +40,10 @@ def ours(
         RuntimeError: fused kernels were asked for and do not run.
     """
     state = random_state_dict(architecture, device=place)
-    attention = choose_attention(place, parameter_dtype(dtype), architecture.head_dim, LOGGER)
-    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=parameter_dtype(dtype))
-    if fused:
-        choose_steps(model, dtype, LOGGER)
-        if model.steps.name == "eager":
-            raise RuntimeError("the fused kernels do not run; see the log")
+    kernels = "auto" if fused else "eager"
+    model = build_model(state, architecture, device=place, dtype=dtype, kernels=kernels, logger=LOGGER)
+    if fused and model.facts.layers_run == "eager":
+        raise RuntimeError("the fused kernels do not run; see the log")
     lengths = np.array([len(ids) for ids in proteins])
     tokens = budget or default_budget(architecture, place, 1, dtype)
     names = [""] * len(proteins)

@@ -17,16 +17,15 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor
 
-from virnucpro.attention import choose_attention
 from virnucpro.base.errors import UserError
+from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.engine.batch import Work, batch_end, cut_into_pieces
-from virnucpro.engine.load import choose_steps, current_device, device_name, parse_device
+from virnucpro.engine.load import build_model
 from virnucpro.engine.run import default_budget, segment_sums, weigh
 from virnucpro.models.esm2.alphabet import CLS, EOS
 from virnucpro.models.esm2.checkpoint import load_checkpoint
-from virnucpro.models.esm2.model import PackedESM2
 from virnucpro.models.esm2.sizes import Architecture
-from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, parameter_dtype, resolve_precision
+from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
 from virnucpro.weights.find import locate_checkpoint
 
 State = dict[str, Tensor]
@@ -219,9 +218,7 @@ def embed_packed(
     logger: logging.Logger,
 ) -> tuple[Embedded, float, str]:
     """Embed with the packed forward: the embeddings, the seconds of a second run, and what computed them."""
-    attention = choose_attention(place, parameter_dtype(dtype), architecture.head_dim, logger)
-    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=parameter_dtype(dtype))
-    choose_steps(model, dtype, logger)
+    model = build_model(state, architecture, device=place, dtype=dtype, logger=logger)
     lengths = np.array([len(ids) for ids in proteins])
     work = Work(proteins, cut_into_pieces(lengths, "full", int(lengths.max()), 0))
     budget = default_budget(architecture, place, 1, dtype)
@@ -242,7 +239,7 @@ def embed_packed(
         return [found[row] for row in range(len(proteins))]
 
     embedded, seconds = timed(run, place)
-    return embedded, seconds, f"{attention.name}, {model.steps.name}"
+    return embedded, seconds, f"{model.facts.attention}, {model.facts.layers_run}"
 
 
 def timed(run: Callable[[], Embedded], place: torch.device) -> tuple[Embedded, float]:

@@ -26,8 +26,8 @@ import torch
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.chunking.cost import protein_costs
+from virnucpro.cuda.devices import parse_device
 from virnucpro.engine.embed import Embeddings, Protein
-from virnucpro.engine.load import parse_device
 from virnucpro.weights.manifest import WeightsManifest
 
 

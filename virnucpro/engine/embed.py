@@ -15,11 +15,12 @@ import torch
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.engine.batch import Work, cut_into_pieces, padding_avoided
-from virnucpro.engine.load import choose_steps, current_device, device_name, load_packed, parse_device
+from virnucpro.engine.load import load_model
 from virnucpro.engine.run import Outputs, Progress, RunCounts, default_budget, run_work
+from virnucpro.models.base import Model
 from virnucpro.models.esm2.alphabet import tokenise
-from virnucpro.models.esm2.model import PackedESM2
 from virnucpro.models.precision import dtype_name, exact_products, resolve_precision
 from virnucpro.weights.manifest import WeightsManifest
 
@@ -89,18 +90,23 @@ def embed_proteins(
         torch.cuda.reset_peak_memory_stats(place)
     loading = time.perf_counter()
     with exact_products(), current_device(place):
-        model = load_packed(weights, manifest, device=place, dtype=dtype, logger=logger)
+        model = load_model(
+            weights,
+            manifest=manifest,
+            device=place,
+            precision=settings.precision,
+            kernels=settings.kernels,
+            logger=logger,
+        )
         work = Work(tokens, pieces)
-        if settings.kernels == "auto":
-            choose_steps(model, dtype, logger)
         started = time.perf_counter()
         outputs = Outputs(embedded, layers, architecture.embed_dim, per_residue="per_residue" in settings.pooling)
         counts = _run(model, work, outputs, settings, names, logger)
         provenance = {
-            "attention": model.attention.implementation,
-            "attention_kernel": model.attention.name,
+            "attention": model.facts.implementation,
+            "attention_kernel": model.facts.attention,
             "device": device_name(place),
-            "layers_run": model.steps.name,
+            "layers_run": model.facts.layers_run,
         }
         bad = outputs.not_finite()
         precision = np.zeros(len(proteins), dtype=np.uint8)
@@ -117,7 +123,7 @@ def embed_proteins(
             counts.tokens += again.tokens
             counts.retries += again.retries
             precision[bad] = 1
-            precisions.append(dtype_name(model.dtype))
+            precisions.append(dtype_name(model.facts.dtype))
         outputs.finish()
     seconds = time.perf_counter() - started
     return Embeddings(
@@ -146,7 +152,7 @@ def embed_proteins(
 
 
 def _run(
-    model: PackedESM2,
+    model: Model,
     work: Work,
     outputs: Outputs,
     settings: EmbeddingSettings,
@@ -154,13 +160,14 @@ def _run(
     logger: logging.Logger,
 ) -> RunCounts:
     kept = len(outputs.mean) * (2 if outputs.residues else 1)
-    budget = settings.token_budget or default_budget(model.architecture, model.device, kept, model.dtype)
-    where = f"{device_name(model.device)}, {model.attention.name}"
+    facts = model.facts
+    budget = settings.token_budget or default_budget(facts, facts.device, kept, facts.dtype)
+    where = f"{device_name(facts.device)}, {facts.attention}"
     residues, tokens = int(work.length.sum()), int(work.tokens_before[-1])
     progress = Progress(len(names), residues, tokens, where=where, logger=logger)
     try:
         return run_work(
-            model, work, outputs, device=model.device, budget=budget, names=names, progress=progress, logger=logger
+            model, work, outputs, device=facts.device, budget=budget, names=names, progress=progress, logger=logger
         )
     finally:
         progress.close()
@@ -168,20 +175,19 @@ def _run(
 
 def _load_wider(
     weights: Path, manifest: WeightsManifest, place: torch.device, dtype: torch.dtype, logger: logging.Logger
-) -> PackedESM2:
+) -> Model:
     """The model for what overflowed: float32; where that does not fit, bfloat16, which has float32's range."""
     try:
-        return load_packed(weights, manifest, device=place, dtype=torch.float32, logger=logger)
+        return load_model(weights, manifest=manifest, device=place, precision="fp32", kernels="eager", logger=logger)
     except UserError as error:
         if dtype != torch.float16:
             raise
-        wider = resolve_precision("bf16", place)
         logger.warning("%s; what overflowed is computed in bfloat16 instead", error)
-        return load_packed(weights, manifest, device=place, dtype=wider, logger=logger)
+        return load_model(weights, manifest=manifest, device=place, precision="bf16", kernels="eager", logger=logger)
 
 
 def _run_again(
-    model: PackedESM2,
+    model: Model,
     tokens: Sequence[np.ndarray],
     rows: np.ndarray,
     outputs: Outputs,
@@ -195,12 +201,12 @@ def _run_again(
     lengths = np.array([len(ids) for ids in own])
     work = Work(own, cut_into_pieces(lengths, settings.long_policy, settings.longest, settings.overlap))
     replaced = Outputs(
-        outputs.embedded[rows], tuple(outputs.mean), model.architecture.embed_dim, per_residue=bool(outputs.residues)
+        outputs.embedded[rows], tuple(outputs.mean), model.facts.embed_dim, per_residue=bool(outputs.residues)
     )
     counts = _run(model, work, replaced, settings, own_names, logger)
     bad = replaced.not_finite()
     if len(bad):
-        raise _never_finite(own_names, bad, model.dtype)
+        raise _never_finite(own_names, bad, model.facts.dtype)
     outputs.replace(rows, replaced)
     return counts
 

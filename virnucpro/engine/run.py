@@ -27,6 +27,7 @@ from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
 from virnucpro.engine.batch import SPECIAL_TOKENS, Batch, Work, batch_end
+from virnucpro.models.base import ModelFacts
 from virnucpro.models.esm2.sizes import Architecture
 
 
@@ -187,7 +188,7 @@ GPU_BUDGET = 32768
 LOWEST_BUDGET = 1024
 
 
-def bytes_per_token(architecture: Architecture, layers_kept: int, dtype: torch.dtype) -> int:
+def bytes_per_token(architecture: Architecture | ModelFacts, layers_kept: int, dtype: torch.dtype) -> int:
     """Device memory that one more token in a batch takes, at the highest point of a layer run eagerly.
 
     Counted in float32 channels: residual stream old and new, the norm's output (4 in all); q, k, v
@@ -200,7 +201,7 @@ def bytes_per_token(architecture: Architecture, layers_kept: int, dtype: torch.d
 
 
 def default_budget(
-    architecture: Architecture,
+    architecture: Architecture | ModelFacts,
     device: torch.device,
     layers_kept: int,
     dtype: torch.dtype,
@@ -262,7 +263,7 @@ def run_work(
     """Run every piece and add its sums (and residues) to ``outputs``.
 
     Args:
-        forward: a :class:`PackedESM2`, or anything called like it.
+        forward: a :class:`virnucpro.models.base.Model`, or anything called like it.
         budget: tokens of a batch at first.
         names: ids of the proteins, for errors.
 

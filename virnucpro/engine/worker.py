@@ -65,6 +65,7 @@ def _work(task: dict[str, Any], out: BinaryIO, logger: logging.Logger) -> None:
     import numpy as np
     import torch
 
+    from virnucpro.base.records import from_entries
     from virnucpro.base.settings import EmbeddingSettings
     from virnucpro.engine.embed import Protein, embed_proteins
     from virnucpro.weights.manifest import WeightsManifest
@@ -75,7 +76,7 @@ def _work(task: dict[str, Any], out: BinaryIO, logger: logging.Logger) -> None:
     found = embed_proteins(
         [Protein(name, sequence.encode()) for name, sequence in task["proteins"]],
         Path(task["weights"]),
-        WeightsManifest(**task["manifest"]),
+        from_entries(task["manifest"], WeightsManifest, Path(task["weights"])),
         EmbeddingSettings(**settings),
         device=task["device"],
         logger=logger,
