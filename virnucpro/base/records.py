@@ -40,6 +40,7 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 class RecordError(UserError):
@@ -87,19 +88,38 @@ def parse_record(text: str, kind: type[R], path: Path) -> R:
     Raises:
         RecordError: see :func:`read_record`.
     """
+    entries = checked_entries(text, kind.FORMAT, path)
+    return from_entries(entries, kind, path)
+
+
+def checked_entries(text: str, form: str, path: Path) -> dict[str, Any]:
+    """A record's entries without its format and checksum, untyped: for readers that use a few of them.
+
+    Raises:
+        RecordError: not JSON, of another format, or damaged.
+    """
     try:
         entries = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise RecordError(path, "is no record (not JSON)") from None
-    if not isinstance(entries, dict) or entries.get("format") != kind.FORMAT:
-        raise RecordError(path, f"is not a record of this version's format {kind.FORMAT}")
+    if not isinstance(entries, dict) or entries.get("format") != form:
+        raise RecordError(path, f"is not a record of this version's format {form}")
     if entries.pop("checksum", None) != _checksum(entries):
         raise RecordError(path, "was damaged or edited: its entries do not give its checksum")
     del entries["format"]
+    return entries
+
+
+def from_entries(entries: Mapping[str, Any], kind: type[T], path: Path) -> T:
+    """A frozen dataclass (a record or a part of one) out of JSON's values; ``path`` is where they stood.
+
+    Raises:
+        RecordError: a field is missing, unknown, or of a wrong type or size.
+    """
     try:
-        return cast(R, _decoded(kind, entries, "it"))
-    except (TypeError, ValueError) as error:
-        raise RecordError(path, f"is no whole {kind.FORMAT} record: {error}") from None
+        return cast(T, _decoded(kind, entries, "it"))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RecordError(path, f"is no whole {getattr(kind, 'FORMAT', kind.__name__)} record: {error}") from None
 
 
 def _checksum(entries: Mapping[str, Any]) -> str:

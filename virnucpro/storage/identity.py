@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-
 from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.storage.chunk_metadata import EmbeddingIdentity, LongProteins, header_entries
 from virnucpro.weights.manifest import WeightsManifest
 
 
-def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str, str]:
-    """The metadata entries that every chunk file made with these weights and settings has, and that a merge demands.
+def embedding_identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> EmbeddingIdentity:
+    """What every chunk file made with these weights and settings has in common, and a merge demands.
 
     Raises:
         UserError: a layer that the model does not have.
     """
-    long_proteins = {"policy": settings.long_policy, "longest": settings.longest, "overlap": settings.overlap}
-    return {
-        "model": manifest.model,
-        "weights_sha256": manifest.sha256,
-        "layers": json.dumps(resolve_layers(settings.layers, manifest.architecture.layers)),
-        "pooling": json.dumps(sorted(settings.pooling)),
-        "precision": settings.precision,
-        "long_proteins": json.dumps(long_proteins),
-    }
+    return EmbeddingIdentity(
+        model=manifest.model,
+        weights_sha256=manifest.sha256,
+        demo=manifest.demo,
+        layers=resolve_layers(settings.layers, manifest.architecture.layers),
+        pooling=tuple(sorted(settings.pooling)),
+        precision=settings.precision,
+        long_proteins=LongProteins(settings.long_policy, settings.longest, settings.overlap),
+    )
+
+
+def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str, str]:
+    """The same as metadata entries of a chunk file."""
+    return header_entries(embedding_identity(manifest, settings))
