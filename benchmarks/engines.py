@@ -15,9 +15,9 @@ from esm.model.esm2 import ESM2
 from torch import Tensor
 
 from virnucpro.attention import choose_attention
-from virnucpro.engine.batch import Work, cut_into_pieces
+from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.load import choose_steps
-from virnucpro.engine.run import Outputs, Progress, default_budget, run_work
+from virnucpro.engine.run import Outputs, Progress, default_budget, run_batches
 from virnucpro.models.esm2.model import PackedESM2
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
@@ -54,10 +54,10 @@ def ours(
     names = [""] * len(proteins)
 
     def run() -> None:
-        work = Work(proteins, cut_into_pieces(lengths, "full", 1022, 0))
+        work = PackedPieces(proteins, cut_into_pieces(lengths, "full", 1022, 0))
         outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim, per_residue=False)
         progress = Progress(len(names), 0, int(work.tokens_before[-1]), where="", logger=LOGGER, interval=1e9)
-        run_work(model, work, outputs, device=place, budget=tokens, names=names, progress=progress, logger=LOGGER)
+        run_batches(model, work, outputs, device=place, budget=tokens, names=names, progress=progress, logger=LOGGER)
         outputs.finish()
 
     return run

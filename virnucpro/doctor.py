@@ -19,7 +19,7 @@ from torch import Tensor
 
 from virnucpro.attention import choose_attention
 from virnucpro.base.errors import UserError
-from virnucpro.engine.batch import Work, batch_end, cut_into_pieces
+from virnucpro.engine.batch import PackedPieces, batch_end, cut_into_pieces
 from virnucpro.engine.load import choose_steps, current_device, device_name, parse_device
 from virnucpro.engine.run import default_budget, segment_sums, weigh
 from virnucpro.models.esm2.alphabet import CLS, EOS
@@ -223,7 +223,7 @@ def embed_packed(
     model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=parameter_dtype(dtype))
     choose_steps(model, dtype, logger)
     lengths = np.array([len(ids) for ids in proteins])
-    work = Work(proteins, cut_into_pieces(lengths, "full", int(lengths.max()), 0))
+    work = PackedPieces(proteins, cut_into_pieces(lengths, "full", int(lengths.max()), 0))
     budget = default_budget(architecture, place, 1, dtype)
 
     def run() -> Embedded:

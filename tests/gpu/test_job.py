@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -12,7 +11,10 @@ import pytest
 import torch
 
 from tests.oracle import fair_esm, oracle_residues, random_protein
+from virnucpro.base.digest import digest_of_digests, residue_digest
+from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.gpu_report import detect_gpu
@@ -41,12 +43,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embed(folder: Path, weights: Path, settings: EmbeddingSettings, devices: list[str]) -> ChunkFile:
     fasta, manifest, output = folder / "c.fasta", folder / "c.json", folder / "out.safetensors"
     fasta.write_text("".join(f">p{number}\n{sequence}\n" for number, sequence in enumerate(SEQUENCES)))
-    digests = b"".join(hashlib.blake2b(sequence.encode(), digest_size=16).digest() for sequence in SEQUENCES)
-    digest = hashlib.blake2b(digests, digest_size=16).hexdigest()
-    manifest.write_text(json.dumps({"chunk": "c", "proteins": len(SEQUENCES), "digest": digest}))
-    embed_chunk(
-        fasta, manifest, weights / "w.safetensors", weights / "w.json", output, settings, devices=devices, logger=LOGGER
-    )
+    digest = digest_of_digests(residue_digest(sequence.encode()) for sequence in SEQUENCES)
+    write_record(manifest, ChunkManifest("c", len(SEQUENCES), sum(LENGTHS), 1, digest))
+    embed_chunk(fasta, manifest, weights / "w.safetensors", output, settings, devices=devices, logger=LOGGER)
     return verify_chunk_file(output)
 
 
@@ -91,9 +90,9 @@ def test_real_out_of_memory_halves_the_budget(weights: Path, caplog: pytest.LogC
         )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, 0)
-    assert found.statistics["out_of_memory_retries"] >= 1
+    assert found.run.statistics.out_of_memory_retries >= 1
     assert "out of memory with" in caplog.text
-    assert np.isfinite(found.mean[6]).all()
+    assert np.isfinite(found.tensors["mean.6"]).all()
 
 
 def test_memory_does_not_grow_over_batches(weights: Path) -> None:
@@ -109,7 +108,7 @@ def test_memory_does_not_grow_over_batches(weights: Path) -> None:
             device="cuda:0",
             logger=LOGGER,
         )
-        peaks.append(found.statistics["peak_memory_bytes"])
+        peaks.append(found.run.statistics.peak_memory_bytes)
     assert peaks[1] <= peaks[0] * 1.2
 
 

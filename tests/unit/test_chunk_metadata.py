@@ -19,6 +19,8 @@ PATH = Path("tensors/chunk_00001.safetensors")
 METADATA = ChunkMetadata(
     chunk="chunk_00001",
     chunk_digest="0" * 32,
+    source_sha256="7" * 64,
+    model_layers=36,
     identity=EmbeddingIdentity(
         model="[odd] name",
         weights_sha256="5" * 64,
@@ -61,6 +63,8 @@ def test_what_is_written_is_read_again() -> None:
         ("versions", '{"torch": 2}'),
         ("precisions", f'["{"x" * (1 << 21)}"]'),
         ("model", "x" * (1 << 21)),
+        ("model_layers", "-1"),
+        ("model_layers", "9" * 5000),
         ("chunk", None),
         ("device", None),
     ],

@@ -14,7 +14,7 @@ from torch import Tensor
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
-from virnucpro.engine.batch import Work, cut_into_pieces
+from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.run import (
     CPU_BUDGET,
     GPU_BUDGET,
@@ -24,7 +24,7 @@ from virnucpro.engine.run import (
     RunCounts,
     bytes_per_token,
     default_budget,
-    run_work,
+    run_batches,
 )
 from virnucpro.models.esm2.sizes import ESM2_MODELS
 
@@ -50,11 +50,13 @@ class Memory:
 
 def run(forward: Any, budget: int, lengths: np.ndarray = LENGTHS) -> tuple[Outputs, RunCounts]:
     proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
-    work = Work(proteins, cut_into_pieces(lengths, "window", 20, 10))
+    work = PackedPieces(proteins, cut_into_pieces(lengths, "window", 20, 10))
     outputs = Outputs(lengths, (1,), 2, per_residue=True)
     progress = Progress(len(lengths), int(work.length.sum()), int(work.tokens_before[-1]), where="x", logger=LOGGER)
     names = [f"p{row}" for row in range(len(lengths))]
-    counts = run_work(forward, work, outputs, device=CPU, budget=budget, names=names, progress=progress, logger=LOGGER)
+    counts = run_batches(
+        forward, work, outputs, device=CPU, budget=budget, names=names, progress=progress, logger=LOGGER
+    )
     assert progress.done == [len(lengths), int(work.length.sum()), int(work.tokens_before[-1])]
     outputs.finish()
     return outputs, counts

@@ -7,16 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.engine.batch import Work, batch_end, cut_into_pieces, padding_avoided
-from virnucpro.engine.devices import share_out
+from virnucpro.engine.batch import PackedPieces, batch_end, cut_into_pieces, padding_avoided
 from virnucpro.models.esm2.alphabet import CLS, EOS
 
 CPU = torch.device("cpu")
 
 
-def work_of(lengths: list[int], longest: int = 8, overlap: int = 3) -> Work:
+def work_of(lengths: list[int], longest: int = 8, overlap: int = 3) -> PackedPieces:
     proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
-    return Work(proteins, cut_into_pieces(np.array(lengths), "window", longest, overlap))
+    return PackedPieces(proteins, cut_into_pieces(np.array(lengths), "window", longest, overlap))
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 60))
@@ -62,12 +61,3 @@ def test_padding_avoided_counts_file_order() -> None:
     assert padding_avoided(np.array([10, 2]), 1000) == 8 / 24
     # A budget of 12 holds one of them at a time, so nothing is padded.
     assert padding_avoided(np.array([10, 2]), 12) == 0
-
-
-@given(lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=200), shares=st.integers(1, 8))
-def test_shares_hold_every_protein_once_and_cost_the_same(lengths: list[int], shares: int) -> None:
-    found = share_out(np.array(lengths), shares, 320)
-    assert sorted(row for rows in found for row in rows.tolist()) == list(range(len(lengths)))
-    cost = [sum(24 * 320 * (lengths[row] + 2) + 4 * (lengths[row] + 2) ** 2 for row in rows) for rows in found]
-    largest = max(24 * 320 * (length + 2) + 4 * (length + 2) ** 2 for length in lengths)
-    assert max(cost) - min(cost) <= largest, "no share is behind by more than one protein"

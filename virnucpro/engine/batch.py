@@ -1,12 +1,8 @@
-"""Batches under a token budget.
+"""Batches under a token budget: pieces of proteins laid end to end, longest first.
 
-How proteins longer than the model was trained on are run: in windows, cut, or whole.
-
-Every policy ends in the same thing: pieces of proteins, and for each residue the number of pieces
-that cover it. A residue's representation is the average over its pieces, and a protein's pooled vector
-the mean of these averages; so one weighted sum over the pieces serves all policies.
-
-A packed batch of pieces: token ids, segments and pooling weights.
+Every way to treat long proteins (windows, cut, whole) ends in pieces of proteins, and for each residue the
+number of pieces that cover it. A residue's representation is the average over its pieces, and a protein's
+pooled vector the mean of these averages; so one weighted sum over the pieces serves them all.
 """
 
 from __future__ import annotations
@@ -19,10 +15,8 @@ import torch
 from torch import Tensor
 
 from virnucpro.attention.segments import Segments, to_device
+from virnucpro.chunking.cost import SPECIAL_TOKENS, piece_counts, piece_lengths
 from virnucpro.models.esm2.alphabet import CLS, EOS
-
-SPECIAL_TOKENS = 2
-"""BOS and EOS, which every piece gets."""
 
 
 def packing_order(lengths: np.ndarray) -> np.ndarray:
@@ -77,32 +71,15 @@ class Pieces(NamedTuple):
     length: np.ndarray
 
 
-def window_starts(length: int, longest: int, overlap: int) -> list[int]:
-    """Where the windows of a protein begin: as few as share ``overlap`` residues with the next, evenly spread."""
-    if length <= longest:
-        return [0]
-    steps = -(-(length - longest) // (longest - overlap))
-    return [step * (length - longest) // steps for step in range(steps + 1)]
-
-
 def cut_into_pieces(lengths: np.ndarray, policy: str, longest: int, overlap: int) -> Pieces:
-    """Pieces of proteins of these lengths.
-
-    Args:
-        lengths: residues of each protein.
-        policy: "window", "truncate" (the first ``longest`` residues, esm-extract's way) or "full".
-    """
+    """Pieces of proteins, windows evenly spread; arguments as for :func:`virnucpro.chunking.cost.piece_counts`."""
     lengths = np.asarray(lengths, dtype=np.int64)
-    rows = np.arange(len(lengths))
-    if policy == "full":
-        return Pieces(rows, np.zeros_like(rows), lengths)
-    if policy == "truncate":
-        return Pieces(rows, np.zeros_like(rows), np.minimum(lengths, longest))
-    starts = [window_starts(int(length), longest, overlap) for length in lengths]
-    counts = np.array([len(found) for found in starts], dtype=np.int64)
-    row = np.repeat(rows, counts)
-    start = np.array([place for found in starts for place in found], dtype=np.int64)
-    return Pieces(row, start, np.minimum(lengths[row], longest))
+    counts = piece_counts(lengths, policy, longest, overlap)
+    row = np.repeat(np.arange(len(lengths)), counts)
+    length = piece_lengths(lengths, policy, longest)
+    number = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
+    last_start = np.where(counts > 1, lengths - length, 0)
+    return Pieces(row, number * last_start[row] // np.maximum(counts - 1, 1)[row], length[row])
 
 
 def coverage(starts: np.ndarray, lengths: np.ndarray, residues: int) -> np.ndarray:
@@ -113,7 +90,7 @@ def coverage(starts: np.ndarray, lengths: np.ndarray, residues: int) -> np.ndarr
     return steps[:-1].cumsum()
 
 
-class Batch(NamedTuple):
+class PackedBatch(NamedTuple):
     """One forward's input: int64 ``tokens (T,)``, their segments, and float32 ``weights (T,)``."""
 
     tokens: Tensor
@@ -121,7 +98,7 @@ class Batch(NamedTuple):
     weights: Tensor
 
 
-class Work:
+class PackedPieces:
     """Tokenised proteins cut into pieces and laid end to end in packing order.
 
     All pieces are laid out once, so that a batch is a slice and the host keeps ahead of the fastest GPU.
@@ -158,11 +135,11 @@ class Work:
     def __len__(self) -> int:
         return len(self.row)
 
-    def batch(self, begin: int, end: int, device: torch.device) -> Batch:
+    def batch(self, begin: int, end: int, device: torch.device) -> PackedBatch:
         """The pieces from ``begin`` to before ``end`` as a batch on ``device``."""
         own = slice(self.tokens_before[begin], self.tokens_before[end])
         lengths = (self.length[begin:end] + SPECIAL_TOKENS).tolist()
-        return Batch(
+        return PackedBatch(
             tokens=to_device(self.tokens[own], device).long(),
             segments=Segments.from_lengths(lengths, device),
             weights=to_device(self.weights[own], device),

@@ -84,16 +84,27 @@ class DeviceRun:
 
 @dataclass(frozen=True)
 class ChunkMetadata:
-    """All of it; ``chunk_digest`` stands for the chunk's sequences in row order."""
+    """All of it.
+
+    ``chunk_digest`` stands for the chunk's sequences in row order, ``source_sha256`` for the checkpoint file;
+    ``model_layers`` is the model's number of layers.
+    """
 
     chunk: str
     chunk_digest: str
+    source_sha256: str
+    model_layers: int
     identity: EmbeddingIdentity
     run: DeviceRun
 
     def to_entries(self) -> dict[str, str]:
         """The entries of the safetensors header."""
-        own = {"chunk": self.chunk, "chunk_digest": self.chunk_digest}
+        own = {
+            "chunk": self.chunk,
+            "chunk_digest": self.chunk_digest,
+            "source_sha256": self.source_sha256,
+            "model_layers": str(self.model_layers),
+        }
         return own | header_entries(self.identity) | header_entries(self.run)
 
     @classmethod
@@ -106,9 +117,12 @@ class ChunkMetadata:
         Raises:
             RecordError: an entry is missing, or of a wrong type or size.
         """
+        layers = _entry(entries, "model_layers", path)
+        if not (layers.isascii() and layers.isdecimal() and len(layers) < 10):
+            raise RecordError(path, "has a damaged entry model_layers in its metadata")
         return cls(
-            _entry(entries, "chunk", path),
-            _entry(entries, "chunk_digest", path),
+            *(_entry(entries, name, path) for name in ("chunk", "chunk_digest", "source_sha256")),
+            int(layers),
             read_header_entries(entries, EmbeddingIdentity, path),
             read_header_entries(entries, DeviceRun, path),
         )
