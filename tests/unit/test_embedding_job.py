@@ -214,14 +214,14 @@ def test_what_overflows_is_done_in_bfloat16_where_float32_does_not_fit(
 ) -> None:
     overflowing_checkpoint(tmp_path / "esm2_loud.pt")
     prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", log=print)
-    right = embed_module.load_packed
+    right = embed_module.load_model
 
-    def too_large(*args: Any, dtype: torch.dtype, **options: Any) -> Any:
-        if dtype == torch.float32:
+    def too_large(*args: Any, precision: str, **options: Any) -> Any:
+        if precision == "fp32":
             raise UserError("w.safetensors needs about 60.0 GB in float32")
-        return right(*args, dtype=dtype, **options)
+        return right(*args, precision=precision, **options)
 
-    monkeypatch.setattr(embed_module, "load_packed", too_large)
+    monkeypatch.setattr(embed_module, "load_model", too_large)
     file = embed(tmp_path, tmp_path, ["MKLVAG", "MKLWVAG"], EmbeddingSettings(precision="fp16"))
     assert file.read("precision").tolist() == [0, 1]
     assert json.loads(file.metadata["precisions"]) == ["float16", "bfloat16"]

@@ -28,8 +28,8 @@ from virnucpro.base.atomic import scratch_directory
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.cuda.devices import parse_device
 from virnucpro.engine.embed import ProteinEmbeddings
-from virnucpro.engine.load import parse_device
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics, header_entries, read_header_entries
 
 RUN_FILE = "run.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +19,9 @@ from virnucpro import __version__
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings, resolve_layers
 from virnucpro.chunking.cost import embedded_residues
+from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces, padding_avoided
-from virnucpro.engine.load import choose_steps, current_device, device_name, load_packed, parse_device
+from virnucpro.engine.load import load_model
 from virnucpro.engine.run import (
     Outputs,
     Progress,
@@ -30,8 +31,8 @@ from virnucpro.engine.run import (
     reset_peak_memory,
     run_batches,
 )
-from virnucpro.models.esm2.alphabet import tokenise
-from virnucpro.models.esm2.model import PackedESM2
+from virnucpro.models.base import Model, ModelFacts
+from virnucpro.models.families import family_named
 from virnucpro.models.precision import dtype_name, exact_products, resolve_precision
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics
 from virnucpro.weights.manifest import WeightsManifest
@@ -77,43 +78,52 @@ def embed_proteins(
             fit into memory or has no finite embedding in any type.
     """
     device = parse_device(device)
-    architecture = manifest.architecture
-    layers = resolve_layers(settings.layers, architecture.layers)
-    tokens = [tokenise(protein.sequence, protein.id) for protein in proteins]
+    tokenizer = family_named(manifest.architecture.family).tokenizer
+    layers = resolve_layers(settings.layers, manifest.layers)
+    tokens = [tokenizer.encode(protein.sequence, protein.id) for protein in proteins]
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     pieces = cut_into_pieces(lengths, settings.long_policy, settings.longest, settings.overlap)
     embedded = embedded_residues(lengths, settings.long_policy, settings.longest)
     names = [protein.id for protein in proteins]
 
-    dtype = resolve_precision(settings.precision, device)
+    def load(precision: str, kernels: str) -> Model:
+        return load_model(
+            weights, manifest=manifest, device=device, precision=precision, kernels=kernels, logger=logger
+        )
+
     reset_peak_memory(device)
     loading = time.perf_counter()
     with exact_products(), current_device(device):
-        model = load_packed(weights, manifest, device=device, dtype=dtype, logger=logger)
-        packed = PackedPieces(tokens, pieces)
-        if settings.kernels == "auto":
-            choose_steps(model, dtype, logger)
+        model = load(settings.precision, settings.kernels)
+        facts = model.facts
+        packed = PackedPieces(tokens, pieces, tokenizer)
         started = time.perf_counter()
-        outputs = Outputs(embedded, layers, architecture.embed_dim, per_residue="per_residue" in settings.pooling)
-        counts = _run(model, packed, outputs, settings, names, logger)
-        attention, kernel = model.attention.implementation, model.attention.name
-        layers_run = model.steps.name
+        outputs = Outputs(embedded, layers, facts.embed_dim, per_residue="per_residue" in settings.pooling)
+        counts = run_model(model, packed, outputs, names=names, token_budget=settings.token_budget, logger=logger)
         bad = outputs.not_finite()
         precision = np.zeros(len(proteins), dtype=np.uint8)
-        precisions = [dtype_name(dtype)]
+        precisions = [dtype_name(facts.dtype)]
         if len(bad):
-            if dtype == torch.float32:
-                raise _never_finite(names, bad, dtype)
+            if facts.dtype == torch.float32:
+                raise _never_finite(names, bad, facts.dtype)
             del model
             logger.warning(
                 "%d of %d proteins overflow in %s: once more in a wider type", len(bad), len(names), precisions[0]
             )
-            model = _load_wider(weights, manifest, device, dtype, logger)
-            again = _run_again(model, tokens, bad, outputs, settings, names, logger)
-            counts.tokens += again.tokens
-            counts.retries += again.retries
+            model = _load_wider(load, facts, logger)
+            again = Outputs(embedded[bad], layers, facts.embed_dim, per_residue=bool(outputs.residues))
+            own_pieces = cut_into_pieces(lengths[bad], settings.long_policy, settings.longest, settings.overlap)
+            packed = PackedPieces([tokens[row] for row in bad], own_pieces, tokenizer)
+            own_names = [names[row] for row in bad]
+            more = run_model(model, packed, again, names=own_names, token_budget=settings.token_budget, logger=logger)
+            still_bad = again.not_finite()
+            if len(still_bad):
+                raise _never_finite(own_names, still_bad, model.facts.dtype)
+            outputs.replace(bad, again)
+            counts.tokens += more.tokens
+            counts.retries += more.retries
             precision[bad] = 1
-            precisions.append(dtype_name(model.dtype))
+            precisions.append(dtype_name(model.facts.dtype))
         outputs.finish()
     seconds = time.perf_counter() - started
     tensors: dict[str, NDArray[Any]] = {
@@ -133,73 +143,65 @@ def embed_proteins(
         tokens=counts.tokens,
         seconds=seconds,
         load_seconds=started - loading,
-        padding_avoided=padding_avoided(pieces.length, counts.budget),
+        padding_avoided=padding_avoided(pieces.length + packed.special, counts.budget),
         peak_memory_bytes=peak_memory_bytes(device),
         out_of_memory_retries=counts.retries,
         recomputed=len(bad),
     )
-    run = DeviceRun(tuple(precisions), attention, kernel, device_name(device), layers_run, versions(), statistics)
+    run = DeviceRun(
+        precisions=tuple(precisions),
+        attention=facts.implementation,
+        attention_kernel=facts.attention,
+        device=device_name(device),
+        layers_run=facts.layers_run,
+        versions=versions(),
+        statistics=statistics,
+    )
     return ProteinEmbeddings(tensors, run)
 
 
-def _run(
-    model: PackedESM2,
+def run_model(
+    model: Model,
     packed: PackedPieces,
     outputs: Outputs,
-    settings: EmbeddingSettings,
+    *,
     names: Sequence[str],
+    token_budget: int | None = None,
     logger: logging.Logger,
 ) -> RunCounts:
+    """Run every piece through a model, with progress in the log, and add what comes back to ``outputs``.
+
+    Args:
+        names: ids of the proteins, for errors.
+        token_budget: tokens of a batch at first; None takes it from the device's free memory.
+
+    Raises:
+        UserError: see :func:`virnucpro.engine.run.run_batches`.
+    """
+    facts = model.facts
     kept = len(outputs.mean) * (2 if outputs.residues else 1)
-    budget = settings.token_budget or default_budget(model.architecture, model.device, kept, model.dtype)
-    where = f"{device_name(model.device)}, {model.attention.name}"
+    budget = token_budget or default_budget(facts.embed_dim, facts.device, kept, facts.dtype)
+    where = f"{device_name(facts.device)}, {facts.attention}"
     residues, tokens = int(packed.length.sum()), int(packed.tokens_before[-1])
     progress = Progress(len(names), residues, tokens, where=where, logger=logger)
     try:
         return run_batches(
-            model, packed, outputs, device=model.device, budget=budget, names=names, progress=progress, logger=logger
+            model, packed, outputs, device=facts.device, budget=budget, names=names, progress=progress, logger=logger
         )
     finally:
         progress.close()
 
 
-def _load_wider(
-    weights: Path, manifest: WeightsManifest, device: torch.device, dtype: torch.dtype, logger: logging.Logger
-) -> PackedESM2:
+def _load_wider(load: Callable[[str, str], Model], facts: ModelFacts, logger: logging.Logger) -> Model:
     """The model for what overflowed: float32; where that does not fit, bfloat16, which has float32's range."""
     try:
-        return load_packed(weights, manifest, device=device, dtype=torch.float32, logger=logger)
+        return load("fp32", "eager")
     except UserError as error:
-        if dtype != torch.float16:
+        if facts.dtype != torch.float16:
             raise
-        wider = resolve_precision("bf16", device)
+        resolve_precision("bf16", facts.device)  # told before the other error where there is no bfloat16
         logger.warning("%s; what overflowed is computed in bfloat16 instead", error)
-        return load_packed(weights, manifest, device=device, dtype=wider, logger=logger)
-
-
-def _run_again(
-    model: PackedESM2,
-    tokens: Sequence[np.ndarray],
-    rows: np.ndarray,
-    outputs: Outputs,
-    settings: EmbeddingSettings,
-    names: Sequence[str],
-    logger: logging.Logger,
-) -> RunCounts:
-    """Run some proteins with another model and put the results in place of the first ones."""
-    own = [tokens[row] for row in rows]
-    own_names = [names[row] for row in rows]
-    lengths = np.array([len(ids) for ids in own])
-    packed = PackedPieces(own, cut_into_pieces(lengths, settings.long_policy, settings.longest, settings.overlap))
-    replaced = Outputs(
-        outputs.embedded[rows], tuple(outputs.mean), model.architecture.embed_dim, per_residue=bool(outputs.residues)
-    )
-    counts = _run(model, packed, replaced, settings, own_names, logger)
-    bad = replaced.not_finite()
-    if len(bad):
-        raise _never_finite(own_names, bad, model.dtype)
-    outputs.replace(rows, replaced)
-    return counts
+        return load("bf16", "eager")
 
 
 def _never_finite(names: Sequence[str], rows: np.ndarray, dtype: torch.dtype) -> UserError:

@@ -21,9 +21,7 @@ from torch import Tensor
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
-from virnucpro.chunking.cost import SPECIAL_TOKENS
 from virnucpro.engine.batch import PackedBatch, PackedPieces, batch_end
-from virnucpro.models.esm2.sizes import Architecture
 
 
 class Outputs:
@@ -87,7 +85,7 @@ def weigh(hidden: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         hidden: ``(T, D)``.
-        weights: float32 ``(T,)``: 0 for BOS and EOS; for a residue 1 over the number of pieces that cover it.
+        weights: float32 ``(T,)``: 0 for special tokens; for a residue 1 over the number of pieces that cover it.
 
     Returns:
         float32 ``(T, D)``. A value that is not finite stays so, whatever its weight.
@@ -183,7 +181,7 @@ GPU_BUDGET = 32768
 LOWEST_BUDGET = 1024
 
 
-def bytes_per_token(architecture: Architecture, layers_kept: int, dtype: torch.dtype) -> int:
+def bytes_per_token(embed_dim: int, layers_kept: int, dtype: torch.dtype) -> int:
     """Device memory that one more token in a batch takes, at the highest point of a layer run eagerly.
 
     Counted in float32 channels: residual stream old and new, the norm's output (4 in all); q, k, v
@@ -192,11 +190,11 @@ def bytes_per_token(architecture: Architecture, layers_kept: int, dtype: torch.d
     """
     width = torch.finfo(dtype).bits // 8
     channels = 4 * 4 + max(8 * 4, 8 * width + 4 * width) + 4 * (layers_kept + 2)
-    return channels * architecture.embed_dim
+    return channels * embed_dim
 
 
 def default_budget(
-    architecture: Architecture,
+    embed_dim: int,
     device: torch.device,
     layers_kept: int,
     dtype: torch.dtype,
@@ -211,8 +209,8 @@ def default_budget(
         return CPU_BUDGET
     if free_bytes is None:
         free_bytes = torch.cuda.mem_get_info(device)[0]
-    wanted = GPU_BUDGET * min(4, max(1, 1280 // architecture.embed_dim))
-    fitting = int(0.7 * free_bytes) // bytes_per_token(architecture, layers_kept, dtype)
+    wanted = GPU_BUDGET * min(4, max(1, 1280 // embed_dim))
+    fitting = int(0.7 * free_bytes) // bytes_per_token(embed_dim, layers_kept, dtype)
     return max(LOWEST_BUDGET, min(wanted, fitting // 1024 * 1024))
 
 
@@ -258,7 +256,7 @@ def run_batches(
     """Run every piece and add its sums (and residues) to ``outputs``.
 
     Args:
-        forward: a :class:`PackedESM2`, or anything called like it.
+        forward: a :class:`virnucpro.models.base.Model`, or anything called like it.
         budget: tokens of a batch at first.
         names: ids of the proteins, for errors.
 
@@ -338,14 +336,14 @@ def _collect(done: _Pending, packed: PackedPieces, outputs: Outputs, progress: P
     outputs.add_sums(rows, {layer: values.numpy() for layer, values in done.sums.items()})
     if done.residues:
         arrays = {layer: values.numpy() for layer, values in done.residues.items()}
-        first = 1  # behind the BOS
+        first = packed.lead
         for row, start, length in zip(rows, packed.start[pieces], lengths.tolist(), strict=True):
             own = slice(first, first + length)
             outputs.add_residues(int(row), int(start), {layer: values[own] for layer, values in arrays.items()})
-            first = own.stop + SPECIAL_TOKENS
+            first = own.stop + packed.special
     proteins = int((packed.start[pieces] == 0).sum())
     residues = int(lengths.sum())
-    progress.add(proteins, residues, residues + SPECIAL_TOKENS * len(lengths))
+    progress.add(proteins, residues, residues + packed.special * len(lengths))
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -6,6 +6,7 @@ The tensors of an ESM-2 checkpoint: names as in fair-esm's ``ESM2.state_dict()``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from virnucpro.base.errors import UserError
 
@@ -28,6 +29,8 @@ class Architecture:
     ``token_dropout`` is the checkpoint's flag of that name (every released ESM-2 has it): the
     embedding is rescaled by the share of masked tokens.
     """
+
+    family: ClassVar[str] = "esm2"
 
     layers: int
     embed_dim: int
