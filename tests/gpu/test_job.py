@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,26 @@ def test_a_chunk_on_the_gpu_is_near_fair_esm(tmp_path: Path, weights: Path, kern
     assert file.metadata["device"] == torch.cuda.get_device_name(0)
     if torch.cuda.get_device_capability(0) >= (8, 0):
         assert file.metadata["attention"] == "flash_attention_2"
+
+
+@pytest.mark.parametrize("devices", [["cuda:0"], None])
+def test_a_process_that_has_not_used_cuda_yet(tmp_path: Path, weights: Path, devices: list[str] | None) -> None:
+    embed(tmp_path, weights, EmbeddingSettings(), ["cpu"])  # leaves the chunk's files
+    output = tmp_path / "fresh.safetensors"
+    paths = [tmp_path / "c.fasta", tmp_path / "c.json", weights / "w.safetensors", output]
+    code = f"""
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.engine.job import embed_chunk
+paths = [Path(path) for path in {list(map(str, paths))!r}]
+done = embed_chunk(*paths, EmbeddingSettings(), devices={devices!r}, logger=logging.getLogger())
+assert done.peak_memory_bytes > 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    assert verify_chunk_file(output).metadata["device"].startswith(torch.cuda.get_device_name(0))
 
 
 def test_real_out_of_memory_halves_the_budget(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
