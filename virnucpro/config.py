@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,16 +16,13 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.settings import resolve_layers
-from virnucpro.chunking.size import default_chunk_residues
+from virnucpro.base.settings import InputPolicies, resolve_layers
+from virnucpro.chunking.size import chunk_size
 from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_MODEL, ESM2_MODELS, Architecture, architecture_by_name
 
 COMPRESSION_ENDINGS = (".gz", ".bgz")
 FASTA_ENDINGS = (".fasta", ".fas", ".fa", ".faa", ".fna", ".ffn", ".fsa", ".pep", ".mpfa", ".txt")
 TABLE_ENDINGS = (".tsv", ".csv")
-
-AUTO_MULTIPLE = 8
-"""Chunks of automatic size come in multiples of this, so that 2, 4 or 8 equal GPUs end together."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class RunConfig:
 
     samples: dict[str, tuple[Path, ...]]
     input: str
+    policies: InputPolicies
     nucleotide_window: int
     results: Path
     resources: Path
@@ -57,6 +55,11 @@ class RunConfig:
         """The arguments of :class:`virnucpro.base.settings.EmbeddingSettings`."""
         names = ("layers", "pooling", "precision", "long_policy", "longest", "overlap")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def split_policies(self) -> InputPolicies:
+        """What is done about a sample's proteins; translated frames of repeats may look like anything."""
+        return replace(self.policies, suspicious="accept") if self.input == "nucleotide" else self.policies
 
     @property
     def model_path(self) -> Path | None:
@@ -115,13 +118,12 @@ def load_config(given: Mapping[str, Any], schema_path: Path, *, beside: Path) ->
         )
     if "virnucpro_pt" in merge["formats"] and ("mean" not in pooling or len(layers) != 1):
         raise UserError("merge format virnucpro_pt holds one mean vector a protein: set pooling to mean and one layer")
-    chunk_residues = config["chunk_residues"]
-    if chunk_residues == "auto":
-        width = planning_architecture(config["model"]).embed_dim
-        chunk_residues = default_chunk_residues(width, len(layers), pooling)
+    width = planning_architecture(config["model"]).embed_dim
+    size = chunk_size(config["chunk_residues"], embed_dim=width, layers=len(layers), pooling=pooling)
     return RunConfig(
         samples=find_samples(config["samples"], beside),
         input=config["input"],
+        policies=InputPolicies(**{field.name: config[field.name] for field in fields(InputPolicies)}),
         nucleotide_window=config["nucleotide"]["window"],
         results=Path(config["results"]),
         resources=Path(config["resources"]),
@@ -129,8 +131,8 @@ def load_config(given: Mapping[str, Any], schema_path: Path, *, beside: Path) ->
         layers=layers,
         pooling=pooling,
         precision=config["precision"],
-        chunk_residues=chunk_residues,
-        chunks_multiple_of=AUTO_MULTIPLE if config["chunk_residues"] == "auto" else 1,
+        chunk_residues=size.residues,
+        chunks_multiple_of=size.multiple_of,
         long_policy=long_proteins["policy"],
         longest=long_proteins["longest"],
         overlap=long_proteins["overlap"],

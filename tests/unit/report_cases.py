@@ -1,10 +1,36 @@
-"""Reports of merges as the tests of summary and plots want them, written as real ``embeddings.json`` files."""
+"""Reports of merges as the tests of summary and plots want them, written as real records."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from virnucpro.base.records import from_entries, write_record
+from virnucpro.storage.report_record import REPORT, Provenance, SampleReport
+
+_PROVENANCE: dict[str, Any] = {
+    "model": "esm2_t36_3B_UR50D",
+    "weights_sha256": "ab" * 32,
+    "layers": [36],
+    "pooling": ["mean"],
+    "precision": "auto",
+    "embed_dim": 2560,
+    "long_proteins": {"policy": "window", "longest": 1022, "overlap": 511},
+    "dtype": "float32",
+    "counts": {},
+    "attention": {},
+    "attention_kernel": {},
+    "device": {},
+    "precisions": {},
+    "versions": [{"virnucpro": "0.1.0"}],
+    "command": "a test",
+    "warning": "",
+}
+
+
+def stub_provenance(**changes: Any) -> Provenance:
+    """Where no numbers come from."""
+    return from_entries({**_PROVENANCE, **changes}, Provenance, Path("stub"))
 
 
 def chunk(number: int, **changes: Any) -> dict[str, Any]:
@@ -14,7 +40,7 @@ def chunk(number: int, **changes: Any) -> dict[str, Any]:
         "residues": 980,
         "tokens": 1000,
         "seconds": 2.0,
-        "tokens_per_second": 500.0,
+        "load_seconds": 1.0,
         "padding_avoided": 0.5,
         "peak_memory_bytes": 3 << 30,
         "out_of_memory_retries": 0,
@@ -25,9 +51,7 @@ def chunk(number: int, **changes: Any) -> dict[str, Any]:
         "attention": "flash_attention_2",
         "attention_kernel": "varlen_attn",
         "device": "NVIDIA H200",
-        "precision": "auto",
         "precisions": ["float16"],
-        "versions": {"virnucpro": "0.1.0"},
         "statistics": statistics,
     }
     for key, value in changes.items():
@@ -50,22 +74,12 @@ def write_report(folder: Path, sample: str, chunks: list[dict[str, Any]], **chan
         "chunks": len(chunks),
     }
     merged: dict[str, Any] = {"windowed": 0, "truncated": 0, "embed_dim": 2560}
-    origin: dict[str, Any] = {
-        "model": "esm2_t36_3B_UR50D",
-        "weights_sha256": "ab" * 32,
-        "layers": [36],
-        "pooling": ["mean"],
-        "precision": "auto",
-        "embed_dim": 2560,
-        "long_proteins": {"policy": "window", "longest": 1022, "overlap": 511},
-        "counts": counts,
-        "precisions": {"float16": proteins},
-    }
+    origin = {**_PROVENANCE, "counts": counts, "precisions": {"float16": proteins}}
     for key, value in changes.items():
         next((part for part in (counts, merged) if key in part), origin)[key] = value
     merged |= {"records": counts["records"], "unique": counts["unique"]}
-    report = {"provenance": origin, "merged": merged, "tables": ["parquet"], "chunks": chunks}
-    path = folder / sample / "embeddings.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report))
+    path = folder / sample / REPORT
+    table = {"name": "embeddings.parquet", "size": 4, "sha256": "cd" * 32}
+    report = {"provenance": origin, "merged": merged, "tables": {"parquet": [table]}, "chunks": chunks}
+    write_record(path, from_entries(report, SampleReport, path))
     return path

@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.unit.stub_chunks import EXPECTED, write_stub_chunk
 from virnucpro.chunking.split import split_proteins
-from virnucpro.storage.merge import MergeCounts, merge_embeddings
+from virnucpro.storage.merge import merge_embeddings
+from virnucpro.storage.report_record import MergeCounts
 
 ODD_IDS = [
     "sp|P1|X",
@@ -68,5 +69,12 @@ class Sample:
         expected = {**EXPECTED, **options.pop("expected", {})}
         tensors: Sequence[Path] = options.pop("tensors", self.tensors)
         return merge_embeddings(
-            self.index, tensors, outputs, self.folder / "report.json", expected=expected, command="a test", **options
+            self.index,
+            self.folder / "chunks",
+            tensors,
+            outputs,
+            self.folder / "report.json",
+            expected=expected,
+            command="a test",
+            **options,
         )

@@ -29,6 +29,22 @@ def stub_vectors(sequence: bytes, rows: int, embed_dim: int, layer: int) -> NDAr
     return np.random.default_rng(seed).standard_normal((rows, embed_dim), dtype=np.float32)
 
 
+def stub_statistics(proteins: int, residues: int) -> dict[str, float]:
+    """What a job says of itself."""
+    tokens = residues + 2 * proteins
+    return {
+        "proteins": proteins,
+        "residues": residues,
+        "tokens": tokens,
+        "seconds": 1.5,
+        "load_seconds": 0.5,
+        "padding_avoided": 0.25,
+        "peak_memory_bytes": 1 << 30,
+        "out_of_memory_retries": 0,
+        "recomputed": 0,
+    }
+
+
 def write_stub_chunk(
     fasta: Path,
     output: Path,
@@ -71,6 +87,6 @@ def write_stub_chunk(
         "chunk": fasta.stem,
         "chunk_digest": manifest["digest"],
         "versions": '{"virnucpro": "0", "torch": "2.13.0"}',
-        "statistics": json.dumps({"proteins": len(sequences), "seconds": 1.5}),
+        "statistics": json.dumps(stub_statistics(len(sequences), int(embedded.sum()))),
     }
     write_chunk_file(output, tensors, {**entries, **metadata})

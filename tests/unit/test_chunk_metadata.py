@@ -9,6 +9,7 @@ import pytest
 from virnucpro.base.records import RecordError
 from virnucpro.storage.chunk_metadata import (
     ChunkMetadata,
+    ChunkSource,
     DeviceRun,
     EmbeddingIdentity,
     LongProteins,
@@ -17,14 +18,11 @@ from virnucpro.storage.chunk_metadata import (
 
 PATH = Path("tensors/chunk_00001.safetensors")
 METADATA = ChunkMetadata(
-    chunk="chunk_00001",
-    chunk_digest="0" * 32,
-    source_sha256="7" * 64,
-    model_layers=36,
+    source=ChunkSource("chunk_00001", "0" * 32, source_sha256="7" * 64, model_layers=36, demo=True),
     identity=EmbeddingIdentity(
         model="[odd] name",
         weights_sha256="5" * 64,
-        demo=True,
+        embed_dim=2560,
         layers=(0, 36),
         pooling=("mean", "per_residue"),
         precision="auto",
@@ -63,8 +61,9 @@ def test_what_is_written_is_read_again() -> None:
         ("versions", '{"torch": 2}'),
         ("precisions", f'["{"x" * (1 << 21)}"]'),
         ("model", "x" * (1 << 21)),
-        ("model_layers", "-1"),
+        ("model_layers", "1.5"),
         ("model_layers", "9" * 5000),
+        ("embed_dim", "true"),
         ("chunk", None),
         ("device", None),
     ],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import hashlib
+import lzma
 import os
 import re
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from virnucpro.base.errors import UserError
-from virnucpro.sequences import fasta
+from virnucpro.sequences import files
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.sequences.residues import RESIDUES
 
 Plain = tuple[str, bytes, int, int]
+OTHER_FILES = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"\xff\xfe", b"\xfe\xff")
+LETTERS = str.maketrans("0123456789", "MKVLAGTWYS")
 
 
 class Refused(Exception):
@@ -70,7 +76,7 @@ def plain_record(header: bytes, number: int, lines: list[tuple[int, bytes]]) -> 
 
 def read_bytes(path: Path, data: bytes) -> list[Plain]:
     path.write_bytes(data)
-    return [tuple(record) for record in read_fasta(path)]
+    return [record[:4] for record in read_fasta(path)]
 
 
 CASES = {
@@ -91,10 +97,19 @@ CASES = {
 }
 
 
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "xz padded": lambda data: lzma.compress(data) + bytes(8),
+}
+
+
 @pytest.mark.parametrize("data", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_same_two_proteins_in_every_dress(tmp_path: Path, data: bytes, packed: bool) -> None:
-    found = read_bytes(tmp_path / "x", gzip.compress(data) if packed else data)
+@pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS.keys())
+def test_the_same_two_proteins_in_every_dress(tmp_path: Path, data: bytes, pack: Callable[[bytes], bytes]) -> None:
+    found = read_bytes(tmp_path / "x", pack(data))
     assert [record[:3] for record in found] == [("a", b"MKV", 0), ("b", b"LL", 0)]
     assert found == plain_read(data)
 
@@ -132,8 +147,11 @@ def test_letters_without_a_token_become_x_and_are_counted(tmp_path: Path) -> Non
     ]
 
 
-def test_gzip_in_several_members_as_cat_and_bgzip_make_it(tmp_path: Path) -> None:
-    data = b"".join(gzip.compress(part) for part in (b">a\nMK", b"V\n>", b"b\nLL", b""))
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_several_members_as_cat_bgzip_and_parallel_packers_make_them(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    data = b"".join(pack(part) for part in (b">a\nMK", b"V\n>", b"b\nLL", b""))
     assert [record[:2] for record in read_bytes(tmp_path / "x", data)] == [("a", b"MKV"), ("b", b"LL")]
 
 
@@ -141,7 +159,7 @@ def test_many_blocks_give_the_same_records(tmp_path: Path, monkeypatch: pytest.M
     data = b"".join(b">p%d d\r\n%s\r\n" % (i, b"MKVL" * (i % 50 + 1)) for i in range(3000))
     whole = read_bytes(tmp_path / "x", data)
     assert len(whole) == 3000
-    monkeypatch.setattr(fasta, "BLOCK", 1000)
+    monkeypatch.setattr(files, "BLOCK", 1000)
     assert read_bytes(tmp_path / "x", data) == whole == plain_read(data)
 
 
@@ -163,15 +181,20 @@ MISTAKES = {
     "FASTQ": (b"@r1\nACGT\n+\nIIII\n", r"x, line 1: b'@r1' stands before"),
     "bytes": (bytes(range(256)) * 50, r"not a FASTA file"),
     "ELF": (b"\x7fELF\x02\x01\x01" + bytes(900), r"not a FASTA file"),
-    "bzip2": (b"BZh91AY&SY", r"x is compressed with bzip2: unpack it"),
-    "xz": (b"\xfd7zXZ\0\0", r"x is compressed with xz"),
-    "zstd": (b"\x28\xb5\x2f\xfd0", r"x is compressed with zstd"),
+    "bzip2 with only a start": (b"BZh91AY&SY", r"x is cut short"),
+    "xz with only a start": (b"\xfd7zXZ\0\0", r"x is cut short"),
+    "bzip2 and then garbage": (bz2.compress(b">a\nMK\n") + b"garbage", r"x is damaged: its compressed data"),
+    "xz and then garbage": (lzma.compress(b">a\nMK\n") + b"garbage", r"x is damaged: its compressed data"),
+    "bzip2, its second stream damaged": (bz2.compress(b">a\nMK\n") + bz2.compress(b">b\nMK\n")[:-4], r"x is cut short"),
+    "a web page": (b">a\nMKV\n<html><body>Error 502</body></html>\n", r"x, line 3: '<' .* a web page .* download it"),
+    "an error in numbers": (b">a\nMKV\nError: 502\n", r"x, line 3: ':' in record 'a' is no residue"),
+    "JSON": (b'{"error": "gone"}\n', r"not a FASTA file"),
     "zip": (b"PK\x03\x04rest", r"x is a zip archive"),
     "UTF-16": (">a\nMK\n".encode("utf-16"), r"x is UTF-16 text: save it as plain text"),
     "gzip cut short": (gzip.compress(b">a\n" + os.urandom(5000).hex().encode())[:-2000], r"x is cut short"),
     "gzip with only a start": (b"\x1f\x8b\x08", r"x is cut short"),
     "gzip of nothing": (gzip.compress(b""), r"x is empty"),
-    "gzip and then garbage": (gzip.compress(b">a\nMK\n") + b"garbage", r"x is damaged: its gzip data"),
+    "gzip and then garbage": (gzip.compress(b">a\nMK\n") + b"garbage", r"x is damaged: its compressed data"),
 }
 
 
@@ -182,8 +205,54 @@ def test_mistakes_are_one_clear_sentence(tmp_path: Path, data: bytes, message: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_flipped_bit_in_gzip_data_is_found(tmp_path: Path) -> None:
-    packed = bytearray(gzip.compress(b"".join(b">p%d\n%s\n" % (i, b"MKVL" * 30) for i in range(500))))
+@pytest.mark.skipif(files._zstd() is None, reason="needs Python 3.14 or backports.zstd")
+def test_zstd_in_several_frames_cut_short_and_damaged(tmp_path: Path) -> None:
+    pack = files._zstd().compress
+    data = pack(b">a\nMK") + pack(b"V\n>b\nLL\n")
+    assert [record[:2] for record in read_bytes(tmp_path / "x", data)] == [("a", b"MKV"), ("b", b"LL")]
+    with pytest.raises(UserError, match="x is cut short"):
+        read_bytes(tmp_path / "x", data[:-3])
+    with pytest.raises(UserError, match="x is damaged"):
+        read_bytes(tmp_path / "x", data + b"garbage")
+
+
+def test_zstd_without_its_module_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_zstd", lambda: None)
+    with pytest.raises(UserError, match=r"`pip install backports\.zstd`, or unpack it with `unzstd`"):
+        read_bytes(tmp_path / "x", b"\x28\xb5\x2f\xfd0")
+
+
+@pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS.keys())
+def test_the_digest_is_of_the_bytes_that_were_read(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    data = pack(b"".join(b">p%d\n%s\n" % (i, os.urandom(20).hex().translate(LETTERS).encode()) for i in range(9000)))
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    file = files.SequenceFile(path)
+    reading = read_fasta(file)
+    next(reading)
+    assert file.sha256 == ""  # a reading that is not at its end has no digest
+    for _ in reading:
+        pass
+    assert file.sha256 == hashlib.sha256(data).hexdigest()
+    assert file.read == file.size == len(data)
+
+
+def test_one_long_record_takes_about_twice_its_size(tmp_path: Path) -> None:
+    """On one line, as scaffolds and concatenated proteins come."""
+    size = 64 << 20
+    path = tmp_path / "x"
+    path.write_bytes(b">a\n" + b"MKVLAGTW" * (size // 8))
+    tracemalloc.start()
+    (record,) = read_fasta(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(record.sequence) == size
+    assert peak < 2.2 * size
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_flipped_bit_in_packed_data_is_found(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    packed = bytearray(pack(b"".join(b">p%d\n%s\n" % (i, b"MKVL" * 30) for i in range(500))))
     packed[len(packed) // 2] ^= 8
     with pytest.raises(UserError, match="x "):
         read_bytes(tmp_path / "x", bytes(packed))
@@ -229,7 +298,7 @@ def agrees(path: Path, data: bytes) -> None:
     except Refused as refused:
         wanted = refused
     path.write_bytes(data)
-    records: Iterator[Plain] = (tuple(record) for record in read_fasta(path))
+    records: Iterator[Plain] = (record[:4] for record in read_fasta(path))
     if not isinstance(wanted, Refused):
         assert list(records) == wanted
         return
@@ -271,18 +340,18 @@ RECORDS = st.lists(
 @example(data=b">a\r\nM\r", block=1)
 @example(data=b">a\n;>b\n\n;\nM", block=2)
 def test_fuzz_pieces_of_fasta(tmp_path_factory: pytest.TempPathFactory, data: bytes, block: int) -> None:
-    before, fasta.BLOCK = fasta.BLOCK, block
+    before, files.BLOCK = files.BLOCK, block
     try:
         agrees(tmp_path_factory.mktemp("fuzz") / "x", data)
     finally:
-        fasta.BLOCK = before
+        files.BLOCK = before
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.binary(max_size=60), start=st.sampled_from([b"", b">", b">a\nMK\n", b"\x1f\x8b\x08\0\0\0\0\0\0\xff"]))
 def test_fuzz_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, start: bytes) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "x"
-    if start.startswith(b"\x1f"):
+    if (start + data).startswith(OTHER_FILES):
         path.write_bytes(start + data)
         with pytest.raises(UserError):
             list(read_fasta(path))
@@ -305,6 +374,6 @@ def test_odd_headers_and_residues(
             with pytest.raises(UserError):
                 list(read_fasta(path))
         else:
-            assert [tuple(record) for record in read_fasta(path)] == wanted
+            assert [record[:4] for record in read_fasta(path)] == wanted
     else:
         agrees(path, text.encode())

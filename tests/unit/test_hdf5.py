@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.unit.report_cases import stub_provenance
 from tests.unit.sample import ODD_IDS, Sample, write_input
 from tests.unit.stub_chunks import stub_vectors
 from virnucpro.storage.tables.hdf5 import Hdf5Table
@@ -103,7 +104,7 @@ def test_ids_that_fight_for_a_name(tmp_path: Path, kinds: tuple[str, ...]) -> No
             residues={6: values} if residues else {},
             offsets=np.arange(n + 1),
         )
-        table = Hdf5Table(tmp_path / "t.h5", layout, {"layers": [6]})
+        table = Hdf5Table(tmp_path / "t.h5", layout, stub_provenance(layers=[6]))
         table.write(rows)
         table.close()
         ids, matrix = read_embeddings(tmp_path / "t.h5")

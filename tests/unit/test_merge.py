@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,11 @@ from hypothesis import strategies as st
 from tests.unit.sample import Sample, write_input
 from tests.unit.stub_chunks import stub_vectors, write_stub_chunk
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import from_entries, parse_record
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage import merge as merge_module
 from virnucpro.storage.merge import merge_embeddings
+from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.reading import read_embeddings, read_residues
 
 
@@ -143,11 +147,18 @@ def test_the_report_and_every_table_say_where_the_numbers_come_from(tmp_path: Pa
     assert sum(origin["precisions"].values()) == sample.counts.unique
     assert [chunk["chunk"] for chunk in report["chunks"]] == [chunk.stem for chunk in sample.fastas]
     assert report["chunks"][0]["statistics"]["seconds"] == 1.5
-    assert json.loads(pq.read_schema(tmp_path / "parquet").metadata[b"virnucpro"]) == origin
+    texts = [pq.read_schema(tmp_path / "parquet").metadata[b"virnucpro"].decode()]
     with h5py.File(tmp_path / "hdf5") as file:
-        assert json.loads(file.attrs["virnucpro"]) == origin
-    for folder in ("virnucpro_pt", "npy"):
-        assert json.loads((tmp_path / folder / "provenance.json").read_text()) == origin
+        texts.append(file.attrs["virnucpro"])
+    texts += [(tmp_path / folder / "provenance.json").read_text() for folder in ("virnucpro_pt", "npy")]
+    for text in texts:
+        assert asdict(parse_record(text, Provenance, tmp_path)) == asdict(from_entries(origin, Provenance, tmp_path))
+    for name, files in report["tables"].items():
+        for file in files:
+            content = (tmp_path / file["name"]).read_bytes()
+            assert (file["size"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+            assert file["name"].startswith(name)
+    assert list(report["tables"]) == list(FORMATS)
 
 
 def test_missing_chunk_files_are_named_and_nothing_is_written(tmp_path: Path, fasta: Path) -> None:
@@ -216,7 +227,7 @@ def test_chunks_that_disagree_with_each_other_are_found(tmp_path: Path, fasta: P
     with pytest.raises(
         UserError, match=r"chunk_00001\.safetensors: it was made with precision fp32, the others with auto"
     ):
-        merge_embeddings(sample.index, sample.tensors, {}, tmp_path / "report", expected={})
+        merge_embeddings(sample.index, sample.folder / "chunks", sample.tensors, {}, tmp_path / "report", expected={})
 
 
 def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path: Path, fasta: Path) -> None:

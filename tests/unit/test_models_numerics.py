@@ -23,7 +23,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.engine.load import build_model
 from virnucpro.models.base import Model
 from virnucpro.models.esm2 import model as module
-from virnucpro.models.esm2.model import ESM2, Layer, joined, rotary_tables, rotate_in_place
+from virnucpro.models.esm2.model import ESM2, Layer, Norm, joined, rotary_tables, rotate_in_place
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
 from virnucpro.models.esm2_flash import rotate
@@ -256,7 +256,7 @@ def half_precision_tables(patch: Patch, state: State, model: ESM2) -> None:
 
 def interleaved_rotary(patch: Patch, state: State, model: ESM2) -> None:
     def interleaved(x: Tensor, turn: Tensor) -> None:
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * turn
         x.copy_(torch.view_as_real(pairs).flatten(-2))
 
     patch.setattr(module, "rotate_in_place", interleaved)
@@ -287,7 +287,7 @@ def no_scale_of_the_logits(patch: Patch, state: State, model: ESM2) -> None:
 
 
 def tanh_gelu(patch: Patch, state: State, model: ESM2) -> None:
-    patch.setattr(module.F, "gelu", lambda x: gelu(x, approximate="tanh"))
+    patch.setattr(F, "gelu", lambda x: gelu(x, approximate="tanh"))
 
 
 gelu = F.gelu
@@ -307,7 +307,12 @@ def norm_after_every_layer(patch: Patch, state: State, model: ESM2) -> None:
 
 
 def no_norm_after_the_last_layer(patch: Patch, state: State, model: ESM2) -> None:
-    patch.setattr(model, "parameters", replace(model.parameters, after_norm=lambda x: x))
+    class Nothing(Norm):
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+    norm = model.parameters.after_norm
+    model.parameters = replace(model.parameters, after_norm=Nothing(norm.weight, norm.bias))
 
 
 def attention_across_sequences(patch: Patch, state: State, model: ESM2) -> None:

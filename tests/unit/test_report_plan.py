@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 
 from tests.unit.stub_chunks import write_stub_chunk
 from tests.unit.test_report_plots import protein
+from virnucpro.chunking.size import ChunkSize, chunk_size
 from virnucpro.chunking.split import split_proteins
 from virnucpro.config import RunConfig, load_config
 from virnucpro.report.plan import H200_TOKENS_PER_SECOND, plan, planned_text
-from virnucpro.sequences.fasta import Amount, estimate
+from virnucpro.sequences.amount import Amount, estimate
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [30, 40, 50, 200, 300]
@@ -36,7 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def split(run: RunConfig) -> list[Path]:
     folder = run.results / "own"
     split_proteins([Path("own.faa")], folder / "proteins.parquet", folder / "chunks", chunk_residues=200)
-    return sorted((folder / "chunks").glob("*.json"))
+    return sorted((folder / "chunks").glob("chunk_*.json"))
 
 
 def finish(manifest: Path, run: RunConfig, **changes: str) -> None:
@@ -51,9 +53,9 @@ def finish(manifest: Path, run: RunConfig, **changes: str) -> None:
 def test_a_whole_file_is_counted_exactly(ends: str, tmp_path: Path) -> None:
     path = tmp_path / "own.faa"
     path.write_bytes(TEXT.replace("\n", ends).rstrip().encode())
-    assert estimate(path) == Amount(len(LENGTHS), sum(LENGTHS), exact=True)
+    assert estimate([path]) == Amount(len(LENGTHS), sum(LENGTHS), len(LENGTHS), sum(LENGTHS), exact=True)
     (tmp_path / "own.faa.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert estimate(tmp_path / "own.faa.gz") == estimate(path)
+    assert estimate([tmp_path / "own.faa.gz"]) == estimate([path])
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -61,8 +63,8 @@ def test_a_large_file_is_judged_by_its_beginning(packed: bool, tmp_path: Path) -
     text = "".join(f">protein_number_{number}\n{protein(200 + number % 100, number)}\n" for number in range(20_000))
     path = tmp_path / "own.faa"
     path.write_bytes(gzip.compress(text.encode(), 1) if packed else text.encode())
-    amount = estimate(path, enough=path.stat().st_size // 3)
-    whole = estimate(path)
+    amount = estimate([path], enough=path.stat().st_size // 3)
+    whole = estimate([path])
     assert whole.exact
     assert not amount.exact
     assert amount.records == pytest.approx(whole.records, rel=0.05)
@@ -76,6 +78,27 @@ def test_before_the_split_the_files_are_counted(run: Any) -> None:
     text = planned_text(run())
     assert f"{H200_TOKENS_PER_SECOND['esm2_t36_3B_UR50D']:,} tokens/s" in text
     assert "NVIDIA H200" in text
+
+
+def test_the_number_of_chunks_foretold_is_the_number_that_is_split(run: Any) -> None:
+    """Also where chunks come in multiples, for GPUs to end together, and where sequences repeat."""
+    records = [(f"p{number}", protein(300, number % 90)) for number in range(120)]
+    Path("own.faa").write_text("".join(f">{name}\n{sequence}\n" for name, sequence in records))
+    config = run(layers=[0], model="esm2_demo")
+    assert config.chunks_multiple_of == 1
+    for size in (ChunkSize(9_000, 8), ChunkSize(10_000, 8), ChunkSize(10_000, 1), ChunkSize(10**6, 8)):
+        (sample,) = plan(replace(config, chunk_residues=size.residues, chunks_multiple_of=size.multiple_of))
+        options = {"chunk_residues": size.residues, "multiple_of": size.multiple_of}
+        counts = split_proteins([Path("own.faa")], Path("index"), Path("chunks"), **options)
+        assert sample.chunks == counts.chunks
+        assert sample.tokens == counts.unique_residues + 2 * counts.unique
+    assert chunk_size("auto", embed_dim=2560, layers=1, pooling=("mean",)) == ChunkSize(20_000_000, 8)
+    assert run(chunk_residues="auto").chunks_multiple_of == 8
+
+
+def test_a_sample_without_proteins(run: Any) -> None:
+    Path("own.faa").write_text("; a negative control\n")
+    assert planned_text(run(empty_samples="skip")) == "Sample own: no protein in it.\nNothing is left to embed."
 
 
 def test_after_the_split_the_chunks_are_known(run: Any) -> None:

@@ -19,7 +19,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.chunking.split import split_proteins
 from virnucpro.report.figures import RUN_PLOTS, SAMPLE_PLOTS, plot_run, plot_sample
 from virnucpro.report.map import draw_rows, principal_components
-from virnucpro.report.read import SampleReport, read_report
+from virnucpro.report.read import Sample, read_sample
 from virnucpro.report.run_plots import plot_duplicates, plot_packing, plot_provenance, plot_throughput
 from virnucpro.report.sample_plots import histogram, length_bins, lengths_of, plot_lengths, plot_map, plot_treatments
 from virnucpro.report.style import large, write
@@ -33,7 +33,7 @@ def protein(length: int, seed: int = 0) -> str:
 
 
 @pytest.fixture
-def sample(tmp_path: Path) -> SampleReport:
+def sample(tmp_path: Path) -> Sample:
     """A split sample of 48 records, three of which repeat another one, with its chunk files and report."""
     sequences = [protein(length, seed) for seed, length in enumerate(LENGTHS)]
     sequences += [sequences[-1], sequences[-1], sequences[30]]
@@ -45,7 +45,7 @@ def sample(tmp_path: Path) -> SampleReport:
         write_stub_chunk(manifest.with_suffix(".fasta"), folder / "tensors" / f"{manifest.stem}.safetensors")
     entries = [chunk(0, tokens=1000, seconds=2.0, padding_avoided=0.5), chunk(1, tokens=900, seconds=9.0, **OLD)]
     changes = {"records": counts.records, "unique": counts.unique, "windowed": 4, "layers": [6]}
-    return read_report(write_report(tmp_path, "own", entries, **changes))
+    return read_sample(write_report(tmp_path, "own", entries, **changes))
 
 
 def bars(axes: Axes) -> dict[str, float]:
@@ -58,7 +58,7 @@ def written(figure: Figure) -> str:
     return " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
-def test_the_length_histogram_counts_every_protein(sample: SampleReport) -> None:
+def test_the_length_histogram_counts_every_protein(sample: Sample) -> None:
     figure = plot_lengths(sample, lengths_of(sample.folder / "proteins.parquet"))
     (axes,) = figure.axes
     lengths = np.array([*LENGTHS, 2500, 2500, LENGTHS[30]])
@@ -82,7 +82,7 @@ def test_bins_hold_every_length_once(longest: int) -> None:
     assert histogram(np.r_[0, np.ones(longest, int)], edges).sum() == longest
 
 
-def test_throughput_of_chunks_and_devices(sample: SampleReport) -> None:
+def test_throughput_of_chunks_and_devices(sample: Sample) -> None:
     figure = plot_throughput([sample])
     each, together = figure.axes
     points = {tuple(point) for dots in each.collections for point in np.asarray(dots.get_offsets()).tolist()}
@@ -95,18 +95,18 @@ def test_throughput_of_chunks_and_devices(sample: SampleReport) -> None:
     assert "tokens/s" in together.get_xlabel()
 
 
-def test_mixed_attention_is_the_headline(sample: SampleReport, tmp_path: Path) -> None:
+def test_mixed_attention_is_the_headline(sample: Sample, tmp_path: Path) -> None:
     figure = plot_provenance([sample])
     attention, device, formats = figure.axes
     assert set(bars(attention).values()) == {1}
     assert bars(device) == {"NVIDIA H200": 1, "Tesla T4": 1}
     assert bars(formats) == {"float16": 20}
     assert "2 kinds of attention" in written(figure)
-    alike = read_report(write_report(tmp_path, "alike", [chunk(0)]))
+    alike = read_sample(write_report(tmp_path, "alike", [chunk(0)]))
     assert "All jobs used one kind of attention" in written(plot_provenance([alike]))
 
 
-def test_padding_and_duplicates(sample: SampleReport) -> None:
+def test_padding_and_duplicates(sample: Sample) -> None:
     (axes,) = plot_packing([sample]).axes
     tokens, padding = (patch.get_width() for patch in axes.patches)
     assert tokens == 1900
@@ -115,7 +115,7 @@ def test_padding_and_duplicates(sample: SampleReport) -> None:
     assert [patch.get_width() for patch in axes.patches] == [45, 3]
 
 
-def test_treatments(sample: SampleReport) -> None:
+def test_treatments(sample: Sample) -> None:
     figure = plot_treatments(sample)
     drawn = bars(figure.axes[0])
     assert drawn["same sequence as another"] == pytest.approx(100 * 3 / 48)
@@ -144,7 +144,7 @@ def test_components_of_hardly_any_proteins(n: int) -> None:
     assert np.isfinite(found.explained).all()
 
 
-def test_the_map_shows_the_embeddings_of_different_proteins(sample: SampleReport) -> None:
+def test_the_map_shows_the_embeddings_of_different_proteins(sample: Sample) -> None:
     tensors = sorted((sample.folder / "tensors").iterdir())
     assert len(tensors) > 1
     rows = draw_rows(tensors, 6, 1000)
@@ -158,7 +158,7 @@ def test_the_map_shows_the_embeddings_of_different_proteins(sample: SampleReport
     assert "% of variance" in figure.axes[0].get_xlabel()
 
 
-def test_drawn_rows_are_bounded_the_same_each_time_and_have_their_own_lengths(sample: SampleReport) -> None:
+def test_drawn_rows_are_bounded_the_same_each_time_and_have_their_own_lengths(sample: Sample) -> None:
     tensors = sorted((sample.folder / "tensors").iterdir())
     all_rows, some, again = (draw_rows(tensors[::-1], 6, most) for most in (1000, 11, 11))
     assert some.vectors.shape == (11, 8)
@@ -168,7 +168,7 @@ def test_drawn_rows_are_bounded_the_same_each_time_and_have_their_own_lengths(sa
     assert [known[row.tobytes()] for row in some.vectors] == some.lengths.tolist()
 
 
-def test_a_map_of_per_residue_chunks_takes_their_means(sample: SampleReport) -> None:
+def test_a_map_of_per_residue_chunks_takes_their_means(sample: Sample) -> None:
     folder = sample.folder / "residues"
     for fasta in sorted((sample.folder / "chunks").glob("*.fasta")):
         write_stub_chunk(fasta, folder / f"{fasta.stem}.safetensors", pooling=("per_residue",))
@@ -178,7 +178,7 @@ def test_a_map_of_per_residue_chunks_takes_their_means(sample: SampleReport) -> 
     assert np.abs(rows.vectors[rows.lengths > 1000]).max() < np.abs(rows.vectors[rows.lengths < 10]).max()
 
 
-def test_files_are_whole_drawn_and_equal_each_time(sample: SampleReport, tmp_path: Path) -> None:
+def test_files_are_whole_drawn_and_equal_each_time(sample: Sample, tmp_path: Path) -> None:
     report, index = sample.folder / "embeddings.json", sample.folder / "proteins.parquet"
     tensors = sorted((sample.folder / "tensors").iterdir())
     places = {name: [tmp_path / f"{name}.{end}" for end in ("svg", "png")] for name in [*SAMPLE_PLOTS, *RUN_PLOTS]}
@@ -202,7 +202,7 @@ def test_numbers_on_axes() -> None:
     assert [large(value) for value in (0, 0.5, 2500, 1.2e6, 3e9)] == ["0", "0.5", "2,500", "1.2 million", "3 billion"]
 
 
-def test_umap_is_shown_below_where_it_is_installed(sample: SampleReport) -> None:
+def test_umap_is_shown_below_where_it_is_installed(sample: Sample) -> None:
     pytest.importorskip("umap", reason="the optional package umap-learn is not installed")
     from virnucpro.report.map import umap_coordinates
 

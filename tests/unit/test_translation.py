@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virnucpro.base.errors import UserError
+from virnucpro.base.settings import InputPolicies
 from virnucpro.sequences import translation
 from virnucpro.sequences.frames import cut_windows
 from virnucpro.sequences.translation import translate_contigs
@@ -21,6 +23,7 @@ BASE_1 = "TTTTTTTTTTTTTTTTCCCCCCCCCCCCCCCCAAAAAAAAAAAAAAAAGGGGGGGGGGGGGGGG"
 BASE_2 = "TTTTCCCCAAAAGGGGTTTTCCCCAAAAGGGGTTTTCCCCAAAAGGGGTTTTCCCCAAAAGGGG"
 BASE_3 = "TCAGTCAGTCAGTCAGTCAGTCAGTCAGTCAGTCAGTCAGTCAGTCAGTCAGTCAGTCAGTCAG"
 CODE = {a + b + c: residue for a, b, c, residue in zip(BASE_1, BASE_2, BASE_3, RESIDUES, strict=True)}
+CONTIGS = st.text("ACGTacgtNRYSWKMBDHVUX-", min_size=1, max_size=90).filter(lambda s: s.strip("-") != "")
 PAIRS = {"A": "T", "C": "G", "G": "C", "T": "A"}
 
 
@@ -57,7 +60,8 @@ def plain_frames(contig: str, bases: str, window: int) -> list[tuple[str, str, s
 def translated(folder: Path, text: str, window: int) -> list[tuple[str, str, str]]:
     folder.mkdir(exist_ok=True)
     (folder / "in.fna").write_text(text)
-    translate_contigs([folder / "in.fna"], folder / "out.faa", folder / "out.fna", window=window)
+    policies = InputPolicies(suspicious="accept")
+    translate_contigs([folder / "in.fna"], folder / "out.faa", folder / "out.fna", window=window, policies=policies)
     proteins = (folder / "out.faa").read_text().split("\n")
     nucleotides = (folder / "out.fna").read_text().split("\n")
     assert proteins[::2] == nucleotides[::2]
@@ -132,7 +136,11 @@ def test_contigs_shorter_than_a_codon_have_no_protein(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    contigs=st.lists(st.text("ACGTacgtNRYSWKMBDHVUX-", min_size=1, max_size=90), min_size=1, max_size=6),
+    contigs=st.lists(
+        st.text("ACGTacgtNRYSWKMBDHVUX-", min_size=1, max_size=90).filter(lambda s: s.strip("-")),
+        min_size=1,
+        max_size=6,
+    ),
     window=st.integers(3, 40),
     block=st.integers(1, 200),
 )
@@ -181,7 +189,8 @@ def test_counts_and_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level("INFO"):
         counts = translate_contigs([tmp_path / "in"], tmp_path / "p", tmp_path / "n", window=4)
     frames = plain_frames("a", "ATGGCC", 4) + plain_frames("c", "AUGGCC", 4)
-    assert counts == translation.TranslationCounts(3, 14, 5, len(frames), 1)
+    inputs = (hashlib.sha256((tmp_path / "in").read_bytes()).hexdigest(),)
+    assert counts == translation.TranslationCounts(3, 14, 5, len(frames), 1, 0, inputs)
     assert "1 contigs have no stop-free frame" in caplog.text
     assert "1 contigs hold U" in caplog.text
 

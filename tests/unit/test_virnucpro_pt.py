@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.unit.report_cases import stub_provenance
 from tests.unit.sample import Sample
 from tests.unit.stub_chunks import stub_vectors
 from virnucpro.sequences.translation import translate_contigs
@@ -72,7 +73,7 @@ def test_ten_thousand_vectors_take_little_more_than_their_bytes(tmp_path: Path) 
     from virnucpro.storage.tables.virnucpro_pt import VirnucproTable
 
     n = 10_000
-    table = VirnucproTable(tmp_path, Layout(64, (6,), ()), {}, n)
+    table = VirnucproTable(tmp_path, Layout(64, (6,), ()), stub_provenance(), n)
     words, zeros = ["whole"] * n, np.zeros(n, np.int32)
     table.write(Rows([f"p{i}" for i in range(n)], zeros, words, words, zeros, {6: np.ones((n, 64), np.float32)}))
     table.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from tests.unit.test_report_plots import protein
 from tests.workflow.browser import Page, find_chromium
 from tests.workflow.running import Result, snakemake
+from virnucpro.base.records import read_record, write_record
+from virnucpro.storage.report_record import SampleReport
 
 needs_chromium = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
@@ -41,14 +44,15 @@ def mixed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     folder = tmp_path_factory.mktemp("mixed") / "run"
     shutil.copytree(finished, folder, symlinks=True)
     path = folder / "results" / "my" / "embeddings.json"
-    report = json.loads(path.read_text())
-    report["chunks"][0] |= {
-        "device": "NVIDIA H200",
-        "attention": "flash_attention_2",
-        "attention_kernel": "varlen_attn",
-        "precisions": ["float16"],
-    }
-    path.write_text(json.dumps(report))
+    report = read_record(path, SampleReport)
+    other = replace(
+        report.chunks[0],
+        device="NVIDIA H200",
+        attention="flash_attention_2",
+        attention_kernel="varlen_attn",
+        precisions=("float16",),
+    )
+    write_record(path, replace(report, chunks=(other, *report.chunks[1:])))
     result = snakemake(folder, config=CONFIG)
     assert result.code == 0, result.text
     assert result.jobs["embed_esm2"] == 0

@@ -73,11 +73,12 @@ def _beside(path: Path) -> str:
             if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and _is_left_over(entry, prefix):
                 remove(entry)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     return f"{prefix}{_host()}.{os.getpid()}."
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The sentence for a place that cannot be written to."""
     reason = error.strerror or str(error)
     return UserError(f"cannot write {path}: {reason}; free space there or choose another place for the results")
 
@@ -97,7 +98,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -112,7 +113,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         remove(temporary)
         if error.errno in _DISK_FULL:
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error) from None
         raise
     except BaseException:
         remove(temporary)
@@ -134,7 +135,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     aside = temporary.with_name(temporary.name.removesuffix(".tmp") + ".old.tmp")
     try:
         yield temporary
@@ -150,7 +151,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             aside.rename(path)
         remove(temporary)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error) from None
         raise
 
 
@@ -166,7 +167,7 @@ def scratch_directory(path: Path) -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     try:
         yield folder
     finally:

@@ -93,7 +93,7 @@ def parse_record(text: str, kind: type[R], path: Path) -> R:
 
 
 def checked_entries(text: str, form: str, path: Path) -> dict[str, Any]:
-    """A record's entries without its format and checksum, untyped: for readers that use a few of them.
+    """A record's entries without format and checksum, neither typed nor bounded: for readers that use a few of them.
 
     Raises:
         RecordError: not JSON, of another format, or damaged.

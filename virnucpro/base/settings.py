@@ -11,6 +11,10 @@ POOLINGS = ("mean", "per_residue")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16", "fp8")
 LONG_POLICIES = ("window", "truncate", "full")
 KERNELS = ("auto", "eager")
+EMPTY_RECORDS = ("error", "skip")
+DUPLICATE_IDS = ("error", "skip", "number", "header")
+EMPTY_SAMPLES = ("error", "skip")
+SUSPICIOUS = ("refuse", "accept")
 
 LONGEST = 1022
 """Residues that fit into the 1024 tokens that ESM-2 was trained on, beside BOS and EOS."""
@@ -62,6 +66,34 @@ class EmbeddingSettings:
             )
         if self.token_budget is not None and self.token_budget < 1:
             raise UserError(f"token budget {self.token_budget}: give at least 1")
+
+
+@dataclass(frozen=True)
+class InputPolicies:
+    """What is done about records and samples that can't simply be embedded.
+
+    Attributes:
+        empty_records: a record without residues (nothing, ``*`` or gaps alone): "error", or "skip" it and list it.
+        duplicate_ids: an id that an earlier record of the sample has: "error"; "skip" the repeat and list it; "number"
+            repeats as ``id_2``, ``id_3``; or take every record's whole "header" as its id.
+        empty_samples: a file without records, or a sample of which none is left: "error", or "skip" it, which gives
+            tables without rows.
+        suspicious: what is surely no protein (nucleotides, alignments, messages): "refuse", or "accept" it as proteins.
+
+    Raises:
+        UserError: a value is not one of those allowed.
+    """
+
+    empty_records: str = "error"
+    duplicate_ids: str = "error"
+    empty_samples: str = "error"
+    suspicious: str = "refuse"
+
+    def __post_init__(self) -> None:
+        _one_of("empty_records", self.empty_records, EMPTY_RECORDS)
+        _one_of("duplicate_ids", self.duplicate_ids, DUPLICATE_IDS)
+        _one_of("empty_samples", self.empty_samples, EMPTY_SAMPLES)
+        _one_of("suspicious", self.suspicious, SUSPICIOUS)
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from virnucpro.base.digest import FileProof
 from virnucpro.base.records import read_record
+from virnucpro.base.settings import InputPolicies
 
 SPLIT_RECORD = "split.json"
 """Its name in the folder of chunks."""
@@ -37,7 +38,7 @@ class ChunkManifest:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """What decides how a sample is cut, besides its records."""
+    """What decides which of a sample's records are taken and how they are cut."""
 
     chunk_residues: int
     multiple_of: int
@@ -45,6 +46,7 @@ class SplitSettings:
     policy: str
     longest: int
     overlap: int
+    policies: InputPolicies = field(default_factory=InputPolicies)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class SplitRecord:
         inputs: the sha256 of each FASTA file, in the order in which they were read.
         settings: how it was cut.
         counts: records, unique (different sequences), residues, unique_residues, longest, replaced (residues that
-            became X), replaced_records, chunks.
+            became X), replaced_records, chunks, skipped (records that came in and were not taken), gapped and unknown
+            (records that hold gaps, or more than half X).
         index: proves the sample's index, which lies beside the folder of chunks.
         chunks: the digest of each chunk, in order.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 MEAN_RESIDUES = 20_000_000
 """About ten minutes of the 3B model on a data-centre GPU; loading the model costs a job some seconds."""
@@ -11,11 +12,29 @@ PER_RESIDUE_BYTES = 2_000_000_000
 """A chunk file with every residue's vector is held in memory by the job that writes it."""
 
 
-def default_chunk_residues(embed_dim: int, layers: int, pooling: Collection[str]) -> int:
-    """Residues in a chunk for a model of width ``embed_dim`` of which so many layers are kept."""
-    if "per_residue" not in pooling:
-        return MEAN_RESIDUES
-    return max(1, min(MEAN_RESIDUES, PER_RESIDUE_BYTES // (4 * embed_dim * layers)))
+AUTO_MULTIPLE = 8
+"""Chunks of automatic size come in multiples of this, so that 2, 4 or 8 equal GPUs end together."""
+
+
+class ChunkSize(NamedTuple):
+    """Residues that a chunk holds, about, and what the number of chunks is to be a multiple of."""
+
+    residues: int
+    multiple_of: int
+
+
+def chunk_size(wanted: int | str, *, embed_dim: int, layers: int, pooling: Collection[str]) -> ChunkSize:
+    """The size of chunks for a model of width ``embed_dim`` of which so many layers are kept.
+
+    Args:
+        wanted: residues, or "auto".
+    """
+    if wanted != "auto":
+        return ChunkSize(int(wanted), 1)
+    residues = MEAN_RESIDUES
+    if "per_residue" in pooling:
+        residues = max(1, min(MEAN_RESIDUES, PER_RESIDUE_BYTES // (4 * embed_dim * layers)))
+    return ChunkSize(residues, AUTO_MULTIPLE)
 
 
 def chunk_count(residues: int, proteins: int, chunk_residues: int, multiple_of: int = 1) -> int:

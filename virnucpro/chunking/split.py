@@ -2,15 +2,13 @@
 
 The files are read twice: once for digests and lengths (40 bytes a record are kept, in arrays), once to
 write. So memory does not grow with the residues, and hardly with the records.
-
-Cut a list of proteins into contiguous chunks of equal cost.
 """
 
 from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.atomic import atomic_directory, atomic_path
-from virnucpro.base.digest import FileProof, digest_of_digests, file_sha256, residue_digest
+from virnucpro.base.digest import FileProof, digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
+from virnucpro.base.settings import InputPolicies
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name
 from virnucpro.chunking.size import chunk_count
-from virnucpro.sequences.fasta import FastaRecord, read_fasta
-from virnucpro.sequences.repeats import SeenIds, first_of
+from virnucpro.sequences.fasta import FastaRecord
+from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, skipped_table
+from virnucpro.sequences.repeats import first_of
 from virnucpro.storage.index import BATCH_ROWS, IndexRows, IndexWriter
 
 
@@ -35,7 +35,9 @@ from virnucpro.storage.index import BATCH_ROWS, IndexRows, IndexWriter
 class SplitCounts:
     """What went into a sample's chunks.
 
-    ``unique`` counts different sequences; ``replaced`` residues became ``X`` in ``replaced_records`` records.
+    ``unique`` counts different sequences; ``replaced`` residues became ``X`` in ``replaced_records`` records;
+    ``skipped`` records came in besides and are listed in the table; ``gapped`` records hold gaps, ``unknown`` ones are
+    mostly ``X``.
     """
 
     records: int
@@ -46,15 +48,20 @@ class SplitCounts:
     replaced: int
     replaced_records: int
     chunks: int
+    skipped: int = 0
+    gapped: int = 0
+    unknown: int = 0
 
 
 @dataclass(frozen=True)
 class _Digested:
-    """The first reading: one entry a record."""
+    """The first reading: one entry a record that is taken."""
 
     digests: NDArray[np.uint8]  # (n, 16) of the residues
     lengths: NDArray[np.int32]
     replaced: NDArray[np.int32]
+    is_gapped: NDArray[np.bool_]
+    is_unknown: NDArray[np.bool_]  # more than half of the residues are X
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ def split_proteins(
     inputs: Sequence[Path],
     index: Path,
     chunks: Path,
+    skipped: Path | None = None,
     *,
     chunk_residues: int,
     embed_dim: int = 2560,
@@ -78,30 +86,33 @@ def split_proteins(
     policy: str = "window",
     longest: int = 1022,
     overlap: int = 511,
+    policies: InputPolicies | None = None,
     logger: logging.Logger | None = None,
 ) -> SplitCounts:
-    """Write a sample's index and its folder of chunks (``chunk_00000.fasta`` and ``.json`` each).
+    """Write a sample's index, its folder of chunks (``chunk_00000.fasta`` and ``.json`` each), and what was skipped.
 
-    Equal input gives equal chunks, byte for byte. Both outputs appear when all of it was read and is right.
+    Equal input gives equal chunks, byte for byte. The outputs appear when all of it was read and is right. A sample
+    without proteins (see ``policies``) has an index without rows and no chunks.
 
     Args:
         inputs: protein FASTA files, in the order their records shall have.
         index: the Parquet file to write (see :mod:`virnucpro.storage.index`).
         chunks: the folder to write; an older one is replaced.
+        skipped: the table of skipped records to write; by default :data:`SKIPPED_TABLE` beside ``chunks``.
         chunk_residues: residues in a chunk, about.
         embed_dim: the model's width, for the quadratic part of the cost.
         multiple_of: round the number of chunks up to a multiple of this (see :func:`chunk_count`).
         policy, longest, overlap: how long proteins will be run (see :func:`protein_costs`).
+        policies: what is done about empty records, repeated ids and the like; by default they are errors.
 
     Raises:
-        UserError: a file that cannot be read or is not FASTA, an id that occurs twice, an empty record.
+        UserError: a file that cannot be read or is not FASTA, or what the policies refuse.
     """
-    if not inputs:
-        raise UserError("no FASTA file was given for this sample; name at least one")
     if chunk_residues < 1:
         raise UserError(f"chunk_residues is {chunk_residues}; give a number of residues over 0")
-    before = _stamps(inputs)
-    seen = _digest_records(inputs)
+    policies = policies or InputPolicies()
+    intake = Intake(inputs, PROTEINS, policies)
+    seen = _digest_records(intake)
     costs = protein_costs(seen.lengths, embed_dim=embed_dim, policy=policy, longest=longest, overlap=overlap)
     plan = _plan(seen, costs, chunk_residues, multiple_of)
     is_new = plan.first == np.arange(len(plan.first))
@@ -110,62 +121,70 @@ def split_proteins(
         unique=int(is_new.sum()),
         residues=int(seen.lengths.sum(dtype=np.int64)),
         unique_residues=int(seen.lengths[is_new].sum(dtype=np.int64)),
-        longest=int(seen.lengths.max()),
+        longest=int(seen.lengths.max(initial=0)),
         replaced=int(seen.replaced.sum(dtype=np.int64)),
         replaced_records=int((seen.replaced > 0).sum()),
         chunks=len(plan.manifests),
+        skipped=intake.skipped,
+        gapped=int(seen.is_gapped.sum()),
+        unknown=int(seen.is_unknown.sum()),
     )
-    settings = SplitSettings(chunk_residues, multiple_of, embed_dim, policy, longest, overlap)
-    with atomic_path(index) as index_file, atomic_directory(chunks) as folder:
-        _write(inputs, index_file, folder, seen, plan, counts)
-        digests = tuple(file_sha256(path) for path in inputs)
-        if _stamps(inputs) != before:
-            raise _changed(inputs)
+    skipped = skipped or Path(chunks).with_name(SKIPPED_TABLE)
+    settings = SplitSettings(chunk_residues, multiple_of, embed_dim, policy, longest, overlap, policies)
+    with (
+        atomic_path(index) as index_file,
+        skipped_table(skipped) as skip,
+        atomic_directory(chunks) as folder,
+    ):
+        _write(intake.second_reading(skip), intake.changed, index_file, folder, seen, plan)
         chunk_digests = tuple(manifest.digest for manifest in plan.manifests)
-        record = SplitRecord(digests, settings, asdict(counts), FileProof.of(index_file), chunk_digests)
-        write_record(folder / SPLIT_RECORD, record)
-    log = logger or logging.getLogger(__name__)
+        digests = tuple(intake.digests)
+        write_record(
+            folder / SPLIT_RECORD,
+            SplitRecord(digests, settings, asdict(counts), FileProof.of(index_file), chunk_digests),
+        )
+    _log(counts, skipped, logger or logging.getLogger(__name__))
+    return counts
+
+
+def _log(counts: SplitCounts, skipped: Path, log: logging.Logger) -> None:
     log.info(
         "%d records of %d residues: %d different sequences in %d chunks, the longest of %d residues",
         *(counts.records, counts.residues, counts.unique, counts.chunks, counts.longest),
     )
+    if not counts.records:
+        log.warning("no protein in this sample: its tables will have no rows")
+    if counts.skipped:
+        log.warning("%d records were skipped: %s lists them", counts.skipped, skipped)
     if counts.replaced:
         log.warning(
             "%d residues (inner '*' or 'J') in %d records have no token and became X",
             *(counts.replaced, counts.replaced_records),
         )
-    return counts
+    if counts.gapped:
+        log.warning("%d records hold gaps ('-' or '.'), which are embedded as such", counts.gapped)
+    if counts.unknown:
+        log.warning("%d records are mostly X (unknown residues): their embeddings say little", counts.unknown)
 
 
-def _stamps(inputs: Sequence[Path]) -> list[tuple[int, int, int, int]]:
-    """Which file each is, its size and times of change; a missing one is reported when it is opened."""
-    stats = [Path(path).stat() for path in inputs if Path(path).exists()]
-    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
-
-
-def _changed(inputs: Sequence[Path]) -> UserError:
-    names = ", ".join(map(str, inputs))
-    return UserError(f"{names}: changed while being read; run the same command again when no one writes to it")
-
-
-def _records(inputs: Sequence[Path]) -> Iterator[FastaRecord]:
-    for path in inputs:
-        yield from read_fasta(path)
-
-
-def _digest_records(inputs: Sequence[Path]) -> _Digested:
-    digests, ids = bytearray(), SeenIds()
+def _digest_records(intake: Intake) -> _Digested:
+    digests = bytearray()
     lengths, replaced = array("i"), array("i")
-    for record in _records(inputs):
-        digests += residue_digest(record.sequence)
-        ids.add(record.id)
-        lengths.append(len(record.sequence))
+    is_gapped, is_unknown = bytearray(), bytearray()
+    for record in intake.first_reading():
+        sequence = record.sequence
+        digests += residue_digest(sequence)
+        lengths.append(len(sequence))
         replaced.append(record.replaced)
-    ids.refuse_repeats(inputs)
+        is_gapped.append(b"-" in sequence or b"." in sequence)
+        is_unknown.append(2 * sequence.count(b"X") > len(sequence))
+    taken = intake.is_taken
     return _Digested(
-        np.frombuffer(digests, np.uint8).reshape(-1, 16),
-        np.frombuffer(lengths, np.int32),
-        np.frombuffer(replaced, np.int32),
+        np.frombuffer(digests, np.uint8).reshape(-1, 16)[taken],
+        np.frombuffer(lengths, np.int32)[taken],
+        np.frombuffer(replaced, np.int32)[taken],
+        np.frombuffer(is_gapped, bool)[taken],
+        np.frombuffer(is_unknown, bool)[taken],
     )
 
 
@@ -176,7 +195,7 @@ def _plan(seen: _Digested, costs: NDArray[np.float64], chunk_residues: int, mult
     count = chunk_count(int(lengths.sum()), len(unique), chunk_residues, multiple_of)
     chunk_of = assign_chunks(costs[unique], count)
     starts = np.flatnonzero(np.diff(chunk_of, prepend=-1))
-    ends = np.append(starts[1:], len(unique))
+    ends = np.append(starts, len(unique))[1:]
     row_of = (np.arange(len(unique)) - starts[chunk_of]).astype(np.int32)
     manifests = []
     for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
@@ -215,25 +234,25 @@ class _ChunkFolder:
 
 
 def _write(
-    inputs: Sequence[Path],
+    records: Iterator[FastaRecord],
+    changed: Callable[[], UserError],
     index: Path,
     folder: Path,
     seen: _Digested,
     plan: _Plan,
-    counts: SplitCounts,
 ) -> None:
     """The second reading: the index, and the folder of chunks."""
-    records = _records(inputs)
+    count = len(plan.first)
     with closing(IndexWriter(index)) as writer, closing(_ChunkFolder(folder)) as out:
-        for start in range(0, counts.records, BATCH_ROWS):
-            rows = slice(start, min(start + BATCH_ROWS, counts.records))
+        for start in range(0, count, BATCH_ROWS):
+            rows = slice(start, min(start + BATCH_ROWS, count))
             ids = []
             is_new = (plan.first[rows] == np.arange(rows.start, rows.stop)).tolist()
             lengths = seen.lengths[rows].tolist()
             for length, new, chunk in zip(lengths, is_new, plan.chunk[rows].tolist(), strict=True):
                 record = next(records, None)
                 if record is None or len(record.sequence) != length:
-                    raise _changed(inputs)
+                    raise changed()
                 ids.append(record.id)
                 if new:
                     out.add(chunk, record)
@@ -248,7 +267,7 @@ def _write(
                 )
             )
     if next(records, None) is not None:
-        raise _changed(inputs)
+        raise changed()
     for manifest in plan.manifests:
         write_record(folder / f"{manifest.chunk}.json", manifest)
 

@@ -20,7 +20,7 @@ from virnucpro.engine.devices import ShareTask, balanced_shares, embed_on_device
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.chunk_file import write_chunk_file
-from virnucpro.storage.chunk_metadata import ChunkMetadata, RunStatistics
+from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, RunStatistics
 from virnucpro.storage.identity import embedding_identity
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
@@ -84,9 +84,8 @@ def embed_chunk(
         ]
         rows = _shares(proteins, manifest, settings, len(names))
         embeddings = embed_on_devices(tasks, rows, output, logger)
-    metadata = ChunkMetadata(
-        chunk.chunk, chunk.digest, manifest.source_sha256, manifest.layers, identity, embeddings.run
-    )
+    source = ChunkSource(chunk.chunk, chunk.digest, manifest.source_sha256, manifest.layers, manifest.demo)
+    metadata = ChunkMetadata(source, identity, embeddings.run)
     write_chunk_file(output, {"digests": digests, **embeddings.tensors}, metadata.to_entries())
     done = embeddings.run.statistics
     logger.info("done: %d tokens in %.1f s, %.0f tokens/s", done.tokens, done.seconds, done.tokens_per_second)

@@ -9,17 +9,17 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from virnucpro.report.map import draw_rows, principal_components, umap_coordinates, umap_is_installed
-from virnucpro.report.read import SampleReport, read_report
+from virnucpro.report.read import Sample, read_sample
 from virnucpro.report.run_plots import plot_duplicates, plot_packing, plot_provenance, plot_throughput
 from virnucpro.report.sample_plots import lengths_of, plot_lengths, plot_map, plot_treatments
-from virnucpro.report.style import write
+from virnucpro.report.style import empty_figure, short, write
 
 MOST_POINTS = 20_000
 """Proteins on a map: with 2560 numbers each they take 200 MB, and more could not be told apart anyway."""
 
 FEWEST_FOR_UMAP = 10
 
-RUN_PLOTS: dict[str, Callable[[Sequence[SampleReport]], Figure]] = {
+RUN_PLOTS: dict[str, Callable[[Sequence[Sample]], Figure]] = {
     "throughput": plot_throughput,
     "provenance": plot_provenance,
     "packing": plot_packing,
@@ -38,9 +38,10 @@ def plot_run(reports: Sequence[Path], outputs: Mapping[str, Sequence[Path]]) -> 
     Raises:
         UserError: a report is missing or damaged, or an output cannot be written.
     """
-    samples = [read_report(path) for path in reports]
+    samples = [read_sample(path) for path in reports]
+    is_empty = not any(sample.chunks for sample in samples)
     for name, paths in outputs.items():
-        write(RUN_PLOTS[name](samples), paths)
+        write(empty_figure(f"The run: {name}") if is_empty else RUN_PLOTS[name](samples), paths)
 
 
 def plot_sample(
@@ -62,10 +63,14 @@ def plot_sample(
     Raises:
         UserError: an input is missing or damaged, or an output cannot be written.
     """
-    sample = read_report(report)
+    sample = read_sample(report)
+    if not sample.chunks:
+        for name, paths in outputs.items():
+            write(empty_figure(f"{short(sample.name)}: {name}"), paths)
+        return
     write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
     write(plot_treatments(sample), outputs["sequences"])
-    rows = draw_rows(tensors, sample.layers[-1], most_points)
+    rows = draw_rows(tensors, sample.provenance.layers[-1], most_points)
     components = principal_components(rows.vectors)
     umap = None
     if umap_is_installed() and len(rows.vectors) >= FEWEST_FOR_UMAP:

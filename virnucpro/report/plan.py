@@ -12,7 +12,7 @@ from virnucpro.base.text import duration, number
 from virnucpro.chunking.cost import SPECIAL_TOKENS
 from virnucpro.chunking.size import chunk_count
 from virnucpro.config import RunConfig
-from virnucpro.sequences.fasta import Amount, estimate
+from virnucpro.sequences.amount import Amount, estimate
 from virnucpro.storage.chunk_file import read_chunk_file
 
 H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 95_600}
@@ -85,30 +85,32 @@ def _not_split(run: RunConfig, name: str, files: Sequence[Path]) -> Planned:
     """A sample of which the input files alone are known."""
     translated = _translated(run, name)
     contigs = run.input == "nucleotide" and not translated.exists()
-    amount = _amount([translated] if run.input == "nucleotide" and not contigs else files)
+    amount = _amount(run, [translated] if run.input == "nucleotide" and not contigs else files)
     if amount is None:
         return Planned(f"Sample {name}: its files cannot be read.", 0, 0, False)
     about = "" if amount.exact else "about "
     if contigs:
         size = f"{about}{number(amount.records, 'contig')}, {number(amount.letters, 'base')}"
         return Planned(f"Sample {name}: {size}; proteins are known once they are translated.", 0, 0, False)
-    chunks = chunk_count(amount.letters, amount.records, run.chunk_residues)
+    if not amount.records:
+        return Planned(f"Sample {name}: no protein in it.", 0, 0, True)
+    chunks = chunk_count(amount.unique_letters, amount.unique, run.chunk_residues, run.chunks_multiple_of)
     line = (
         f"Sample {name}: {about}{number(amount.records, 'protein')}, {number(amount.letters, 'residue')}; "
         f"not split yet, about {number(chunks, 'chunk')}."
     )
-    return Planned(line, amount.letters + SPECIAL_TOKENS * amount.records, chunks, False)
+    return Planned(line, amount.unique_letters + SPECIAL_TOKENS * amount.unique, chunks, False)
 
 
 def _translated(run: RunConfig, name: str) -> Path:
     return run.results / name / "translated.faa"
 
 
-def _amount(files: Sequence[Path]) -> Amount | None:
+def _amount(run: RunConfig, files: Sequence[Path]) -> Amount | None:
     """What is in the files; None when one cannot be read, which the split will say better."""
     try:
-        return sum((estimate(path) for path in files), Amount(0, 0, exact=True))
-    except (OSError, EOFError):
+        return estimate(files, skip_repeated_ids=run.policies.duplicate_ids == "skip")
+    except (UserError, OSError):
         return None
 
 

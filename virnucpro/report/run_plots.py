@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from virnucpro.base.text import number
-from virnucpro.report.read import ChunkRun, SampleReport
+from virnucpro.report.read import Sample
 from virnucpro.report.sample_plots import MANY_POINTS
 from virnucpro.report.style import COLOURS, LARGE, horizontal_bars, house_style, label_bars, looks, new_figure
 from virnucpro.report.summary import attention_of, chunks_by, precisions_of, work_of
+from virnucpro.storage.report_record import ChunkRun
 
 MOST_SAMPLES = 25
 """Samples that a bar chart has room for; of more, those with the most tokens are shown."""
@@ -26,7 +27,7 @@ def where_it_ran(chunk: ChunkRun) -> str:
     return f"{chunk.device}, {attention_of(chunk)}"
 
 
-def plot_throughput(samples: Sequence[SampleReport]) -> Figure:
+def plot_throughput(samples: Sequence[Sample]) -> Figure:
     """Tokens per second of each chunk, and of all chunks of each kind of device and attention together."""
     with house_style():
         kinds = list(chunks_by(samples, where_it_ran))
@@ -36,7 +37,7 @@ def plot_throughput(samples: Sequence[SampleReport]) -> Figure:
             places = [place for place, run in enumerate(runs, start=1) if where_it_ran(run) == kind]
             each.scatter(
                 places,
-                [runs[place - 1].tokens_per_second for place in places],
+                [runs[place - 1].statistics.tokens_per_second for place in places],
                 s=28 if len(runs) < 300 else 9,
                 color=colour,
                 marker=marker,
@@ -46,7 +47,7 @@ def plot_throughput(samples: Sequence[SampleReport]) -> Figure:
         each.set(xlabel="chunk (in the order of samples)", ylabel="tokens/s", title="Throughput of each chunk")
         each.xaxis.set_major_locator(MaxNLocator(integer=True))
         each.yaxis.set_major_formatter(LARGE)
-        each.set_ylim(0, 1.08 * max([run.tokens_per_second for run in runs] + [1e-9]))
+        each.set_ylim(0, 1.08 * max([run.statistics.tokens_per_second for run in runs] + [1e-9]))
         each.set_xlim(0.5 - 0.02 * len(runs), len(runs) + 0.5 + 0.02 * len(runs))
         each.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), borderaxespad=0.0)
         works = {kind: work_of(run for run in runs if where_it_ran(run) == kind) for kind in kinds}
@@ -67,7 +68,7 @@ def _folded(names: Sequence[str]) -> list[str]:
     return [name.replace(", ", ",\n", 1) if ", " in name else name.replace(" (", "\n(") for name in names]
 
 
-def plot_provenance(samples: Sequence[SampleReport]) -> Figure:
+def plot_provenance(samples: Sequence[Sample]) -> Figure:
     """On which devices, with which attention and in which number formats the run was computed."""
     with house_style():
         groups = [
@@ -84,7 +85,7 @@ def plot_provenance(samples: Sequence[SampleReport]) -> Figure:
         return figure
 
 
-def _alike(samples: Sequence[SampleReport]) -> str:
+def _alike(samples: Sequence[Sample]) -> str:
     kinds = len({chunk.attention for sample in samples for chunk in sample.chunks})
     return "All jobs used one kind of attention" if kinds == 1 else f"Jobs used {kinds} kinds of attention"
 
@@ -98,7 +99,7 @@ def _count_bars(axes: Axes, counts: dict[str, int]) -> None:
     axes.xaxis.set_major_formatter(LARGE)
 
 
-def plot_packing(samples: Sequence[SampleReport]) -> Figure:
+def plot_packing(samples: Sequence[Sample]) -> Figure:
     """For each sample the tokens that were computed and the padding that packing saved."""
     with house_style():
         shown = _largest(samples)
@@ -114,7 +115,7 @@ def plot_packing(samples: Sequence[SampleReport]) -> Figure:
         return figure
 
 
-def plot_duplicates(samples: Sequence[SampleReport]) -> Figure:
+def plot_duplicates(samples: Sequence[Sample]) -> Figure:
     """For each sample the proteins that were embedded and those that took the embedding of an equal one."""
     with house_style():
         shown = _largest(samples)
@@ -132,7 +133,7 @@ Part = tuple[str, Sequence[float]]
 """What a colour stands for, and its size in each bar."""
 
 
-def _parts(samples: Sequence[SampleReport], left: Part, right: Part, labels: Sequence[str]) -> tuple[Figure, Axes]:
+def _parts(samples: Sequence[Sample], left: Part, right: Part, labels: Sequence[str]) -> tuple[Figure, Axes]:
     """A bar for each sample, of two parts."""
     figure, (axes,) = new_figure(height=2.6 + BAR * len(samples))
     names = [sample.name for sample in samples]
@@ -145,11 +146,11 @@ def _parts(samples: Sequence[SampleReport], left: Part, right: Part, labels: Seq
     return figure, axes
 
 
-def _largest(samples: Sequence[SampleReport]) -> list[SampleReport]:
+def _largest(samples: Sequence[Sample]) -> list[Sample]:
     """The samples with the most tokens, in the run's order."""
     ranked = sorted(samples, key=lambda sample: -work_of(sample.chunks).tokens)[:MOST_SAMPLES]
     return [sample for sample in samples if sample in ranked]
 
 
-def _of(title: str, samples: Sequence[SampleReport]) -> str:
+def _of(title: str, samples: Sequence[Sample]) -> str:
     return title if len(samples) <= MOST_SAMPLES else f"{title} ({MOST_SAMPLES} largest of {len(samples)} samples)"

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from virnucpro.report.map import Components
-from virnucpro.report.read import SampleReport
+from virnucpro.report.read import Sample
 from virnucpro.report.style import COLOURS, LARGE, QUIET, horizontal_bars, house_style, label_bars, new_figure, short
 from virnucpro.storage.index import read_index
 
@@ -61,7 +61,7 @@ def histogram(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> NDArray[
     return np.bincount(bins[inside], counts[inside], minlength=len(edges) - 1).astype(np.int64)
 
 
-def treatments(sample: SampleReport) -> dict[str, int]:
+def treatments(sample: Sample) -> dict[str, int]:
     """Proteins (records) by what was done to them; one protein can be in several."""
     counts = sample.counts
     return {
@@ -84,7 +84,7 @@ LONG_POLICIES = {
 }
 
 
-def plot_lengths(sample: SampleReport, lengths: Lengths) -> Figure:
+def plot_lengths(sample: Sample, lengths: Lengths) -> Figure:
     """Histogram of the proteins' lengths; those that repeat a sequence are the lighter part."""
     with house_style():
         figure, (axes,) = new_figure(height=4.5)
@@ -101,8 +101,14 @@ def plot_lengths(sample: SampleReport, lengths: Lengths) -> Figure:
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(LARGE)
-        if len(lengths.all) - 1 > sample.longest:
-            axes.axvline(sample.longest + 0.5, color=QUIET, linestyle="--", linewidth=1.5, label=_limit(sample))
+        if len(lengths.all) - 1 > sample.provenance.long_proteins.longest:
+            axes.axvline(
+                sample.provenance.long_proteins.longest + 0.5,
+                color=QUIET,
+                linestyle="--",
+                linewidth=1.5,
+                label=_limit(sample),
+            )
         axes.set(
             xlabel="length (residues, logarithmic)", ylabel="proteins", title=f"{short(sample.name)}: protein lengths"
         )
@@ -113,11 +119,13 @@ def plot_lengths(sample: SampleReport, lengths: Lengths) -> Figure:
         return figure
 
 
-def _limit(sample: SampleReport) -> str:
-    return f"{sample.longest:,} residues; {LONG_POLICIES[sample.long_policy]}"
+def _limit(sample: Sample) -> str:
+    return (
+        f"{sample.provenance.long_proteins.longest:,} residues; {LONG_POLICIES[sample.provenance.long_proteins.policy]}"
+    )
 
 
-def plot_treatments(sample: SampleReport) -> Figure:
+def plot_treatments(sample: Sample) -> Figure:
     """What share of the proteins was deduplicated, cleaned, windowed, truncated or computed again."""
     with house_style():
         figure, (axes,) = new_figure(height=3.6)
@@ -141,7 +149,7 @@ def _share(percent: float) -> str:
 
 
 def plot_map(
-    sample: SampleReport,
+    sample: Sample,
     components: Components,
     lengths: NDArray[np.integer],
     *,
@@ -160,11 +168,13 @@ def plot_map(
         norm = LogNorm(max(1, int(lengths.min())), max(2, int(lengths.max()), int(lengths.min()) + 1))
         n = len(lengths)
         part = f"{n:,} of {shown_of:,} different proteins" if n < shown_of else f"{n:,} different proteins"
-        warning = "\nrandom weights: no biological meaning" if sample.warning else ""
+        warning = "\nrandom weights: no biological meaning" if sample.provenance.warning else ""
         named = [f"component {i} ({100 * share:.1f} % of variance)" for i, share in enumerate(components.explained, 1)]
         _points(panels[0], components.coordinates, lengths, norm)
         panels[0].set(xlabel=f"principal {named[0]}", ylabel=f"principal {named[1]}")
-        panels[0].set_title(f"{short(sample.name)}: embeddings of layer {sample.layers[-1]}\n{part}{warning}")
+        panels[0].set_title(
+            f"{short(sample.name)}: embeddings of layer {sample.provenance.layers[-1]}\n{part}{warning}"
+        )
         if umap is not None:
             _points(panels[1], umap, lengths, norm)
             panels[1].set(xlabel="UMAP 1", ylabel="UMAP 2", title="The same proteins by UMAP")

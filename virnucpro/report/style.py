@@ -80,6 +80,16 @@ def new_figure(
     return figure, [part.subplots() for part in parts[:, 0]]
 
 
+def empty_figure(title: str) -> Figure:
+    """In place of a plot of nothing."""
+    with house_style():
+        figure, (axes,) = new_figure(height=2.4)
+        axes.set_axis_off()
+        axes.set_title(title)
+        axes.text(0, 0.5, "no protein", color=QUIET, transform=axes.transAxes, va="center")
+        return figure
+
+
 def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """A colour and a marker for each name."""
     return dict(zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))

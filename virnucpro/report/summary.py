@@ -17,7 +17,8 @@ from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import duration, listed, number
 from virnucpro.report.page import summary_page
-from virnucpro.report.read import ChunkRun, SampleReport, read_report
+from virnucpro.report.read import Sample, read_sample
+from virnucpro.storage.report_record import ChunkRun
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Work:
 
 def work_of(chunks: Iterable[ChunkRun]) -> Work:
     """Add up chunks; the share of padding avoided is that of all their tokens together."""
-    runs = list(chunks)
+    runs = [chunk.statistics for chunk in chunks]
     tokens = sum(run.tokens for run in runs)
     # A share s of padding means tokens / (1 - s) places in padded batches, and places add up where shares do not.
     padded = sum(run.tokens / (1 - run.padding_avoided) for run in runs if run.padding_avoided < 1)
@@ -55,34 +56,37 @@ def work_of(chunks: Iterable[ChunkRun]) -> Work:
     )
 
 
-def count_of(samples: Iterable[SampleReport], name: str) -> int:
+def count_of(samples: Iterable[Sample], name: str) -> int:
     """One of the counts over all samples; 0 where a sample does not have it."""
     return sum(sample.counts.get(name, 0) for sample in samples)
 
 
-def chunks_by(samples: Iterable[SampleReport], key: Callable[[ChunkRun], str]) -> Counter[str]:
+def chunks_by(samples: Iterable[Sample], key: Callable[[ChunkRun], str]) -> Counter[str]:
     """Chunks by something that they have, the most frequent first."""
     counted = Counter(key(chunk) for sample in samples for chunk in sample.chunks)
     return Counter(dict(counted.most_common()))
 
 
-def precisions_of(samples: Iterable[SampleReport]) -> Counter[str]:
+def precisions_of(samples: Iterable[Sample]) -> Counter[str]:
     """Unique proteins by the number format in which they were embedded, the most frequent first."""
     counted: Counter[str] = Counter()
     for sample in samples:
-        counted.update(sample.precisions)
+        counted.update(sample.provenance.precisions)
     return Counter(dict(counted.most_common()))
 
 
 def attention_of(chunk: ChunkRun) -> str:
     """The kind of attention with the kernel that ran, as ``flash_attention_2 (varlen_attn)``."""
-    return f"{chunk.attention} ({chunk.kernel})"
+    return f"{chunk.attention} ({chunk.attention_kernel})"
 
 
-def notes(samples: Sequence[SampleReport]) -> list[str]:
+def notes(samples: Sequence[Sample]) -> list[str]:
     """What a reader must know before using the numbers: a random model, jobs that were not run alike."""
     found: list[str] = []
-    found += dict.fromkeys(sample.warning for sample in samples if sample.warning)
+    found += [
+        f"sample {sample.name} has no protein: its tables have no rows" for sample in samples if not sample.chunks
+    ]
+    found += dict.fromkeys(sample.provenance.warning for sample in samples if sample.provenance.warning)
     attentions = chunks_by(samples, lambda chunk: f"{chunk.attention} on {chunk.device}")
     if len({chunk.attention for sample in samples for chunk in sample.chunks}) > 1:
         found.append(
@@ -94,7 +98,7 @@ def notes(samples: Sequence[SampleReport]) -> list[str]:
     formats = Counter("+".join(chunk.precisions[:1]) for sample in samples for chunk in sample.chunks)
     if len(formats) > 1:
         found.append(f"jobs used more than one number format: {listed(formats, 'chunk')}")
-    models = {(sample.model, sample.weights_sha256) for sample in samples}
+    models = {(sample.provenance.model, sample.provenance.weights_sha256) for sample in samples}
     if len(models) > 1:
         found.append(f"samples were embedded with different weights: {', '.join(sorted({name for name, _ in models}))}")
     return found
@@ -133,7 +137,7 @@ def summarise(
     """
     if not reports:
         raise UserError("there is no report to summarise: name at least one sample")
-    samples = [read_report(path) for path in reports]
+    samples = [read_sample(path) for path in reports]
     rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
     closing = closing_text(samples, table)
     _write_table(table, rows)
@@ -155,28 +159,28 @@ def _write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def chunk_row(sample: SampleReport, chunk: ChunkRun) -> dict[str, str]:
+def chunk_row(sample: Sample, chunk: ChunkRun) -> dict[str, str]:
     """One row of the table of chunks."""
     return {
         "sample": sample.name,
         "chunk": chunk.chunk,
         "device": chunk.device,
         "attention": chunk.attention,
-        "attention_kernel": chunk.kernel,
+        "attention_kernel": chunk.attention_kernel,
         "precision": ", ".join(chunk.precisions),
-        "proteins": str(chunk.proteins),
-        "residues": str(chunk.residues),
-        "tokens": str(chunk.tokens),
-        "seconds": f"{chunk.seconds:.3f}",
-        "tokens_per_second": f"{chunk.tokens_per_second:.1f}",
-        "padding_avoided_percent": f"{100 * chunk.padding_avoided:.2f}",
-        "peak_memory_gib": f"{chunk.peak_memory_bytes / GIB:.3f}",
-        "out_of_memory_retries": str(chunk.out_of_memory_retries),
-        "recomputed_proteins": str(chunk.recomputed),
+        "proteins": str(chunk.statistics.proteins),
+        "residues": str(chunk.statistics.residues),
+        "tokens": str(chunk.statistics.tokens),
+        "seconds": f"{chunk.statistics.seconds:.3f}",
+        "tokens_per_second": f"{chunk.statistics.tokens_per_second:.1f}",
+        "padding_avoided_percent": f"{100 * chunk.statistics.padding_avoided:.2f}",
+        "peak_memory_gib": f"{chunk.statistics.peak_memory_bytes / GIB:.3f}",
+        "out_of_memory_retries": str(chunk.statistics.out_of_memory_retries),
+        "recomputed_proteins": str(chunk.statistics.recomputed),
     }
 
 
-def row(samples: Sequence[SampleReport], name: str) -> dict[str, str]:
+def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
     """One row of the table: what was embedded, what was done to it, how fast and with what."""
     work = work_of(chunk for sample in samples for chunk in sample.chunks)
     numbers = {
@@ -185,6 +189,7 @@ def row(samples: Sequence[SampleReport], name: str) -> dict[str, str]:
         "residues": count_of(samples, "residues"),
         "unique_residues": count_of(samples, "unique_residues"),
         "longest_residues": max(sample.counts.get("longest", 0) for sample in samples),
+        "skipped_records": count_of(samples, "skipped"),
         "replaced_residues": count_of(samples, "replaced"),
         "replaced_proteins": count_of(samples, "replaced_records"),
         "windowed_proteins": count_of(samples, "windowed"),
@@ -204,28 +209,30 @@ def row(samples: Sequence[SampleReport], name: str) -> dict[str, str]:
         "attention": ", ".join(chunks_by(samples, attention_of)),
         "device": ", ".join(chunks_by(samples, lambda chunk: chunk.device)),
         "precision": ", ".join(precisions_of(samples)),
-        "model": ", ".join(dict.fromkeys(sample.model for sample in samples)),
-        "weights_sha256": ", ".join(dict.fromkeys(sample.weights_sha256 for sample in samples)),
-        "layers": ", ".join(str(layer) for layer in samples[0].layers),
-        "pooling": ", ".join(samples[0].pooling),
+        "model": ", ".join(dict.fromkeys(sample.provenance.model for sample in samples)),
+        "weights_sha256": ", ".join(dict.fromkeys(sample.provenance.weights_sha256 for sample in samples)),
+        "layers": ", ".join(str(layer) for layer in samples[0].provenance.layers),
+        "pooling": ", ".join(samples[0].provenance.pooling),
         "notes": "; ".join(notes(samples)),
     }
 
 
-def closing_text(samples: Sequence[SampleReport], table: Path) -> str:
+def closing_text(samples: Sequence[Sample], table: Path) -> str:
     """What was embedded, how fast, with what, what was done to it, and where the files are; ends with a line feed."""
-    first = samples[0]
+    settings = samples[0].provenance
     proteins, unique = count_of(samples, "records"), count_of(samples, "unique")
     same = f" ({unique:,} different)" if unique < proteins else ""
-    names = f"{len(samples)} samples" if len(samples) > 1 else f"sample {first.name}"
+    names = f"{len(samples)} samples" if len(samples) > 1 else f"sample {samples[0].name}"
     work = work_of(chunk for sample in samples for chunk in sample.chunks)
     head = (
         f"Embedded {number(proteins, 'protein')}{same} of {names}, {number(count_of(samples, 'residues'), 'residue')}, "
-        f"with {', '.join(dict.fromkeys(sample.model for sample in samples))}."
+        f"with {', '.join(dict.fromkeys(sample.provenance.model for sample in samples))}."
     )
-    layers = f"layer {first.layers[0]}" if len(first.layers) == 1 else f"layers {', '.join(map(str, first.layers))}"
-    shapes = [f"mean over residues ({first.embed_dim} numbers a protein)"] * ("mean" in first.pooling)
-    shapes += [f"{first.embed_dim} numbers a residue"] * ("per_residue" in first.pooling)
+    layers = (
+        f"layer {settings.layers[0]}" if len(settings.layers) == 1 else f"layers {', '.join(map(str, settings.layers))}"
+    )
+    shapes = [f"mean over residues ({settings.embed_dim} numbers a protein)"] * ("mean" in settings.pooling)
+    shapes += [f"{settings.embed_dim} numbers a residue"] * ("per_residue" in settings.pooling)
     precisions = precisions_of(samples)
     lines = [
         ("values", f"{layers}, {' and '.join(shapes)}"),
@@ -242,7 +249,7 @@ def closing_text(samples: Sequence[SampleReport], table: Path) -> str:
     return "\n".join([*wrapped("", head), *(line for name, part in lines for line in wrapped(name, part))]) + "\n"
 
 
-def speed(samples: Sequence[SampleReport]) -> str:
+def speed(samples: Sequence[Sample]) -> str:
     """Rate, tokens and time of the embed jobs."""
     work = work_of(chunk for sample in samples for chunk in sample.chunks)
     return (
@@ -251,16 +258,18 @@ def speed(samples: Sequence[SampleReport]) -> str:
     )
 
 
-def treated(samples: Sequence[SampleReport]) -> list[str]:
+def treated(samples: Sequence[Sample]) -> list[str]:
     """What was done to some of the sequences, a line each; nothing for what did not happen."""
 
     def count(name: str, of: str = "protein") -> str:
         return number(count_of(samples, name), of)
 
-    over = f"over {number(samples[0].longest, 'residue')}"
+    over = f"over {number(samples[0].provenance.long_proteins.longest, 'residue')}"
     saved = count_of(samples, "records") - count_of(samples, "unique")
     retries = work_of(chunk for sample in samples for chunk in sample.chunks).out_of_memory_retries
     said = []
+    if count_of(samples, "skipped"):
+        said.append(f"{count('skipped', 'record')} without residues or with a repeated id: skipped.tsv lists them")
     if saved:
         said.append(f"{number(saved, 'protein')} had the sequence of another one and took its embedding")
     if count_of(samples, "replaced"):

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-from virnucpro.base.errors import UserError
-from virnucpro.sequences.fasta import RawRecord, read_raw
 
 
 def first_of(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -30,41 +25,32 @@ def first_of(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 class SeenIds:
-    """The ids of a sample's records, 16 bytes each, to find one that was used twice."""
+    """The ids of a sample's records, 16 bytes each."""
 
     def __init__(self) -> None:
         self._digests = bytearray()
 
     def add(self, record_id: str) -> None:
-        self._digests += hashlib.blake2b(record_id.encode(), digest_size=16).digest()
+        self._digests += _id_digest(record_id)
 
     def __len__(self) -> int:
         return len(self._digests) // 16
 
-    def refuse_repeats(self, inputs: Sequence[Path]) -> None:
-        """Read the files again to name the first repeat, if there is one.
+    def first(self) -> NDArray[np.int64]:
+        """For each id the number of the first one that is equal, (n,)."""
+        return first_of(np.frombuffer(self._digests, np.uint8).reshape(-1, 16))
 
-        Raises:
-            UserError: two records of these files have the same id.
-        """
-        first = first_of(np.frombuffer(self._digests, np.uint8).reshape(-1, 16))
-        again = np.flatnonzero(first != np.arange(len(first)))
-        if not again.size:
-            return
-        (path_a, record_a), (path_b, record_b) = _records_at(inputs, (int(first[again[0]]), int(again[0])))
-        more = f" ({again.size} records repeat an id in all)" if again.size > 1 else ""
-        raise UserError(
-            f"{path_b}, line {record_b.line}: the id {record_b.id!r} was already used in {path_a}, "
-            f"line {record_a.line}{more}; give every record of a sample its own id"
-        )
+    def sorted(self) -> NDArray[np.bytes_]:
+        """The ids' digests in order, (n,), for :func:`is_among`."""
+        return np.sort(np.frombuffer(self._digests, "S16"))
 
 
-def _records_at(inputs: Sequence[Path], numbers: Sequence[int]) -> list[tuple[Path, RawRecord]]:
-    every = ((path, record) for path in inputs for record in read_raw(path))
-    found = []
-    for number, item in enumerate(every):
-        if number in numbers:
-            found.append(item)
-        if number >= max(numbers):
-            break
-    return found
+def is_among(ids: NDArray[np.bytes_], record_id: str) -> bool:
+    """Whether an id is one of those whose sorted digests are given."""
+    wanted = np.bytes_(_id_digest(record_id))
+    place = int(np.searchsorted(ids, wanted))
+    return place < len(ids) and bool(ids[place] == wanted)
+
+
+def _id_digest(record_id: str) -> bytes:
+    return hashlib.blake2b(record_id.encode(), digest_size=16).digest()

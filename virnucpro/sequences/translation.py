@@ -1,14 +1,14 @@
 """From contigs to the proteins that VirNucPro embeds: windows, six frames, those without a stop codon.
 
 Follows VirNucPro's own scripts (https://github.com/Li-Jing-1997/VirNucPro, ``units.py`` and ``prediction.py``), quirks
-included, because its classifier was trained so; see :mod:`virnucpro.sequences.frames` for the cutting and
-:mod:`virnucpro.sequences.frames` for the translation. Ids are ``{contig}_chunk_{window from 1}`` and ``F1`` ... ``R3``.
+included, because its classifier was trained so; see :mod:`virnucpro.sequences.frames` for the cutting and the
+translation. Ids are ``{contig}_chunk_{window from 1}`` and ``F1`` ... ``R3``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,13 +18,20 @@ from numpy.typing import NDArray
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
-from virnucpro.sequences.fasta import RawRecord, empty_record, letter_error, read_raw
+from virnucpro.base.settings import InputPolicies
+from virnucpro.sequences.fasta import FastaRecord, RawRecord, letter_error
 from virnucpro.sequences.frames import FRAMES, Windows, cut_windows, stop_free_frames
-from virnucpro.sequences.repeats import SeenIds
+from virnucpro.sequences.intake import Intake, Kind, Skipped, skipped_table
 from virnucpro.sequences.residues import SPACE
+from virnucpro.sequences.suspicion import CONTIG_CHECKS
 
 BLOCK = 1 << 18
 """Bases translated at once: what is made of them fits into the processor's cache. Longer contigs go in runs."""
+
+SKIPPED_CONTIGS_TABLE = "skipped_contigs.tsv"
+"""Beside a sample's translation: the contigs that were skipped or have no protein."""
+
+SILENT_REASON = "no stop-free frame"
 
 NUCLEOTIDES = b"ACGTURYSWKMBDHVNX.-"
 """IUPAC's letters for bases, and those for gaps and unknown ones."""
@@ -34,39 +41,48 @@ _CLEANING = bytes(letter if letter in NUCLEOTIDES else 0 for letter in bytes(ran
 
 @dataclass(frozen=True)
 class TranslationCounts:
-    """What came in and out: ``silent_contigs`` have no stop-free frame in any window, so no protein."""
+    """What was taken in and came out.
+
+    ``silent_contigs`` of the ``contigs`` have no stop-free frame in any window, so no protein; ``skipped`` ones came in
+    besides. The table of skipped contigs lists both. ``inputs`` are the sha256 of the FASTA files as they were read.
+    """
 
     contigs: int
     bases: int
     windows: int
     proteins: int
     silent_contigs: int
+    skipped: int = 0
+    inputs: tuple[str, ...] = ()
 
 
-def read_contigs(path: Path) -> Iterator[tuple[RawRecord, bytes]]:
-    """Each record of a nucleotide FASTA file with its bases in upper case.
+def as_contig(path: Path, record: RawRecord) -> FastaRecord:
+    """A record's bases in upper case, maybe none.
 
     Raises:
-        UserError: as :func:`read_raw`; an empty record, or a letter that no nucleotide sequence has.
+        UserError: a letter that no nucleotide sequence has.
     """
-    for record in read_raw(path):
-        bases = record.text.translate(_CLEANING, SPACE)
-        if b"\0" in bases:
-            place = next(i for i, byte in enumerate(record.text) if byte not in SPACE and not _CLEANING[byte])
-            raise letter_error(
-                path, record, place, "is no nucleotide; mend it, or set input to protein if these are proteins"
-            )
-        if not bases:
-            raise empty_record(path, record)
-        yield record, bases
+    bases = record.text.translate(_CLEANING, SPACE)
+    if b"\0" in bases:
+        place = next(i for i, byte in enumerate(record.text) if byte not in SPACE and not _CLEANING[byte])
+        raise letter_error(
+            path, record, place, "is no nucleotide; fix it, or set input to protein if these are proteins"
+        )
+    return FastaRecord(record.id, bases, 0, record.line, record.header, path)
+
+
+# Ids of contigs go into FASTA headers again, whose first word alone is the id.
+CONTIGS = Kind(as_contig, CONTIG_CHECKS, blank="_")
 
 
 def translate_contigs(
     inputs: Sequence[Path],
     proteins: Path,
     nucleotides: Path,
+    skipped: Path | None = None,
     *,
     window: int = 500,
+    policies: InputPolicies | None = None,
     logger: logging.Logger | None = None,
 ) -> TranslationCounts:
     """Write the stop-free frames of all windows as a protein and a nucleotide FASTA file, record by record alike.
@@ -74,44 +90,54 @@ def translate_contigs(
     Args:
         inputs: nucleotide FASTA files.
         proteins, nucleotides: FASTA files to write; both appear when all of the input was read and is right.
+        skipped: the table of contigs without a protein to write; by default :data:`SKIPPED_CONTIGS_TABLE` beside
+            ``proteins``.
         window: bases a window; VirNucPro has classifiers for 300 and 500.
+        policies: what is done about empty contigs, repeated ids and the like; by default they are errors. A sample
+            without any stop-free frame is an empty one.
 
     Raises:
-        UserError: a file that cannot be read or is not nucleotide FASTA, an id that occurs twice, or no
-            stop-free frame at all.
+        UserError: a file that cannot be read or is not nucleotide FASTA, or what the policies refuse.
     """
-    if not inputs:
-        raise UserError("no FASTA file was given for this sample; name at least one")
     if window < 3:
         raise UserError(f"nucleotide window is {window}; give 300 or 500, as VirNucPro's classifiers were trained")
+    policies = policies or InputPolicies()
     log = logger or logging.getLogger(__name__)
-    ids = SeenIds()
-    bases_read = with_u = 0
+    intake = Intake(inputs, CONTIGS, policies)
+    for _ in intake.first_reading():
+        pass
+    skipped = skipped or Path(proteins).with_name(SKIPPED_CONTIGS_TABLE)
+    contigs = bases = with_u = 0
     with (
         atomic_path(proteins) as protein_path,
         atomic_path(nucleotides) as nucleotide_path,
+        skipped_table(skipped) as skip,
         protein_path.open("wb") as protein_out,
         nucleotide_path.open("wb") as nucleotide_out,
     ):
-        writer = _FrameWriter(protein_out, nucleotide_out, window)
-        for path in inputs:
-            for record, bases in read_contigs(path):
-                ids.add(record.id)
-                bases_read += len(bases)
-                with_u += b"U" in bases
-                writer.add(record.id, bases)
+        writer = _FrameWriter(protein_out, nucleotide_out, skip, window)
+        for contig in intake.second_reading(writer.skip):
+            contigs += 1
+            bases += len(contig.sequence)
+            with_u += b"U" in contig.sequence
+            writer.add(contig)
         writer.flush()
-        ids.refuse_repeats(inputs)
-        if not writer.proteins:
+        if not writer.proteins and policies.empty_samples == "error":
             listed = ", ".join(map(str, inputs))
-            raise UserError(f"{listed}: no window of {window} bases has a frame without stop codon; is this DNA?")
-    counts = TranslationCounts(len(ids), bases_read, writer.windows, writer.proteins, len(ids) - writer.with_protein)
+            raise UserError(
+                f"{listed}: no window of {window} bases has a frame without stop codon; give DNA, or "
+                "set empty_samples to skip"
+            )
+    made = (writer.windows, writer.proteins, writer.silent_contigs)
+    counts = TranslationCounts(contigs, bases, *made, intake.skipped, tuple(intake.digests))
     log.info(
         "%d contigs of %d bases: %d windows, %d stop-free frames",
         *(counts.contigs, counts.bases, counts.windows, counts.proteins),
     )
     if counts.silent_contigs:
-        log.info("%d contigs have no stop-free frame, so no protein", counts.silent_contigs)
+        log.info("%d contigs have no stop-free frame, so no protein: %s lists them", counts.silent_contigs, skipped)
+    if counts.skipped:
+        log.warning("%d contigs were skipped: %s lists them", counts.skipped, skipped)
     if with_u:
         log.warning("%d contigs hold U: codons with it add nothing, as in VirNucPro; write T to translate them", with_u)
     return counts
@@ -120,31 +146,44 @@ def translate_contigs(
 class _FrameWriter:
     """Collects contigs until there are enough to be worked on at once, and writes their stop-free frames as FASTA."""
 
-    def __init__(self, protein_out: BinaryIO, nucleotide_out: BinaryIO, window: int) -> None:
+    def __init__(
+        self, protein_out: BinaryIO, nucleotide_out: BinaryIO, skip: Callable[[Skipped], None], window: int
+    ) -> None:
         self._protein_out, self._nucleotide_out = protein_out, nucleotide_out
+        self._skip = skip
         self._window = window
-        self._ids: list[bytes] = []
-        self._contigs: list[bytes] = []
+        self._contigs: list[FastaRecord] = []
+        self._entries: list[Skipped | int] = []  # in input order; a number is a contig's
         self._size = 0
-        self.windows = self.proteins = self.with_protein = 0
+        self.windows = self.proteins = self.silent_contigs = 0
 
-    def add(self, contig_id: str, bases: bytes) -> None:
-        if self._size + len(bases) > BLOCK:
+    def add(self, contig: FastaRecord) -> None:
+        if self._size + len(contig.sequence) > BLOCK:
             self.flush()
-        self._ids.append(contig_id.encode())
-        self._contigs.append(bases)
-        self._size += len(bases)
+        self._entries.append(len(self._contigs))
+        self._contigs.append(contig)
+        self._size += len(contig.sequence)
+
+    def skip(self, skipped: Skipped) -> None:
+        self._entries.append(skipped)
 
     def flush(self) -> None:
-        has_protein = np.zeros(len(self._ids), bool)
-        for text, windows in _pieces(self._contigs, self._window):
-            self._write(text, windows, has_protein)
+        has_protein = np.zeros(len(self._contigs), bool)
+        ids = [contig.id.encode() for contig in self._contigs]
+        for text, windows in _pieces([contig.sequence for contig in self._contigs], self._window):
+            self._write(text, windows, ids, has_protein)
             self.windows += len(windows.start)
-        self.with_protein += int(has_protein.sum())
-        self._ids, self._contigs, self._size = [], [], 0
+        for entry in self._entries:
+            if isinstance(entry, Skipped):
+                self._skip(entry)
+            elif not has_protein[entry]:
+                contig = self._contigs[entry]
+                self._skip(Skipped(contig.id, contig.path, contig.line, SILENT_REASON))
+        self.silent_contigs += int((~has_protein).sum())
+        self._contigs, self._entries, self._size = [], [], 0
 
-    def _write(self, text: bytes, windows: Windows, has_protein: NDArray[np.bool_]) -> None:
-        ids, contigs, numbers = self._ids, windows.contig.tolist(), windows.number.tolist()
+    def _write(self, text: bytes, windows: Windows, ids: Sequence[bytes], has_protein: NDArray[np.bool_]) -> None:
+        contigs, numbers = windows.contig.tolist(), windows.number.tolist()
         proteins: list[bytes] = []
         nucleotides: list[bytes] = []
         for window, frame, protein, bases in stop_free_frames(text, windows):

@@ -25,20 +25,22 @@ class LongProteins:
 
 
 @dataclass(frozen=True)
-class EmbeddingIdentity:
-    """What makes one chunk file exchangeable for another: equal in all files of one table.
+class SettingsIdentity:
+    """What a chunk file says of the settings; ``pooling`` is sorted, ``precision`` the setting, not what ran."""
 
-    ``layers`` are resolved numbers; ``pooling`` is sorted; ``precision`` is the setting, not the format that ran;
-    ``demo`` marks random weights.
-    """
-
-    model: str
-    weights_sha256: str
-    demo: bool
-    layers: tuple[int, ...]
     pooling: tuple[str, ...]
     precision: str
     long_proteins: LongProteins
+
+
+@dataclass(frozen=True)
+class EmbeddingIdentity(SettingsIdentity):
+    """What makes one chunk file exchangeable for another: equal in all files of one table. ``layers`` are numbers."""
+
+    model: str
+    weights_sha256: str
+    embed_dim: int
+    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -83,29 +85,31 @@ class DeviceRun:
 
 
 @dataclass(frozen=True)
-class ChunkMetadata:
-    """All of it.
+class ChunkSource:
+    """Which chunk it is and what it was made from.
 
     ``chunk_digest`` stands for the chunk's sequences in row order, ``source_sha256`` for the checkpoint file;
-    ``model_layers`` is the model's number of layers.
+    ``model_layers`` is the model's number of layers, ``demo`` marks random weights.
     """
 
     chunk: str
     chunk_digest: str
     source_sha256: str
     model_layers: int
+    demo: bool
+
+
+@dataclass(frozen=True)
+class ChunkMetadata:
+    """All of it; in the header the fields of the three parts stand side by side."""
+
+    source: ChunkSource
     identity: EmbeddingIdentity
     run: DeviceRun
 
     def to_entries(self) -> dict[str, str]:
         """The entries of the safetensors header."""
-        own = {
-            "chunk": self.chunk,
-            "chunk_digest": self.chunk_digest,
-            "source_sha256": self.source_sha256,
-            "model_layers": str(self.model_layers),
-        }
-        return own | header_entries(self.identity) | header_entries(self.run)
+        return header_entries(self.source) | header_entries(self.identity) | header_entries(self.run)
 
     @classmethod
     def from_entries(cls, entries: Mapping[str, str], path: Path) -> ChunkMetadata:
@@ -117,21 +121,17 @@ class ChunkMetadata:
         Raises:
             RecordError: an entry is missing, or of a wrong type or size.
         """
-        layers = _entry(entries, "model_layers", path)
-        if not (layers.isascii() and layers.isdecimal() and len(layers) < 10):
-            raise RecordError(path, "has a damaged entry model_layers in its metadata")
         return cls(
-            *(_entry(entries, name, path) for name in ("chunk", "chunk_digest", "source_sha256")),
-            int(layers),
+            read_header_entries(entries, ChunkSource, path),
             read_header_entries(entries, EmbeddingIdentity, path),
             read_header_entries(entries, DeviceRun, path),
         )
 
 
-T = TypeVar("T", EmbeddingIdentity, DeviceRun)
+T = TypeVar("T", ChunkSource, EmbeddingIdentity, DeviceRun)
 
 
-def header_entries(part: EmbeddingIdentity | DeviceRun) -> dict[str, str]:
+def header_entries(part: ChunkSource | SettingsIdentity | DeviceRun) -> dict[str, str]:
     """The fields as entries of a safetensors header: a text as it is, anything else as JSON."""
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(part).items()}
 
@@ -145,15 +145,11 @@ def read_header_entries(entries: Mapping[str, str], kind: type[T], path: Path) -
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for field in fields(kind):
-        text = _entry(entries, field.name, path)
+        if field.name not in entries:
+            raise RecordError(path, f"lacks the entry {field.name} in its metadata")
+        text = entries[field.name]
         try:
             values[field.name] = text if hints[field.name] is str else json.loads(text)
         except (ValueError, RecursionError):
             raise RecordError(path, f"has a damaged entry {field.name} in its metadata") from None
     return from_entries(values, kind, path)
-
-
-def _entry(entries: Mapping[str, str], name: str, path: Path) -> str:
-    if name not in entries:
-        raise RecordError(path, f"lacks the entry {name} in its metadata")
-    return entries[name]

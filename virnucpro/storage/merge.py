@@ -8,29 +8,30 @@ Chunk files into one table a sample: every record that came in, in input order, 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.base.atomic import atomic_path
+from virnucpro.base.atomic import remove
 from virnucpro.base.digest import FileProof, file_sha256
 from virnucpro.base.errors import UserError
+from virnucpro.base.products import files_of
+from virnucpro.base.records import write_record
 from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile
 from virnucpro.storage.index import IndexRows, read_index
-from virnucpro.storage.provenance import chunk_reports, precision_names, provenance, table_layout
-from virnucpro.storage.tables import open_table
+from virnucpro.storage.provenance import chunk_runs, precision_names, provenance, table_layout
+from virnucpro.storage.report_record import MergeCounts, SampleReport
+from virnucpro.storage.tables import TABLES, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
 from virnucpro.storage.verify import verify_chunks
 
@@ -115,17 +116,6 @@ BATCH_BYTES = 1 << 26
 """Bytes of embeddings in hand at a time; also about the size of a Parquet row group."""
 
 
-@dataclass(frozen=True)
-class MergeCounts:
-    """What a merged table holds: ``windowed`` and ``truncated`` count the records that were not run whole."""
-
-    records: int
-    unique: int
-    windowed: int
-    truncated: int
-    embed_dim: int
-
-
 def merge_embeddings(
     index: Path,
     chunks: Path,
@@ -134,6 +124,7 @@ def merge_embeddings(
     report: Path,
     *,
     expected: Mapping[str, str],
+    made_from: Mapping[str, str] = MappingProxyType({}),
     dtype: str = "float32",
     records_per_file: int = 10_000,
     command: str | None = None,
@@ -145,9 +136,10 @@ def merge_embeddings(
     Args:
         index, chunks: the sample's index and its folder of chunks, as the split wrote them.
         tensors: its chunk files, in any order.
-        outputs: format (``parquet``, ``hdf5``, ``virnucpro_pt``) to path.
-        report: the JSON report to write: provenance, counts, and each chunk's statistics.
+        outputs: format (see :data:`virnucpro.storage.tables.TABLES`) to path.
+        report: the record to write (:class:`SampleReport`), last, beside the tables or above them.
         expected: metadata entries that every chunk file must have (model, weights_sha256, layers, ...).
+        made_from: settings that decide what the tables hold, for their record.
         dtype: ``float32`` or ``float16``, of the tables.
         records_per_file: records in a file of ``virnucpro_pt``.
         command: what the user ran, for the provenance; by default this process's command line.
@@ -161,13 +153,14 @@ def merge_embeddings(
     if FileProof.of(index) != split.index:
         raise UserError(f"{index} is not what the split wrote, so it was damaged: run the same command again")
     chunk_files = verify_chunks(split, tensors, expected, threads=threads)
-    layout = table_layout(chunk_files, dtype)
+    layout = table_layout(chunk_files, expected, dtype)
     if not layout.names:
         raise UserError(
             f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
         )
     log.info("%d chunk files verified", len(chunk_files))
-    origin = provenance(chunk_files, split, layout, command)
+    origin = provenance(chunk_files, expected, split, layout, command)
+    runs = chunk_runs(chunk_files)
     records = windowed = truncated = 0
     with ExitStack() as stack:
         tables = [
@@ -184,17 +177,26 @@ def merge_embeddings(
         if records != split.counts["records"]:
             raise UserError(f"{index}: {records} rows where {split.counts['records']} are promised; run again")
     counts = MergeCounts(records, split.counts["unique"], windowed, truncated, layout.embed_dim)
-    entries: dict[str, Any] = {
-        "made_from": made_from(file_sha256(chunks / SPLIT_RECORD), expected, dtype, records_per_file),
-        "provenance": origin,
-        "merged": asdict(counts),
-        "tables": {name: proofs_of(Path(path), report.parent) for name, path in outputs.items()},
-        "chunks": chunk_reports(chunk_files),
-    }
-    with atomic_path(report) as out:
-        out.write_text(json.dumps(entries, indent=2) + "\n")
+    files = {name: files_of([Path(path)], report.parent) for name, path in outputs.items()}
+    origin_of_tables = {**made_from, "split": file_sha256(chunks / SPLIT_RECORD), **expected}
+    write_record(report, SampleReport(origin_of_tables, origin, counts, files, runs))
+    _remove_what_no_longer_belongs(report.parent, outputs, tensors, log)
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts
+
+
+def _remove_what_no_longer_belongs(
+    folder: Path, outputs: Mapping[str, Path], tensors: Sequence[Path], log: logging.Logger
+) -> None:
+    """Tables of formats that are no longer asked for, and chunk files that are none of the sample's any more."""
+    kept = {Path(path).name for path in outputs.values()}
+    old = [folder / name for name in TABLES.values() if name not in kept and (folder / name).exists()]
+    chunk_files = {Path(path).resolve() for path in tensors}
+    for place in {path.parent for path in chunk_files}:
+        old += sorted(path for path in place.glob("chunk_*.safetensors") if path not in chunk_files)
+    for path in old:
+        remove(path)
+        log.info("removed %s, which is of earlier settings or inputs", path)
 
 
 def _gather(index: Path, chunks: Sequence[ChunkFile], reader: RowReader, layout: Layout) -> Iterator[Rows]:

@@ -1,9 +1,9 @@
 """Which files of a run are what the present inputs and settings give: decided by content, never by a date or a name.
 
-Every step leaves a record of what it read and of what it made (:mod:`virnucpro.storage.products`,
-:mod:`virnucpro.chunking.manifest`); chunk files are their own record. Here each is compared with the sha256 of the present
-inputs and with the present settings. The workflow asks this before it plans jobs, ``virnucpro.embed`` before each step.
-Needs the standard library alone: the process that plans a cluster's jobs may have no more.
+Every step leaves a record of what it read and of what it made (:mod:`virnucpro.base.products`,
+:mod:`virnucpro.chunking.manifest`); chunk files are their own record. Here each is compared with the sha256 of the
+present inputs and with the present settings. The workflow asks this before it plans jobs, ``virnucpro.embed`` before
+each step. Needs the standard library alone: the process that plans a cluster's jobs may have no more.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from virnucpro.base.digest import FileDigests, file_sha256
+from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
-from virnucpro.base.records import RecordError
+from virnucpro.base.products import Products, read_products, why_not, why_stale
+from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
 from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings, chunk_name, read_split
-from virnucpro.storage.identity import identity
-from virnucpro.storage.products import why_not, why_stale
+from virnucpro.storage.identity import (
+    TableSettings,
+    identity,
+    reports_origin,
+    settings_identity,
+    table_settings,
+    translation_origin,
+)
+from virnucpro.storage.report_record import REPORT, SampleReport
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
 MISSING = "missing"
 """The reason for what is not there at all."""
-
-
-@dataclass(frozen=True)
-class TableSettings:
-    """Which tables are written: their formats and number format, and the records in a file of ``virnucpro_pt``."""
-
-    formats: tuple[str, ...]
-    dtype: str
-    records_per_file: int
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class SampleRequest:
         folder: where its results are.
         inputs: its FASTA files, in order; contigs when there is a ``window``.
         window: bases of a window that contigs are cut into; None for proteins.
+        policies: what is done about records of contigs that can't simply be translated.
     """
 
     folder: Path
@@ -52,6 +52,17 @@ class SampleRequest:
     split: SplitSettings
     embedding: EmbeddingSettings
     tables: TableSettings
+    policies: InputPolicies = field(default_factory=InputPolicies)
+
+    @property
+    def translation(self) -> Path:
+        """The record of the translated contigs."""
+        return self.folder / "translated.json"
+
+    @property
+    def report(self) -> Path:
+        """The record of the tables."""
+        return self.folder / REPORT
 
     @property
     def index(self) -> Path:
@@ -76,20 +87,6 @@ class WeightsRequest:
     model: str
     file: Path
     source_sha256: str | None
-
-
-def table_origin(split_sha256: str, embedding: EmbeddingSettings, tables: TableSettings) -> dict[str, str]:
-    """What a sample's tables are made from, weights apart, as their record states it."""
-    return {
-        "split": split_sha256,
-        "layers": json.dumps(list(embedding.layers)),
-        "pooling": json.dumps(sorted(embedding.pooling)),
-        "precision": embedding.precision,
-        "long_proteins": json.dumps([embedding.long_policy, embedding.longest, embedding.overlap]),
-        "formats": json.dumps(sorted(tables.formats)),
-        "dtype": tables.dtype,
-        "records_per_file": str(tables.records_per_file),
-    }
 
 
 @dataclass
@@ -118,16 +115,16 @@ class RunState:
     def translation_stale(self, sample: str) -> str | None:
         """Whether contigs have to be translated."""
         request = self.samples[sample]
-        record = request.folder / "translated.json"
-        if not record.exists():
+        if not request.translation.exists():
             return MISSING
-        wanted = {**self._inputs(request.inputs), "window": str(request.window)}
-        return why_stale(record, wanted, self.digests)
+        wanted = translation_origin(map(self._sha256, request.inputs), request.window or 0, request.policies)
+        return self._stale(request.translation, wanted)
 
-    def _inputs(self, inputs: tuple[Path, ...]) -> dict[str, str]:
-        return inputs_origin(self._sha256_or_none(path) for path in inputs)
+    def _stale(self, record: Path, wanted: Mapping[str, str]) -> str | None:
+        products = read_products(record)
+        return products if isinstance(products, str) else why_stale(products, record.parent, wanted, self.digests)
 
-    def _sha256_or_none(self, path: Path) -> str:
+    def _sha256(self, path: Path) -> str:
         try:
             return self.digests.sha256(path)
         except OSError:
@@ -147,11 +144,12 @@ class RunState:
             split = read_split(request.chunks)
         except RecordError as error:
             return f"{SPLIT_RECORD} {error.reason}"
-        if split.inputs != tuple(self._sha256_or_none(path) for path in inputs):
+        if split.inputs != tuple(self._sha256(path) for path in inputs):
             return "its FASTA files have changed"
         if split.settings != request.split:
-            names = asdict(request.split)
-            changed = [name for name, value in asdict(split.settings).items() if names[name] != value]
+            wanted = asdict(request.split) | asdict(request.split.policies)
+            made_with = asdict(split.settings.policies) | asdict(split.settings)
+            changed = [name for name, value in made_with.items() if wanted[name] != value]
             return f"made with another {changed[0].replace('_', ' ')}"
         reason = why_not(request.index, split.index, self.digests)
         if reason is not None:
@@ -187,7 +185,7 @@ class RunState:
         except (KeyError, ValueError, UserError):
             return "made by another version"
         manifest = self._manifest()
-        wanted: dict[str, str] = {**embedding_identity(embedding), "model": self.weights.model, "layers": layers}
+        wanted: dict[str, str] = {**settings_identity(embedding), "model": self.weights.model, "layers": layers}
         if self.weights.source_sha256 is not None:
             wanted["source_sha256"] = self.weights.source_sha256
         if manifest is not None:
@@ -214,38 +212,39 @@ class RunState:
     def tables_stale(self, sample: str) -> str | None:
         """Whether a sample has to be merged: its split, weights and settings, and every byte of its tables."""
         request = self.samples[sample]
-        record = request.folder / "tables.json"
-        if not record.exists():
+        if not request.report.exists():
             return MISSING
         if self.split_stale(sample) is not None:
             return "its proteins have to be split again"
-        manifest = self._manifest()
-        wanted: dict[str, str | None] = {
-            **table_origin(file_sha256(request.chunks / SPLIT_RECORD), request.embedding, request.tables),
+        try:
+            report = read_record(request.report, SampleReport)
+        except RecordError as error:
+            return f"{REPORT} {error.reason}"
+        files = {name: proof for table in report.tables.values() for name, proof in table.items()}
+        wanted = {
+            "split": self._sha256(request.chunks / SPLIT_RECORD),
+            **table_settings(request.embedding, request.tables),
             "model": self.weights.model,
-            "weights_sha256": None if manifest is None else manifest.sha256,
         }
-        return why_stale(record, wanted, self.digests)
+        manifest = self._manifest()
+        if manifest is not None:
+            wanted["weights_sha256"] = manifest.sha256
+        return why_stale(Products(report.made_from, files), request.folder, wanted, self.digests)
 
     def plots_stale(self, sample: str) -> str | None:
         """Whether a sample's plots have to be drawn."""
-        request = self.samples[sample]
-        record = request.folder / "plots" / "plots.json"
+        record = self.samples[sample].folder / "plots" / "plots.json"
         if not record.exists():
             return MISSING
         if self.tables_stale(sample) is not None:
             return "its tables have to be written again"
-        return why_stale(record, self._reports([request]), self.digests)
+        return self._stale(record, reports_origin({sample: self._sha256(self.samples[sample].report)}))
 
-    def summary_stale(self, results: Path) -> str | None:
+    def summary_stale(self, record: Path) -> str | None:
         """Whether the run has to be summarised: it is of these samples, and of their present tables."""
-        record = results / "summary.json"
         if not record.exists():
             return MISSING
         if any(self.tables_stale(sample) is not None for sample in self.samples):
             return "tables have to be written again"
-        return why_stale(record, self._reports(list(self.samples.values())), self.digests)
-
-    def _reports(self, requests: list[SampleRequest]) -> dict[str, str | None]:
-        reports = [request.folder / "embeddings.json" for request in requests]
-        return dict(reports_origin({path.parent.name: self._sha256_or_none(path) for path in reports}))
+        reports = {sample: self._sha256(request.report) for sample, request in self.samples.items()}
+        return self._stale(record, reports_origin(reports))

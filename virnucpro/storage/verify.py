@@ -87,6 +87,15 @@ def verify_chunk(path: Path, name: str, digest: str, expected: Mapping[str, str]
     return chunk
 
 
+def why_not_chunk(path: Path, name: str, digest: str, expected: Mapping[str, str]) -> str | None:
+    """Why a chunk file is not the one that is wanted (see :func:`verify_chunk`); None when it is, byte for byte."""
+    try:
+        verify_chunk(path, name, digest, expected)
+    except ChunkError as error:
+        return error.reason
+    return None
+
+
 def _same(found: str | None, wanted: str) -> bool:
     return found is not None and (found == wanted or decoded(found) == decoded(wanted))
 

@@ -2,6 +2,10 @@
 import os
 import re
 import sys
+import time
+from dataclasses import asdict
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
@@ -22,6 +26,8 @@ from virnucpro.base.records import read_record
 from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.config import load_config, planning_architecture
 from virnucpro.base.errors import UserError
+from virnucpro.run_state import made_before, other_samples, run_state, stale_tables
+from virnucpro.storage.state import MISSING
 from virnucpro.storage.tables import FOLDERS, TABLES
 
 if Path("config.yaml").is_file():
@@ -38,8 +44,10 @@ try:
 except UserError as error:
     sys.exit(f"error: {error}")
 
-WEIGHTS = run.resources / f"{run.model_name}.safetensors"
-WEIGHTS_MANIFEST = run.resources / f"{run.model_name}.json"
+# What is there, compared by content with what is asked for.
+state = run_state(run)
+
+WEIGHTS = state.weights.file
 GPU_REPORT = run.results / "gpu.json"
 SAMPLE = run.results / "{sample}"
 TRANSLATED = SAMPLE / "translated.faa"
@@ -48,8 +56,23 @@ CHUNK_FILE = SAMPLE / "tensors" / "{chunk}.safetensors"
 LOGS = run.results / "logs"
 BENCHMARKS = run.results / "benchmarks"
 SUMMARY = run.results / "summary.tsv"
+SUMMARY_RECORD = run.results / "summary.json"
 RUN_PLOTS = run.results / "plots"
+OF_THE_RUN = [
+    *(SUMMARY.with_suffix(f".{kind}") for kind in ("tsv", "html", "txt", "json")),
+    run.results / "chunks.tsv",
+    *(
+        RUN_PLOTS / f"{plot}.{kind}"
+        for plot in ("throughput", "provenance", "packing", "duplicates")
+        for kind in ("svg", "png")
+    ),
+]
 SAMPLE_PLOTS = SAMPLE / "plots"
+PLOTS_OF_A_SAMPLE = [
+    f"{plot}.{kind}"
+    for plot in ("lengths", "sequences", "map")
+    for kind in ("svg", "png")
+]
 
 # On Slurm: Ampere or newer where available, and the partition that has GPUs.
 GPU_JOB = slurm_resources(workflow, run.prefer_features)
@@ -60,11 +83,65 @@ wildcard_constraints:
     chunk=r"chunk_\d+",
 
 
+@cache
+def changed():
+    """An input of every step, newer than all that was made before this run: it counts where an output is stale.
+
+    Its content is another one each time, because Snakemake passes over a newer file of the same content.
+    """
+    marker = Path(".snakemake", "changed_inputs_or_settings").absolute()
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text(f"{time.time_ns()}\n")
+    return marker
+
+
+def tied(reason, output, given=(), **products):
+    """A rule's inputs, so that its output is made again for the given reason and for no other.
+
+    What the user has given is tied to nothing (`ancient`): its content has been looked at, and its date says nothing.
+    Nor is what is current. What is stale has an input that is newer. What is not current is tied to other rules'
+    products by all means: Snakemake (seen with 9.27) forgets jobs whose every tie to a running job is ancient when a
+    checkpoint ends meanwhile.
+    """
+    products = {
+        key: [
+            str(file) for file in ([files] if isinstance(files, (str, Path)) else files)
+        ]
+        for key, files in products.items()
+    }
+    made = [str(output), *chain.from_iterable(products.values())]
+    products["given"] = ancient([str(file) for file in given])
+    if not workflow.is_main_process:
+        return products
+    products["changed"] = [str(changed())]
+    if reason is None:
+        return {key: ancient(files) for key, files in products.items()}
+    made_before(changed(), made)
+    return products
+
+
+def checkpoint_of(wildcards):
+    """What the weights are prepared from, where it is a file that the user named."""
+    given = [] if run.model_path is None else [run.model_path]
+    return tied(state.weights_stale(), WEIGHTS, given)
+
+
+def contigs_of(wildcards):
+    """What a sample is translated from."""
+    return tied(
+        state.translation_stale(wildcards.sample),
+        state.samples[wildcards.sample].translation,
+        run.samples[wildcards.sample],
+    )
+
+
 def proteins_of(wildcards):
-    """The protein FASTA files of a sample: its own, or what its contigs are translated to."""
+    """What a sample is split from: its own FASTA files, or what its contigs are translated to."""
+    sample = wildcards.sample
+    reason, index = state.split_stale(sample), state.samples[sample].index
     if run.input == "nucleotide":
-        return [str(TRANSLATED).format(sample=wildcards.sample)]
-    return run.samples[wildcards.sample]
+        return tied(reason, index, translated=str(TRANSLATED).format(sample=sample))
+    return tied(reason, index, run.samples[sample])
 
 
 def chunk_files_of(sample):
@@ -82,10 +159,55 @@ def all_chunk_files(wildcards):
     return [file for sample in run.samples for file in chunk_files_of(sample)]
 
 
+def chunk_of(wildcards):
+    """What a chunk file is made from."""
+    chunk = str(CHUNKS / wildcards.chunk).format(sample=wildcards.sample)
+    return tied(
+        state.chunk_stale(wildcards.sample, wildcards.chunk),
+        state.samples[wildcards.sample].chunk_file(wildcards.chunk),
+        chunk_manifest=f"{chunk}.json",
+        proteins=f"{chunk}.fasta",
+        weights=WEIGHTS,
+        gpu_report=GPU_REPORT,
+    )
+
+
+def tables_of(wildcards):
+    """What a sample's tables are made from."""
+    files = chunk_files(wildcards)
+    folder = SAMPLE.parent / wildcards.sample
+    return tied(
+        state.tables_stale(wildcards.sample),
+        state.samples[wildcards.sample].report,
+        index=folder / "proteins.parquet",
+        weights=WEIGHTS,
+        chunk_files=files,
+    )
+
+
+def plots_of(wildcards):
+    """What a sample's plots are made from."""
+    files = chunk_files(wildcards)
+    folder = SAMPLE.parent / wildcards.sample
+    return tied(
+        state.plots_stale(wildcards.sample),
+        folder / "plots" / "plots.json",
+        sample_report=folder / "embeddings.json",
+        index=folder / "proteins.parquet",
+        chunk_files=files,
+    )
+
+
+def reports_of_all(wildcards):
+    """What the run's summary is made from."""
+    reports = expand(SAMPLE / "embeddings.json", sample=run.samples)
+    return tied(state.summary_stale(SUMMARY_RECORD), SUMMARY_RECORD, reports=reports)
+
+
 def embed_memory(wildcards, input, attempt):
     return embed_memory_mb(
         planning_architecture(run.model),
-        read_record(Path(input.chunk_manifest), ChunkManifest),
+        read_record(Path(input.chunk_manifest[0]), ChunkManifest),
         layers=len(run.layers),
         mean="mean" in run.pooling,
         per_residue="per_residue" in run.pooling,
@@ -97,21 +219,11 @@ def embed_memory(wildcards, input, attempt):
 def embed_time(wildcards, input, threads, attempt):
     return embed_minutes(
         planning_architecture(run.model),
-        read_record(Path(input.chunk_manifest), ChunkManifest),
+        read_record(Path(input.chunk_manifest[0]), ChunkManifest),
         gpus=run.gpus_per_job,
         threads=threads,
         attempt=attempt,
     )
-
-
-def gpu_report(wildcards):
-    """The GPU report: ancient for a finished chunk, which no new report makes stale.
-
-    Not for one that is missing: when a checkpoint ends while detect_gpu runs and its file is already there, Snakemake
-    (seen with 9.27) forgets all jobs whose only tie to a running job is ancient, and ends without them.
-    """
-    chunk_file = str(CHUNK_FILE).format(sample=wildcards.sample, chunk=wildcards.chunk)
-    return ancient(GPU_REPORT) if Path(chunk_file).exists() else GPU_REPORT
 
 
 def table(name):
@@ -127,9 +239,9 @@ def all_tables():
 
 def sample_plots():
     return expand(
-        SAMPLE_PLOTS / "{plot}.svg",
+        SAMPLE_PLOTS / "{plot}",
         sample=run.samples,
-        plot=["lengths", "sequences", "map"],
+        plot=[*PLOTS_OF_A_SAMPLE, "plots.json"],
     )
 
 
@@ -138,7 +250,7 @@ def closing_summary():
     chosen = workflow.dag_settings
     parts = (chosen.targets, chosen.target_jobs, chosen.until, chosen.omit_from)
     if any(parts) or chosen.batch is not None:
-        return ""
+        return "\n".join(stale_tables(state))
     wanted = [
         str(SUMMARY),
         *expand(str(SAMPLE / "embeddings.json"), sample=run.samples),
@@ -150,6 +262,13 @@ def closing_summary():
         )
     return SUMMARY.with_suffix(".txt").read_text(encoding="utf-8")
 
+
+if workflow.is_main_process:
+    for folder in other_samples(state, run.results):
+        logger.warning(
+            f"{run.results / folder} is of an earlier run and is left as it is: no sample here has that name"
+        )
+    state.digests.save()
 
 if getattr(workflow.output_settings, "dryrun", False):
     from virnucpro.report.plan import planned_text

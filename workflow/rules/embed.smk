@@ -2,13 +2,7 @@
 # Makes: one tensor file, on the GPUs that the job was given or else on the CPU.
 rule embed_esm2:
     input:
-        # The manifest is small, so Snakemake compares its content: splitting again or preparing the same weights again
-        # makes no finished chunk stale. The large files that the manifests vouch for are checked by the job.
-        chunk_manifest=CHUNKS / "{chunk}.json",
-        proteins=ancient(CHUNKS / "{chunk}.fasta"),
-        weights_manifest=WEIGHTS_MANIFEST,
-        weights=ancient(WEIGHTS),
-        gpu_report=gpu_report,
+        unpack(chunk_of),
     output:
         CHUNK_FILE,
     log:

@@ -2,10 +2,7 @@
 # Makes: one verified table a format, with a row for every record of the input, in its order.
 rule merge_embeddings:
     input:
-        index=SAMPLE / "proteins.parquet",
-        chunks=ancient(CHUNKS),  # tells which chunk files there are; their own digests tell whether they are the right ones
-        weights_manifest=WEIGHTS_MANIFEST,
-        chunk_files=chunk_files,
+        unpack(tables_of),
     output:
         **{name: table(name) for name in run.formats},
         report=SAMPLE / "embeddings.json",
@@ -19,6 +16,7 @@ rule merge_embeddings:
         mem_mb=lambda wildcards, attempt: attempt * 4000,
         runtime=lambda wildcards, attempt: attempt * 240,
     params:
+        chunks=str(CHUNKS),
         formats=run.formats,
         dtype=run.dtype,
         records_per_file=run.records_per_file,

@@ -4,10 +4,9 @@
 
 rule prepare_weights:
     input:
-        branch(run.model_path is not None, then=str(run.model_path), otherwise=[]),
+        unpack(checkpoint_of),
     output:
-        weights=WEIGHTS,
-        manifest=WEIGHTS_MANIFEST,
+        WEIGHTS,
     log:
         LOGS / "prepare_weights.log",
     benchmark:
@@ -19,6 +18,7 @@ rule prepare_weights:
         runtime=240,
     params:
         model=run.model,
+        source_sha256=state.weights.source_sha256,
     script:
         "../scripts/prepare_weights.py"
 

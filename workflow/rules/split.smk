@@ -1,13 +1,14 @@
 # Needs: the protein FASTA files of a sample.
-# Makes: its index (a row for every record) and chunks of its unique proteins, of equal work.
+# Makes: its index (a row for every record), chunks of its unique proteins, of equal work, and a table of what was skipped.
 
 
 checkpoint split_proteins:
     input:
-        proteins_of,
+        unpack(proteins_of),
     output:
         index=SAMPLE / "proteins.parquet",
         chunks=directory(CHUNKS),
+        skipped=SAMPLE / "skipped.tsv",
     log:
         LOGS / "{sample}" / "split_proteins.log",
     benchmark:
@@ -24,5 +25,6 @@ checkpoint split_proteins:
         policy=run.long_policy,
         longest=run.longest,
         overlap=run.overlap,
+        policies=asdict(run.split_policies),
     script:
         "../scripts/split_proteins.py"

@@ -7,7 +7,7 @@ report: "../report/workflow.rst"
 
 rule summarise:
     input:
-        expand(SAMPLE / "embeddings.json", sample=run.samples),
+        unpack(reports_of_all),
     output:
         table=report(
             SUMMARY,
@@ -28,6 +28,7 @@ rule summarise:
             labels={"what": "The run at a glance"},
         ),
         text=SUMMARY.with_suffix(".txt"),
+        record=SUMMARY_RECORD,
         throughput=[
             report(
                 RUN_PLOTS / "throughput.svg",
@@ -79,11 +80,9 @@ rule summarise:
 
 rule plot_sample:
     input:
-        report=SAMPLE / "embeddings.json",
-        index=SAMPLE / "proteins.parquet",
-        chunks=ancient(CHUNKS),
-        chunk_files=chunk_files,
+        unpack(plots_of),
     output:
+        record=SAMPLE_PLOTS / "plots.json",
         lengths=[
             report(
                 SAMPLE_PLOTS / "lengths.svg",

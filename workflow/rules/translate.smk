@@ -4,10 +4,12 @@
 
 rule translate_contigs:
     input:
-        lambda wildcards: run.samples[wildcards.sample],
+        unpack(contigs_of),
     output:
         proteins=TRANSLATED,
         nucleotides=SAMPLE / "translated.fna",
+        skipped=SAMPLE / "skipped_contigs.tsv",
+        record=SAMPLE / "translated.json",
     log:
         LOGS / "{sample}" / "translate_contigs.log",
     benchmark:
@@ -19,5 +21,6 @@ rule translate_contigs:
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
         window=run.nucleotide_window,
+        policies=asdict(run.policies),
     script:
         "../scripts/translate_contigs.py"

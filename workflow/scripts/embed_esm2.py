@@ -14,9 +14,9 @@ with (
     from virnucpro.engine.job import embed_chunk
 
     embed_chunk(
-        Path(snakemake.input.proteins),
-        Path(snakemake.input.chunk_manifest),
-        Path(snakemake.input.weights),
+        Path(snakemake.input.proteins[0]),
+        Path(snakemake.input.chunk_manifest[0]),
+        Path(snakemake.input.weights[0]),
         Path(snakemake.output[0]),
         EmbeddingSettings(**snakemake.params.settings),
         threads=snakemake.threads,

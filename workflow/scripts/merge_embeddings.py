@@ -6,7 +6,7 @@ from pathlib import Path
 
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.jobs import job
-from virnucpro.storage.identity import identity
+from virnucpro.storage.identity import TableSettings, identity, table_settings
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.weights.manifest import read_manifest
 
@@ -18,14 +18,17 @@ def as_text(value):
 
 with job(f"merge_embeddings {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     settings = EmbeddingSettings(**snakemake.params.settings)
+    tables = TableSettings(tuple(snakemake.params.formats), snakemake.params.dtype, snakemake.params.records_per_file)
     merge_embeddings(
-        Path(snakemake.input.index),
+        Path(snakemake.input.index[0]),
+        Path(snakemake.params.chunks),
         [Path(file) for file in snakemake.input.chunk_files],
         {name: Path(snakemake.output[name]) for name in snakemake.params.formats},
         Path(snakemake.output.report),
-        expected=identity(read_manifest(Path(snakemake.input.weights)), settings),
-        dtype=snakemake.params.dtype,
-        records_per_file=snakemake.params.records_per_file,
+        expected=identity(read_manifest(Path(snakemake.input.weights[0])), settings),
+        made_from=table_settings(settings, tables),
+        dtype=tables.dtype,
+        records_per_file=tables.records_per_file,
         command="snakemake --config "
         + shlex.join(f"{key}={as_text(value)}" for key, value in snakemake.config.items()),
         threads=snakemake.threads,

@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
+from virnucpro.base.digest import file_sha256
+from virnucpro.base.products import write_products
 from virnucpro.jobs import job
 from virnucpro.report.figures import SAMPLE_PLOTS, plot_sample
+from virnucpro.storage.identity import reports_origin
 
 with job(f"plot_sample {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+    report = Path(snakemake.input.sample_report[0])
+    origin = reports_origin({report.parent.name: file_sha256(report)})
     plot_sample(
-        Path(snakemake.input.report),
-        Path(snakemake.input.index),
+        report,
+        Path(snakemake.input.index[0]),
         [Path(file) for file in snakemake.input.chunk_files],
         {name: [Path(file) for file in snakemake.output[name]] for name in SAMPLE_PLOTS},
         logger=log,
     )
+    record = Path(snakemake.output.record)
+    write_products(record, origin, [Path(file) for file in snakemake.output if Path(file) != record])

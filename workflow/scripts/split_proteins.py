@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
+from virnucpro.base.settings import InputPolicies
 from virnucpro.chunking.split import split_proteins
 from virnucpro.jobs import job
 
 with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     split_proteins(
-        [Path(file) for file in snakemake.input],
+        [Path(file) for file in snakemake.input.get("translated") or snakemake.input.given],
         Path(snakemake.output.index),
         Path(snakemake.output.chunks),
+        Path(snakemake.output.skipped),
         chunk_residues=snakemake.params.chunk_residues,
         multiple_of=snakemake.params.multiple_of,
         embed_dim=snakemake.params.embed_dim,
         policy=snakemake.params.policy,
         longest=snakemake.params.longest,
         overlap=snakemake.params.overlap,
+        policies=InputPolicies(**snakemake.params.policies),
         logger=log,
     )

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+from virnucpro.base.digest import file_sha256
+from virnucpro.base.products import write_products
 from virnucpro.jobs import job
 from virnucpro.report.figures import RUN_PLOTS, plot_run
 from virnucpro.report.summary import summarise
+from virnucpro.storage.identity import reports_origin
 
 with job("summarise", snakemake.log[0]) as log:
-    reports = [Path(report) for report in snakemake.input]
+    reports = [Path(report) for report in snakemake.input.reports]
+    origin = reports_origin({report.parent.name: file_sha256(report) for report in reports})
     plot_run(reports, {name: [Path(file) for file in snakemake.output[name]] for name in RUN_PLOTS})
     summarise(
         reports,
@@ -17,3 +21,5 @@ with job("summarise", snakemake.log[0]) as log:
         page=Path(snakemake.output.page),
         logger=log,
     )
+    record = Path(snakemake.output.record)
+    write_products(record, origin, [Path(file) for file in snakemake.output if Path(file) != record])

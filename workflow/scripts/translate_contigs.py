@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+from virnucpro.base.products import write_products
+from virnucpro.base.settings import InputPolicies
 from virnucpro.jobs import job
 from virnucpro.sequences.translation import translate_contigs
+from virnucpro.storage.identity import translation_origin
 
 with job(f"translate_contigs {snakemake.wildcards.sample}", snakemake.log[0]) as log:
-    translate_contigs(
-        [Path(file) for file in snakemake.input],
-        Path(snakemake.output.proteins),
-        Path(snakemake.output.nucleotides),
-        window=snakemake.params.window,
-        logger=log,
-    )
+    window, policies = snakemake.params.window, InputPolicies(**snakemake.params.policies)
+    outputs = [Path(snakemake.output[name]) for name in ("proteins", "nucleotides", "skipped")]
+    contigs = [Path(file) for file in snakemake.input.given]
+    counts = translate_contigs(contigs, *outputs, window=window, policies=policies, logger=log)
+    write_products(Path(snakemake.output.record), translation_origin(counts.inputs, window, policies), outputs)

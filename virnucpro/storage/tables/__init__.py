@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from virnucpro.base.atomic import atomic_directory, atomic_path
 from virnucpro.base.errors import UserError
+from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import Layout, TableWriter
 
 TABLES = {
@@ -29,7 +29,7 @@ FOLDERS = frozenset({"virnucpro_pt", "npy"})
 
 @contextmanager
 def open_table(
-    name: str, path: Path, layout: Layout, provenance: dict[str, Any], records_per_file: int
+    name: str, path: Path, layout: Layout, provenance: Provenance, records_per_file: int
 ) -> Iterator[TableWriter]:
     """A writer of the format called ``name``; its file or folder is in place when the block ends well.
 

@@ -7,7 +7,7 @@ vector, (D,), or with per-residue pooling the matrix (residues, D). With several
 HDF5 takes ``/`` for a path, so ``file["a/b"]`` finds the dataset ``b`` in the group ``a``: ids with a slash are
 found by their own text, but stand one level down. An id that is no proper path (``/a``, ``a//b``, ``.``), or
 whose path another id bars (``a`` beside ``a/b``), is stored at the root as ``record 17`` (number in input order, from
-0; no id has a space, so no other id is meant by that name). Both kinds carry the attributes ``id`` and ``record``;
+0). Both kinds carry the attributes ``id`` and ``record``;
 :func:`virnucpro.storage.tables.reading.read_embeddings` gives all of them by their own ids, in order.
 """
 
@@ -21,18 +21,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.records import record_text
+from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import Layout, Rows, as_dtype
 
 
 class Hdf5Table:
     """Writes one dataset a record and column, through h5py's low-level calls (a third of the time)."""
 
-    def __init__(self, path: Path, layout: Layout, provenance: dict[str, Any]) -> None:
+    def __init__(self, path: Path, layout: Layout, provenance: Provenance) -> None:
         self._path = path
         self._layout = layout
         # Readers of HDF5 1.10 and later (2016) open it; names are kept in the order of writing.
         self._file = h5py.File(path, "w", libver=("v110", "v110"), track_order=True)
-        self._file.attrs["virnucpro"] = json.dumps(provenance)
+        self._file.attrs["virnucpro"] = record_text(provenance)
         self._file.attrs["columns"] = json.dumps(list(layout.names.values()))
         self._links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         self._links.set_create_intermediate_group(True)
@@ -74,7 +76,10 @@ class Hdf5Table:
         parts = record_id.split("/")
         if "" not in parts and "." not in parts and not self._is_barred(parts):
             return record_id, False
-        return f"record {self._records}", False
+        name = f"record {self._records}"
+        while self._exists(name):  # a whole header can be an id, and have a blank
+            name += "'"
+        return name, False
 
     def _exists(self, name: str) -> bool:
         return bool(self._file.id.links.exists(name.encode()))

@@ -7,7 +7,6 @@ residues being ``offsets[i]:offsets[i + 1]``. ``treatment.txt`` says how each wa
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +15,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from virnucpro.base.records import record_text
+from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import Layout, Rows, as_dtype
 
 _HEADER = 128
@@ -47,7 +48,7 @@ class _GrowingArray:
 class NpyTable:
     """Appends to each file as rows come."""
 
-    def __init__(self, folder: Path, layout: Layout, provenance: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, layout: Layout, provenance: Provenance) -> None:
         self._layout = layout
         self._folder = folder
         self._stack = ExitStack()
@@ -59,7 +60,7 @@ class NpyTable:
         self._offsets = self._array("offsets", "int64") if layout.residues else None
         if self._offsets is not None:
             self._offsets.append(np.zeros(1, np.int64))
-        (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+        (folder / "provenance.json").write_text(record_text(provenance))
 
     def _array(self, name: str, dtype: str, *width: int) -> _GrowingArray:
         array = _GrowingArray(self._folder / f"{name}.npy", np.dtype(dtype), width)

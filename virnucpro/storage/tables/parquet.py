@@ -8,7 +8,6 @@ Columns: ``id``, ``length``, ``treatment``, ``precision``, ``replaced``, ``embed
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from virnucpro.base.records import record_text
 from virnucpro.storage.index import METADATA_KEY
+from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import Layout, Rows, as_dtype
 
 _COMPRESSED = ("id", "length", "treatment", "precision", "replaced")
@@ -26,7 +27,7 @@ _COMPRESSED = ("id", "length", "treatment", "precision", "replaced")
 class ParquetTable:
     """Writes one row group each time it is given rows; floats are stored as they are, for they hardly compress."""
 
-    def __init__(self, path: Path, layout: Layout, provenance: dict[str, Any]) -> None:
+    def __init__(self, path: Path, layout: Layout, provenance: Provenance) -> None:
         self._path = path
         self._layout = layout
         vector = pa.list_(pa.field("element", _arrow_type(layout.dtype), nullable=False), layout.embed_dim)
@@ -40,7 +41,7 @@ class ParquetTable:
         for (kind, _), name in layout.names.items():
             of_residues = pa.large_list(pa.field("element", vector, nullable=False))
             fields.append(pa.field(name, vector if kind == "mean" else of_residues, nullable=False))
-        self._schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(provenance).encode()})
+        self._schema = pa.schema(fields, metadata={METADATA_KEY: record_text(provenance).encode()})
         self._writer = pq.ParquetWriter(
             path,
             self._schema,

@@ -49,8 +49,8 @@ def read_embeddings(path: str | Path, layer: int | None = None) -> Embeddings:
         return Embeddings(_read_ids(path), np.load(path / f"{column}.npy", mmap_mode="r"))
     if kind == "parquet":
         return _read_parquet(path, layer)
-    ids, parts = _read_hdf5(path, "embedding", layer)
-    return Embeddings(ids, np.stack(parts))
+    ids, parts, nothing = _read_hdf5(path, "embedding", layer)
+    return Embeddings(ids, np.stack(parts) if parts else nothing)
 
 
 def read_residues(path: str | Path, layer: int | None = None) -> ResidueEmbeddings:
@@ -63,9 +63,9 @@ def read_residues(path: str | Path, layer: int | None = None) -> ResidueEmbeddin
     if kind == "parquet":
         return _read_parquet_residues(path, layer)
     if kind == "hdf5":
-        ids, parts = _read_hdf5(path, "residues", layer)
+        ids, parts, nothing = _read_hdf5(path, "residues", layer)
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-        return ResidueEmbeddings(ids, np.concatenate(parts), offsets)
+        return ResidueEmbeddings(ids, np.concatenate([nothing, *parts]), offsets)
     raise UserError(f"{path} holds mean vectors only; read the per-residue ones from parquet, hdf5 or npy")
 
 
@@ -142,8 +142,10 @@ def _read_parquet(path: Path, layer: int | None) -> Embeddings:
 def _read_parquet_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
     file = _open_parquet(path)
     column = _column("residues", layer, file.schema_arrow.names, _parquet_provenance(file), path)
+    vector = file.schema_arrow.field(column).type.value_type
     ids: list[str] = []
-    parts, lengths = [], []
+    parts = [np.empty((0, vector.list_size), vector.value_type.to_pandas_dtype())]
+    lengths = [np.zeros(0, np.int64)]
     with file:
         for batch in file.iter_batches(batch_size=256, columns=["id", column]):
             ids += batch.column("id").to_pylist()
@@ -155,7 +157,8 @@ def _read_parquet_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
     return ResidueEmbeddings(ids, np.concatenate(parts), offsets)
 
 
-def _read_hdf5(path: Path, word: str, layer: int | None) -> tuple[list[str], list[NDArray[Any]]]:
+def _read_hdf5(path: Path, word: str, layer: int | None) -> tuple[list[str], list[NDArray[Any]], NDArray[Any]]:
+    """Ids, the array of each, and one of no vectors, which says width and type where there is no id."""
     import h5py
 
     try:
@@ -166,7 +169,8 @@ def _read_hdf5(path: Path, word: str, layer: int | None) -> tuple[list[str], lis
         if "columns" not in file.attrs:
             raise UserError(f"{path} was not written by virnucpro; read it with h5py")
         columns = json.loads(file.attrs["columns"])
-        column = _column(word, layer, columns, json.loads(file.attrs["virnucpro"]), path)
+        provenance = json.loads(file.attrs["virnucpro"])
+        column = _column(word, layer, columns, provenance, path)
         plain: list[tuple[str, NDArray[Any]]] = []
         placed: list[tuple[int, str, NDArray[Any]]] = []
         for name, found in _records(file, None if len(columns) == 1 else column):
@@ -182,7 +186,8 @@ def _read_hdf5(path: Path, word: str, layer: int | None) -> tuple[list[str], lis
     # Ids that are stored under another name, or one level down, know their place; the rest is in order.
     for number, record_id, array in sorted(placed, key=lambda item: item[0]):
         plain.insert(number, (record_id, array))
-    return [record_id for record_id, _ in plain], [array for _, array in plain]
+    nothing = np.empty((0, provenance["embed_dim"]), provenance["dtype"])
+    return [record_id for record_id, _ in plain], [array for _, array in plain], nothing
 
 
 def _records(group: Any, column: str | None, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -206,15 +211,16 @@ def _has_column(group: Any, column: str) -> bool:
 def _read_virnucpro_pt(folder: Path, layer: int | None) -> Embeddings:
     import torch
 
+    provenance = json.loads((folder / "provenance.json").read_text())
     if layer is not None:
-        _column("embedding", layer, ["embedding"], json.loads((folder / "provenance.json").read_text()), folder)
+        _column("embedding", layer, ["embedding"], provenance, folder)
     numbers = [
         int(found[1]) for file in folder.iterdir() if (found := re.fullmatch(r"output_(\d+)_ESM\.pt", file.name))
     ]
     ids: list[str] = []
-    parts = []
+    parts = [np.empty((0, provenance["embed_dim"]), np.float32)]
     for number in sorted(numbers):
         content = torch.load(folder / f"output_{number}_ESM.pt", weights_only=True, map_location="cpu")
         ids += content["proteins"]
-        parts.append(torch.stack(content["data"]).numpy())
+        parts += [torch.stack(content["data"]).numpy()] if content["data"] else []
     return Embeddings(ids, np.concatenate(parts))

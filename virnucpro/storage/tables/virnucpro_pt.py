@@ -8,22 +8,23 @@ its own (10,000) for them to match. ``provenance.json`` lies beside; VirNucPro i
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import record_text
+from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import Layout, Rows
 
 
 class VirnucproTable:
-    """Writes a file whenever ``records_per_file`` records are there, the rest on closing."""
+    """Writes a file whenever ``records_per_file`` records are there, the rest (or an empty first one) on closing."""
 
-    def __init__(self, folder: Path, layout: Layout, provenance: dict[str, Any], records_per_file: int) -> None:
+    def __init__(self, folder: Path, layout: Layout, provenance: Provenance, records_per_file: int) -> None:
         if len(layout.means) != 1:
             raise UserError(
                 "the format virnucpro_pt holds one mean vector a protein: set pooling to mean and give one layer"
@@ -34,7 +35,7 @@ class VirnucproTable:
         self._ids: list[str] = []
         self._vectors: list[NDArray[np.float32]] = []
         self._files = 0
-        (folder / "provenance.json").write_text(json.dumps(provenance | {"dtype": "float32"}, indent=2) + "\n")
+        (folder / "provenance.json").write_text(record_text(replace(provenance, dtype="float32")))
 
     def write(self, rows: Rows) -> None:
         start = 0
@@ -50,10 +51,10 @@ class VirnucproTable:
     def _save(self) -> None:
         self._files += 1
         # The tensors are rows of one storage, which torch.save writes once.
-        rows = list(torch.from_numpy(np.concatenate(self._vectors)).unbind(0))
+        rows = list(torch.from_numpy(np.concatenate(self._vectors)).unbind(0)) if self._vectors else []
         torch.save({"proteins": self._ids, "data": rows}, self._folder / f"output_{self._files}_ESM.pt")
         self._ids, self._vectors = [], []
 
     def close(self) -> None:
-        if self._ids:
+        if self._ids or not self._files:
             self._save()

@@ -33,30 +33,37 @@ def write_products(record: Path, made_from: Mapping[str, str], paths: Iterable[P
         record: the JSON file to write.
         paths: files and folders in the record's folder or below.
     """
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
-    proofs = {str(file.relative_to(record.parent)): FileProof.of(file) for file in files}
-    write_record(record, Products(dict(made_from), proofs))
+    write_record(record, Products(dict(made_from), files_of(paths, record.parent)))
 
 
-def why_stale(record: Path, wanted: Mapping[str, str | None], digests: FileDigests) -> str | None:
-    """Why what a record vouches for is not what is wanted, as a clause; None when it is.
+def files_of(paths: Iterable[Path], folder: Path) -> dict[str, FileProof]:
+    """The proofs of files, and of all files in folders, by their paths from ``folder``; each is read through."""
+    files = [
+        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
+    ]
+    return {file.relative_to(folder).as_posix(): FileProof.of(file) for file in files}
 
-    Args:
-        wanted: what ``made_from`` has to say; None where that cannot be known yet.
-    """
+
+def read_products(record: Path) -> Products | str:
+    """A record of products, or the reason why there is none, as a clause."""
     try:
-        products = read_record(record, Products)
+        return read_record(record, Products)
     except RecordError as error:
         return f"{record.name} {error.reason}"
-    changed = [
-        name
-        for name in sorted({*wanted, *products.made_from})
-        if wanted.get(name, "") is not None and products.made_from.get(name) != wanted.get(name)
-    ]
-    if changed:
-        return f"made with another {changed[0].replace('_', ' ')}"
+
+
+def why_stale(products: Products, folder: Path, wanted: Mapping[str, str], digests: FileDigests) -> str | None:
+    """Why products are not what is wanted, as a clause; None when they are.
+
+    Args:
+        folder: from where the files' paths count.
+        wanted: what ``made_from`` has to say; further entries of it are not compared.
+    """
+    for name, value in wanted.items():
+        if products.made_from.get(name) != value:
+            return f"made from another {name.replace('_', ' ')}"
     for name, proof in products.files.items():
-        reason = why_not(record.parent / name, proof, digests)
+        reason = why_not(folder / name, proof, digests)
         if reason is not None:
             return f"{name} {reason}"
     return None
