@@ -1,105 +1,82 @@
-"""Two folders of results beside each other, with the ratio of what was measured.
+"""Two result folders beside each other: what became faster or slower, nearer or farther from fair-esm.
 
-    python -m benchmarks.compare benchmarks/results/OLD benchmarks/results/NEW
-    python -m benchmarks.compare OLD NEW --only ours --slowest 0.98
+    python -m benchmarks.compare benchmarks/results/2026-11-24-nvidia-h200 results/new
 
-Rows are those of the JSON files that ``bench_esm2`` and ``accuracy_esm2`` write, paired by file name, model, lengths or
-weights, and engine. With ``--slowest`` the exit code is 1 when any rate has fallen below that share of the old one.
+Compares JSON files of the same name, as bench_esm2.py and accuracy_esm2.py write them. Ends with 1 when an engine of
+ours became slower by more than ``--within`` percent. Two machines, or two days on one, differ by more than that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-KEYS = ("model", "kind", "weights", "engine", "name")
-"""What names a row."""
+NAMES = ("model", "kind", "weights", "engine", "name")
+"""What says which row is meant; the rest of a row are figures."""
 
-MEASURED = ("tokens_per_second", "share", "peak_gib", "residue_error", "pooled_error", "cosine_distance")
-"""What is compared."""
-
-RATE = "tokens_per_second"
-
-Rows = dict[tuple[str, ...], dict[str, float]]
-"""What was measured, by file and what names the row."""
+FIGURES = ("tokens_per_second", "residue_error", "pooled_error", "cosine_distance")
 
 
-class Pair(NamedTuple):
-    """One number of both folders."""
+@dataclass(frozen=True)
+class Change:
+    """One figure in both folders."""
 
-    key: tuple[str, ...]
-    measure: str
-    old: float
-    new: float
+    file: str
+    row: tuple[str, ...]
+    figure: str
+    before: float
+    after: float
 
     @property
-    def ratio(self) -> float:
-        return self.new / self.old if self.old else float("nan")
+    def slower(self) -> float:
+        """By how many percent a rate of ours fell; 0 where it did not, or where the figure is none."""
+        if self.figure != "tokens_per_second" or not any(name.startswith("ours") for name in self.row):
+            return 0.0
+        return max(0.0, 100 * (1 - self.after / self.before))
+
+    def __str__(self) -> str:
+        change = f"{100 * (self.after / self.before - 1):+.1f} %" if self.before else ""
+        figures = f"{self.before:12,.4g}  {self.after:12,.4g}  {change:>9}"
+        return f"{self.file:24}  {', '.join(self.row):44}  {self.figure:17}  {figures}"
 
 
-def read_folder(folder: Path) -> tuple[Rows, set[str]]:
-    """The rows of a folder's JSON files, and the machines that they are from.
-
-    Raises:
-        FileNotFoundError: the folder has no JSON file.
-    """
-    rows: Rows = {}
-    machines = set()
-    files = sorted(folder.glob("*.json"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no results (*.json)")
-    for path in files:
-        content = json.loads(path.read_text())
-        if isinstance(content, dict):
-            machines.add(f"{content.get('device')}, torch {content.get('torch')}")
-        for row in content.get("rows", []) if isinstance(content, dict) else content:
-            key = (path.stem, *(str(row[name]) for name in KEYS if name in row))
-            rows[key] = {name: float(row[name]) for name in MEASURED if row.get(name) is not None}
-    return rows, machines
+def changes(before: Path, after: Path) -> Iterator[Change]:
+    """Each figure that both folders have, file by file and row by row."""
+    for file in sorted(path.name for path in before.glob("*.json") if (after / path.name).is_file()):
+        old, new = rows(before / file), rows(after / file)
+        for row in old:
+            for figure in FIGURES:
+                if row in new and figure in old[row] and figure in new[row]:
+                    yield Change(file, row, figure, old[row][figure], new[row][figure])
 
 
-def pairs(old: Rows, new: Rows) -> Iterator[Pair]:
-    """What both have, in the order of the new one."""
-    for key, measures in new.items():
-        for name, value in measures.items():
-            if name in old.get(key, {}):
-                yield Pair(key, name, old[key][name], value)
+def rows(path: Path) -> dict[tuple[str, ...], dict[str, float]]:
+    """The figures of a file's rows, by what names the row."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found = content if isinstance(content, list) else content["rows"]
+    return {tuple(row[name] for name in NAMES if name in row): row for row in found}
 
 
-def format_pairs(found: list[Pair]) -> str:
-    """A table in Markdown."""
-    lines = ["| file | what | measured | old | new | new / old |", "|" + " --- |" * 6]
-    lines += [
-        f"| {one.key[0]} | {' '.join(one.key[1:])} | {one.measure.replace('_', ' ')} "
-        f"| {one.old:,.4g} | {one.new:,.4g} | {one.ratio:.3f} |"
-        for one in found
-    ]
-    return "\n".join(lines)
-
-
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", type=Path)
-    parser.add_argument("new", type=Path)
-    parser.add_argument("--only", default="", help="compare rows whose name holds this text alone")
-    parser.add_argument("--slowest", type=float, help="the least ratio of rates that is well")
-    arguments = parser.parse_args()
-    (old, old_machines), (new, new_machines) = read_folder(arguments.old), read_folder(arguments.new)
-    if old_machines != new_machines:
-        print(f"not of one machine: {', '.join(old_machines)}; {', '.join(new_machines)}\n")
-    found = [one for one in pairs(old, new) if arguments.only in " ".join(one.key)]
-    print(format_pairs(found))
-    for folder, alone in ((arguments.old, old.keys() - new.keys()), (arguments.new, new.keys() - old.keys())):
-        for key in sorted(alone):
-            print(f"only in {folder}: {' '.join(key)}")
-    slow = [one for one in found if one.measure == RATE and not one.ratio >= (arguments.slowest or 0)]
-    for one in slow:
-        print(f"slower than {arguments.slowest:g} of the old rate: {' '.join(one.key)} ({one.ratio:.3f})")
-    return 1 if slow or not found else 0
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--within", type=float, default=2.0, help="percent that a rate may fall (default: 2)")
+    given = parser.parse_args(arguments)
+    found = list(changes(given.before, given.after))
+    for change in found:
+        print(change)
+    if not found:
+        print(f"{given.before} and {given.after} have no figure in common")
+        return 1
+    slower = [change for change in found if change.slower > given.within]
+    print(f"{len(found)} figures; rates of ours that fell by more than {given.within:g} %: {len(slower)}")
+    return 1 if slower else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import KEYS, RATE
+from benchmarks import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,10 +39,10 @@ def run_benchmark(root: Path, model: str, output: Path, options: list[str]) -> A
 
 def faster(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Both runs as one: of each row the faster."""
-    rows = {tuple(row.get(name) for name in KEYS): row for row in one["rows"]}
+    rows = {tuple(row.get(name) for name in compare.NAMES): row for row in one["rows"]}
     for row in other["rows"]:
-        key = tuple(row.get(name) for name in KEYS)
-        if key not in rows or row[RATE] > rows[key][RATE]:
+        key = tuple(row.get(name) for name in compare.NAMES)
+        if key not in rows or row["tokens_per_second"] > rows[key]["tokens_per_second"]:
             rows[key] = row
     return {**one, "rows": list(rows.values())}
 
@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["650M", "3B"])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--slowest", type=float, default=0.98, help="the least ratio of rates that is well")
+    parser.add_argument("--within", default="2", help="percent that a rate may fall (default: 2)")
     arguments, options = parser.parse_known_args()
     roots = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
     folders = {name: arguments.output.resolve() / name for name in roots}
@@ -71,9 +71,7 @@ def main() -> int:
                 best[name] = faster(best[name], found) if name in best else found
                 output.write_text(json.dumps(best[name], indent=1) + "\n")
     print(flush=True)
-    words = ["--only", "ours", "--slowest", str(arguments.slowest)]
-    command = [sys.executable, "-m", "benchmarks.compare", *map(str, folders.values()), *words]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
+    return compare.main([*map(str, folders.values()), "--within", arguments.within])
 
 
 if __name__ == "__main__":
