@@ -187,7 +187,8 @@ def test_weights_of_another_program_and_of_other_sizes(tmp_path: Path, source: P
     with pytest.raises(UserError, match="is no record"):
         read_manifest(tmp_path / "foreign.safetensors")
     checkpoint = read_checkpoint(source)
-    manifest = replace(manifest_of(tmp_path, source), layers=3)
+    manifest = manifest_of(tmp_path, source)
+    manifest = replace(manifest, architecture=replace(SMALL, layers=3))
     write_weights(tmp_path / "w.safetensors", embedding_part(checkpoint), manifest, source=source)
     with pytest.raises(UserError, match=r"layers\.2\.fc1\.bias has shape None"):
         load_weights(tmp_path / "w.safetensors")

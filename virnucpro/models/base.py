@@ -1,6 +1,7 @@
 """What the rest of the package knows of an architecture: how to read, build and call its models.
 
-A new architecture is a folder beside ``esm2`` whose :class:`Family` is named in :mod:`virnucpro.models.families`.
+A new architecture is a folder beside ``esm2``. Its :class:`Family` is named in :mod:`virnucpro.models.families`, and
+its sizes, which need no torch, in :mod:`virnucpro.models.sizes`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ class Sizes(Protocol):
         parameters: count of the numbers that are loaded.
     """
 
-    family: ClassVar[str]
+    @property
+    def family(self) -> str: ...
 
     @property
     def layers(self) -> int: ...
@@ -40,6 +42,10 @@ class Sizes(Protocol):
 
     @property
     def parameters(self) -> int: ...
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the tensors of prepared weights, by name."""
+        ...
 
 
 S = TypeVar("S", bound=Sizes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from virnucpro.models.base import Family
+from virnucpro.base.errors import UserError
+from virnucpro.models.base import Checkpoint, Family
 from virnucpro.models.esm2.family import ESM2_FAMILY
 
 FAMILIES: tuple[Family[Any], ...] = (ESM2_FAMILY,)
@@ -17,3 +19,16 @@ def family_named(name: str) -> Family[Any]:
         KeyError: there is none.
     """
     return {family.name: family for family in FAMILIES}[name]
+
+
+def read_checkpoint(path: Path) -> Checkpoint[Any]:
+    """A checkpoint of the first family that knows its layout.
+
+    Raises:
+        UserError: no family does, or see :meth:`virnucpro.models.base.Family.read`.
+    """
+    for family in FAMILIES:
+        found: Checkpoint[Any] | None = family.read(path)
+        if found is not None:
+            return found
+    raise UserError(f"{path} is no checkpoint of {' or '.join(family.name for family in FAMILIES)}")

@@ -33,7 +33,7 @@ class ESM2Tokenizer:
 class ESM2Family:
     """ESM-2 (Lin et al. 2023, doi:10.1126/science.ade2574)."""
 
-    name = Architecture.family
+    name: str = Architecture.family
     models: Mapping[str, Architecture] = ESM2_MODELS
     tokenizer: Tokenizer = ESM2Tokenizer()
 

@@ -26,7 +26,7 @@ from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.models.base import ModelFacts
 from virnucpro.models.esm2.alphabet import MASK
-from virnucpro.models.esm2.sizes import Architecture, embedding_shapes
+from virnucpro.models.esm2.sizes import Architecture
 
 LAYER_NORM_EPS = 1e-5
 
@@ -89,7 +89,7 @@ class Parameters:
         Raises:
             UserError: a tensor is missing or has another shape than ``sizes`` ask for.
         """
-        shapes = embedding_shapes(sizes)
+        shapes = sizes.shapes()
 
         def get(name: str, to: torch.dtype) -> Tensor:
             if name not in state:
