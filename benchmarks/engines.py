@@ -14,9 +14,11 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor
 
-from virnucpro.engine.batch import Work, cut_into_pieces
+from virnucpro.engine.batch import PackedPieces, cut_into_pieces
+from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model
-from virnucpro.engine.run import Outputs, Progress, default_budget, run_work
+from virnucpro.engine.run import Outputs
+from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
 
@@ -45,14 +47,12 @@ def ours(
     if fused and model.facts.layers_run == "eager":
         raise RuntimeError("the fused kernels do not run; see the log")
     lengths = np.array([len(ids) for ids in proteins])
-    tokens = budget or default_budget(architecture, place, 1, dtype)
     names = [""] * len(proteins)
 
     def run() -> None:
-        work = Work(proteins, cut_into_pieces(lengths, "full", 1022, 0))
+        packed = PackedPieces(proteins, cut_into_pieces(lengths, "full", 1, 0), ESM2_FAMILY.tokenizer)
         outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim, per_residue=False)
-        progress = Progress(len(names), 0, int(work.tokens_before[-1]), where="", logger=LOGGER, interval=1e9)
-        run_work(model, work, outputs, device=place, budget=tokens, names=names, progress=progress, logger=LOGGER)
+        run_model(model, packed, outputs, names=names, token_budget=budget, logger=LOGGER)
         outputs.finish()
 
     return run

@@ -94,7 +94,8 @@ def pins() -> dict[str, str]:
 def read_range(url: str, wanted: str) -> bytes:
     asked = urllib.request.Request(url, headers={"Range": f"bytes={wanted}"})
     with urllib.request.urlopen(asked, timeout=60) as answer:
-        return answer.read()
+        content: bytes = answer.read()
+        return content
 
 
 def sizes(item: dict[str, Any], folder: Path) -> tuple[int, int]:
@@ -113,7 +114,7 @@ def lowest_versions() -> dict[str, str]:
     """The lowest version of each package that running the workflow needs, as pyproject.toml promises it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    found = {}
+    found: dict[str, str] = {}
     for line in [*project["dependencies"], *extras["data"], *extras["report"], *extras["workflow"]]:
         requirement = Requirement(line)
         if requirement.name != project["name"]:
@@ -159,7 +160,8 @@ def test_the_lowest_versions_resolve_and_run(tmp_path: Path) -> None:
             **CAPTURED,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        text: str = done.stdout + done.stderr
+        return text
 
     run("virnucpro.cli", "embed", EXAMPLE, "--output", "out", "--model", "esm2_demo")
     workflow = ("snakemake", "--cores", "2", "-s", ROOT / "workflow" / "Snakefile")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.compare import changes, main
+from benchmarks.compare_checkouts import faster
 
 SPEED = {"engine": "ours, fused float16", "model": "3B", "kind": "swiss"}
 ERROR = {"name": "virnucpro fp16", "model": "3B", "weights": "random", "cosine_distance": 1e-6, "ratio": None}
@@ -41,3 +42,14 @@ def test_folders_with_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "empty").mkdir()
     assert main([str(results(tmp_path / "a", 1.0)), str(tmp_path / "empty")]) == 1
     assert "no figure in common" in capsys.readouterr().out
+
+
+def test_of_two_rounds_the_faster_counts() -> None:
+    one = {"torch": "2", "rows": [{"model": "3B", "engine": "a", "tokens_per_second": 5.0}]}
+    other = {
+        "rows": [
+            {"model": "3B", "engine": "a", "tokens_per_second": 7.0},
+            {"model": "3B", "engine": "b", "tokens_per_second": 1.0},
+        ]
+    }
+    assert faster(one, other) == {"torch": "2", **other} == faster({**other, "torch": "2"}, one)

@@ -7,7 +7,8 @@ from esm.data import Alphabet
 
 from tests.oracle import random_protein
 from virnucpro.base.errors import UserError
-from virnucpro.models.esm2.alphabet import CLS, EOS, MASK, PAD, RESIDUES, UNK, tokenise
+from virnucpro.models.esm2.alphabet import CLS, EOS, MASK, PAD, UNK, tokenise
+from virnucpro.sequences.residues import RESIDUES
 
 ALPHABET = Alphabet.from_architecture("ESM-1b")
 

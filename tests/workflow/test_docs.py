@@ -190,7 +190,8 @@ def test_the_table_of_memory_is_computed_from_the_models() -> None:
         assert (int(layers), int(width)) == (sizes.layers, sizes.embed_dim)
         assert parameters == f"{sizes.parameters / 1e6:,.0f} million"
         said = [float(cell.removesuffix(" GiB")) for cell in memory]
-        batches = [LOWEST_BUDGET * bytes_per_token(sizes, 1, dtype) for dtype in (torch.float16, torch.float32)]
+        dtypes = (torch.float16, torch.float32)
+        batches = [LOWEST_BUDGET * bytes_per_token(sizes.embed_dim, 1, dtype) for dtype in dtypes]
         weights = [2 * sizes.parameters, 4 * sizes.parameters]
         needed = [weight + batch + 2**30 for weight, batch in zip(weights, batches, strict=True)]
         assert said == pytest.approx([size / 2**30 for size in [*weights, *needed]], abs=0.06), name

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from virnucpro.base.errors import UserError
+from virnucpro.sequences.residues import RESIDUES
 
 CLS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 32
 """ESM-2's special tokens; the vocabulary has 33 (fair-esm's ``Alphabet.from_architecture("ESM-1b")``)."""
 
 FIRST_RESIDUE = 4
-RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
-"""The residues that have a token, in the vocabulary's order from :data:`FIRST_RESIDUE` on."""
+"""The token of the first of :data:`virnucpro.sequences.residues.RESIDUES`; the others follow in their order."""
 
 _UNKNOWN = 255
 _TABLE = np.full(256, _UNKNOWN, dtype=np.uint8)
