@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from virnucpro.cuda.devices import device_name, parse_device
 from virnucpro.doctor import Embedded, compare, embed_by_fair_esm, embed_packed, random_proteins
-from virnucpro.engine.load import device_name, parse_device
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
 from virnucpro.models.precision import DTYPES, exact_products

@@ -19,24 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from virnucpro.storage.chunk_metadata import EmbeddingIdentity
+
 STAGES = ("generate", "split", "stub", "merge", "translate")
-METADATA = {
-    "model": "esm2_stub",
-    "weights_sha256": "0" * 64,
-    "layers": "[6]",
-    "pooling": '["mean"]',
-    "precision": "fp16",
-    "long_proteins": '{"policy": "window"}',
-    "precisions": '["float16"]',
-    "attention": "standard_attention",
-    "attention_kernel": "stub",
-    "device": "none",
-    "versions": "{}",
-    "statistics": "{}",
-}
 FILES = {
     "parquet": "embeddings.parquet",
     "hdf5": "embeddings.h5",
@@ -81,11 +71,29 @@ def split(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     return {"bytes": (folder / "proteins.faa").stat().st_size, "chunks": counts.chunks, "unique": counts.unique}
 
 
+def stub_identity(options: argparse.Namespace) -> EmbeddingIdentity:
+    """What the stub's chunk files say that they are."""
+    from virnucpro.storage.chunk_metadata import EmbeddingIdentity, LongProteins
+
+    return EmbeddingIdentity(
+        pooling=("mean",),
+        precision="fp16",
+        long_proteins=LongProteins("window", 1022, 511),
+        model="esm2_stub",
+        weights_sha256="0" * 64,
+        embed_dim=options.embed_dim,
+        layers=(6,),
+    )
+
+
 def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Chunk files of the right shape, with the digests and lengths of the chunk's proteins."""
     from virnucpro.base.digest import residue_digest
+    from virnucpro.base.records import read_record
+    from virnucpro.chunking.manifest import ChunkManifest
     from virnucpro.sequences.fasta import read_fasta
     from virnucpro.storage.chunk_file import write_chunk_file
+    from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, DeviceRun, RunStatistics
 
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((1 << 16, options.embed_dim), dtype=np.float32)
@@ -94,7 +102,7 @@ def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         sequences = [record.sequence for record in read_fasta(fasta)]
         n = len(sequences)
         lengths = np.array([len(sequence) for sequence in sequences], np.int32)
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "digests": np.frombuffer(b"".join(map(residue_digest, sequences)), np.uint8).reshape(n, 16),
             "lengths": lengths,
             "windows": np.ones(n, np.int32),
@@ -102,21 +110,31 @@ def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
             "precision": np.zeros(n, np.uint8),
             "mean.6": np.resize(noise, (n, options.embed_dim)),
         }
-        digest = json.loads(fasta.with_suffix(".json").read_text())["digest"]
+        digest = read_record(fasta.with_suffix(".json"), ChunkManifest).digest
         path = folder / "tensors" / f"{fasta.stem}.safetensors"
-        write_chunk_file(path, tensors, {**METADATA, "chunk": fasta.stem, "chunk_digest": digest})
+        statistics = RunStatistics(n, int(lengths.sum()), int(lengths.sum()), 1.0, 0.0, 0.0, 0, 0, 0)
+        run = DeviceRun(("float16",), "standard_attention", "stub", "none", "stub", {}, statistics)
+        source = ChunkSource(fasta.stem, digest, "0" * 64, 6, demo=True)
+        write_chunk_file(path, tensors, ChunkMetadata(source, stub_identity(options), run).to_entries())
         size += path.stat().st_size
     return {"bytes": size}
 
 
 def merge(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    from virnucpro.storage.chunk_metadata import header_entries
     from virnucpro.storage.merge import merge_embeddings
 
     tensors = sorted((folder / "tensors").glob("*.safetensors"))
     outputs = {name: folder / FILES[name] for name in options.formats.split(",")}
-    expected = {key: METADATA[key] for key in ("model", "weights_sha256", "layers")}
+    expected = header_entries(stub_identity(options))
     counts = merge_embeddings(
-        folder / "index.parquet", tensors, outputs, folder / "report.json", expected=expected, threads=2
+        folder / "index.parquet",
+        folder / "chunks",
+        tensors,
+        outputs,
+        folder / "report.json",
+        expected=expected,
+        threads=2,
     )
     # What is delivered: the table's rows, repeats included.
     return {"bytes": counts.records * counts.embed_dim * 4 * len(outputs), "records": counts.records}

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks import engines, peers
 from benchmarks.workloads import KINDS, SIZES, count_for, lengths_of, proteins_of, useful_operations
-from virnucpro.engine.load import device_name, parse_device
+from virnucpro.cuda.devices import device_name, parse_device
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
 
@@ -224,7 +224,7 @@ def main() -> None:
                     rows.append(one)
                     print(format_row(one), flush=True)
     if arguments.output:
-        facts = {"date": str(date.today()), "device": device_name(place), "torch": torch.__version__}
+        facts: dict[str, object] = {"date": str(date.today()), "device": device_name(place), "torch": torch.__version__}
         facts |= {"python": platform.python_version(), "copy_bytes_per_second": copied, "matmul_ceilings": ceilings}
         arguments.output.write_text(json.dumps(facts | {"rows": [asdict(one) for one in rows]}, indent=1) + "\n")
 

@@ -10,8 +10,6 @@ embedding time (its loop, without loading) and of its whole time (start to file)
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import logging
 import tempfile
 import time
@@ -23,20 +21,25 @@ import torch
 from benchmarks import engines
 from benchmarks.bench_esm2 import best_of
 from benchmarks.workloads import SIZES, lengths_of, proteins_of
+from virnucpro.base.digest import digest_of_digests, residue_digest
+from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.chunking.manifest import ChunkManifest
+from virnucpro.cuda.devices import parse_device
 from virnucpro.engine.job import embed_chunk
-from virnucpro.engine.load import parse_device
-from virnucpro.models.esm2.alphabet import RESIDUES
+from virnucpro.models.esm2.alphabet import FIRST_RESIDUE
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.precision import exact_products, resolve_precision
+from virnucpro.sequences.residues import RESIDUES
+from virnucpro.storage.chunk_metadata import RunStatistics
 from virnucpro.weights.prepare import prepare_weights
 
-LETTERS = np.frombuffer(("????" + RESIDUES).encode(), dtype=np.uint8)
+LETTERS = np.frombuffer(("?" * FIRST_RESIDUE + RESIDUES).encode(), dtype=np.uint8)
 
 
 def write_weights(folder: Path, architecture: Architecture, place: torch.device) -> None:
-    """w.safetensors and w.json with random float16 weights."""
+    """w.safetensors with random float16 weights."""
     checkpoint = folder / "esm2_bench.pt"
     write_checkpoint(checkpoint, architecture, dtype=torch.float16, regression=False, device=place)
     prepare_weights(str(checkpoint), folder / "w.safetensors", log=lambda line: None)
@@ -48,19 +51,18 @@ def write_chunk(folder: Path, proteins: list[np.ndarray]) -> None:
     sequences = [LETTERS[ids].tobytes() for ids in proteins]
     with (folder / "c.fasta").open("wb") as file:
         file.writelines(b">p%d\n%s\n" % (number, sequence) for number, sequence in enumerate(sequences))
-    digests = b"".join(hashlib.blake2b(sequence, digest_size=16).digest() for sequence in sequences)
-    digest = hashlib.blake2b(digests, digest_size=16).hexdigest()
-    (folder / "c.json").write_text(json.dumps({"chunk": "c", "proteins": len(sequences), "digest": digest}))
+    digest = digest_of_digests(map(residue_digest, sequences))
+    residues = sum(map(len, sequences))
+    write_record(folder / "c.json", ChunkManifest("c", len(sequences), residues, cost=residues, digest=digest))
 
 
-def run_job(folder: Path, settings: EmbeddingSettings, devices: list[str]) -> tuple[dict[str, float], float]:
+def run_job(folder: Path, settings: EmbeddingSettings, devices: list[str]) -> tuple[RunStatistics, float]:
     """The job's statistics and its whole seconds."""
     started = time.perf_counter()
     statistics = embed_chunk(
         folder / "c.fasta",
         folder / "c.json",
         folder / "w.safetensors",
-        folder / "w.json",
         folder / "out.safetensors",
         settings,
         devices=devices,
@@ -80,8 +82,8 @@ def compare_with_forward(
     write_chunk(folder, proteins)
     statistics, whole = run_job(folder, EmbeddingSettings(kernels=kernels), devices)
     print(
-        f"job on {', '.join(devices)}: {tokens:,} tokens, loop {statistics['seconds']:.1f} s "
-        f"({tokens / statistics['seconds']:,.0f} tokens/s), before the first batch {statistics['load_seconds']:.1f} s, "
+        f"job on {', '.join(devices)}: {tokens:,} tokens, loop {statistics.seconds:.1f} s "
+        f"({tokens / statistics.seconds:,.0f} tokens/s), before the first batch {statistics.load_seconds:.1f} s, "
         f"whole {whole:.1f} s",
         flush=True,
     )
@@ -93,7 +95,7 @@ def compare_with_forward(
     rate = sum(len(ids) + 2 for ids in some) / seconds
     print(
         f"pure forward on {devices[0]}: {rate:,.0f} tokens/s; share of it: loop "
-        f"{100 * tokens / statistics['seconds'] / rate:.1f} %, whole job {100 * tokens / whole / rate:.1f} %"
+        f"{100 * tokens / statistics.seconds / rate:.1f} %, whole job {100 * tokens / whole / rate:.1f} %"
     )
 
 
@@ -102,11 +104,11 @@ def growth(folder: Path, device: str, base: int) -> None:
     for factor in (1, 10, 100):
         write_chunk(folder, proteins_of(lengths_of("swiss", base * factor)))
         statistics, whole = run_job(folder, EmbeddingSettings(), [device])
-        print(f"{base * factor:>8} proteins: loop {statistics['seconds']:8.2f} s, whole {whole:8.2f} s", flush=True)
+        print(f"{base * factor:>8} proteins: loop {statistics.seconds:8.2f} s, whole {whole:8.2f} s", flush=True)
     for length in (100, 200, 500, 1000, 2000, 4000):
         write_chunk(folder, proteins_of(lengths_of(str(length), max(4, base * 300 * 4 // length))))
         statistics, _ = run_job(folder, EmbeddingSettings(long_policy="full"), [device])
-        print(f"length {length:>5}: {statistics['tokens_per_second']:10,.0f} tokens/s", flush=True)
+        print(f"length {length:>5}: {statistics.tokens_per_second:10,.0f} tokens/s", flush=True)
 
 
 def main() -> None:

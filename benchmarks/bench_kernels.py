@@ -22,7 +22,7 @@ from benchmarks.workloads import SIZES, lengths_of
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.candidates import RunsAttention, TritonAttention, VarlenAttention
 from virnucpro.attention.segments import Segments
-from virnucpro.engine.load import device_name, parse_device
+from virnucpro.cuda.devices import device_name, parse_device
 from virnucpro.kernels import float8 as kernels_fp8
 from virnucpro.kernels import pointwise as kernels
 from virnucpro.models.precision import exact_products
@@ -56,16 +56,17 @@ def kernel_entries(dim: int, heads: int, tokens: int, place: torch.device) -> li
     bias = torch.zeros(4 * dim, device=place, dtype=torch.float16)
     addend = torch.zeros(tokens, dim, device=place, dtype=torch.bfloat16)
     rotate = partial(kernels.rotate_qk, qkv, bias[: 3 * dim], angles.cos(), angles.sin(), heads, 0.125)
+    add_norm = partial(kernels_fp8.add_norm, x, addend, zeros, ones, zeros, 1e-5)
     values = tokens * dim
     found: list[Entry] = [
-        ("norm", partial(kernels.norm, x, zeros, ones, zeros, torch.float16), 6.0 * values),
+        ("norm", partial(kernels.norm, x, zeros, ones, zeros, 1e-5, torch.float16), 6.0 * values),
         ("rotary of q and k", rotate, 8.0 * values),
         ("GELU", partial(kernels.gelu, hidden, bias), 16.0 * values),
         ("GELU by torch", partial(F.gelu, hidden), 16.0 * values),
     ]
     if place.type != "cuda" or torch.cuda.get_device_capability(place) >= (8, 9):
         found += [
-            ("addition and norm to fp8", partial(kernels_fp8.add_norm, x, addend, zeros, ones, zeros), 11.0 * values),
+            ("addition and norm to fp8", add_norm, 11.0 * values),
             ("GELU to fp8", partial(kernels_fp8.gelu, hidden.bfloat16(), bias), 12.0 * values),
         ]
     return found

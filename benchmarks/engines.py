@@ -14,14 +14,13 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor
 
-from virnucpro.attention import choose_attention
-from virnucpro.engine.batch import Work, cut_into_pieces
-from virnucpro.engine.load import choose_steps
-from virnucpro.engine.run import Outputs, Progress, default_budget, run_work
-from virnucpro.models.esm2.model import PackedESM2
+from virnucpro.engine.batch import PackedPieces, cut_into_pieces
+from virnucpro.engine.embed import run_model
+from virnucpro.engine.load import build_model
+from virnucpro.engine.run import Outputs
+from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
-from virnucpro.models.precision import parameter_dtype
 
 LOGGER = logging.getLogger("bench")
 Proteins = Sequence[np.ndarray]
@@ -43,21 +42,17 @@ def ours(
         RuntimeError: fused kernels were asked for and do not run.
     """
     state = random_state_dict(architecture, device=place)
-    attention = choose_attention(place, parameter_dtype(dtype), architecture.head_dim, LOGGER)
-    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=parameter_dtype(dtype))
-    if fused:
-        choose_steps(model, dtype, LOGGER)
-        if model.steps.name == "eager":
-            raise RuntimeError("the fused kernels do not run; see the log")
+    kernels = "auto" if fused else "eager"
+    model = build_model(state, architecture, device=place, dtype=dtype, kernels=kernels, logger=LOGGER)
+    if fused and model.facts.layers_run == "eager":
+        raise RuntimeError("the fused kernels do not run; see the log")
     lengths = np.array([len(ids) for ids in proteins])
-    tokens = budget or default_budget(architecture, place, 1, dtype)
     names = [""] * len(proteins)
 
     def run() -> None:
-        work = Work(proteins, cut_into_pieces(lengths, "full", 1022, 0))
+        packed = PackedPieces(proteins, cut_into_pieces(lengths, "full", 1, 0), ESM2_FAMILY.tokenizer)
         outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim, per_residue=False)
-        progress = Progress(len(names), 0, int(work.tokens_before[-1]), where="", logger=LOGGER, interval=1e9)
-        run_work(model, work, outputs, device=place, budget=tokens, names=names, progress=progress, logger=LOGGER)
+        run_model(model, packed, outputs, names=names, token_budget=budget, logger=LOGGER)
         outputs.finish()
 
     return run

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import engines
 from benchmarks.workloads import SIZES, count_for, lengths_of, proteins_of
-from virnucpro.engine.load import device_name, parse_device
+from virnucpro.cuda.devices import device_name, parse_device
 from virnucpro.models.precision import DTYPES, exact_products, resolve_precision
 
 CLASSES = {

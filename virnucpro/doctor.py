@@ -17,16 +17,17 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor
 
-from virnucpro.attention import choose_attention
 from virnucpro.base.errors import UserError
-from virnucpro.engine.batch import Work, batch_end, cut_into_pieces
-from virnucpro.engine.load import choose_steps, current_device, device_name, parse_device
-from virnucpro.engine.run import default_budget, segment_sums, weigh
-from virnucpro.models.esm2.alphabet import CLS, EOS
+from virnucpro.cuda.devices import AMPERE, capability, current_device, device_name, parse_device
+from virnucpro.engine.batch import PackedPieces, cut_into_pieces
+from virnucpro.engine.embed import run_model
+from virnucpro.engine.load import build_model
+from virnucpro.engine.run import Outputs
+from virnucpro.models.esm2.alphabet import CLS, EOS, FIRST_RESIDUE
 from virnucpro.models.esm2.checkpoint import load_checkpoint
-from virnucpro.models.esm2.model import PackedESM2
+from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture
-from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, parameter_dtype, resolve_precision
+from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
 from virnucpro.weights.find import locate_checkpoint
 
 State = dict[str, Tensor]
@@ -118,7 +119,7 @@ def random_proteins(count: int, longest: int, shortest: int = 2) -> list[np.ndar
     generator = np.random.default_rng(0)
     lengths = np.clip(np.exp(generator.normal(np.log(295), 0.75, count)).round().astype(int), shortest, longest)
     lengths[0], lengths[-1] = longest, shortest
-    return [generator.integers(4, 24, length, dtype=np.uint8) for length in lengths]
+    return [generator.integers(FIRST_RESIDUE, FIRST_RESIDUE + 20, length, dtype=np.uint8) for length in lengths]
 
 
 def format_findings(findings: Sequence[Finding], model: str, device: str) -> str:
@@ -150,9 +151,9 @@ def _dtypes(place: torch.device) -> list[torch.dtype]:
     if place.type == "cuda":
         best = resolve_precision("auto", place)
         found += [best] if best != torch.float32 else []
-        if torch.cuda.get_device_capability(place) >= (8, 0):
+        if capability(place) >= AMPERE:
             found.append(DTYPES["bf16"])
-        if torch.cuda.get_device_capability(place) >= FLOAT8:
+        if capability(place) >= FLOAT8:
             found.append(DTYPES["fp8"])
     return found
 
@@ -218,31 +219,21 @@ def embed_packed(
     dtype: torch.dtype,
     logger: logging.Logger,
 ) -> tuple[Embedded, float, str]:
-    """Embed with the packed forward: the embeddings, the seconds of a second run, and what computed them."""
-    attention = choose_attention(place, parameter_dtype(dtype), architecture.head_dim, logger)
-    model = PackedESM2.from_state_dict(state, architecture, attention, device=place, dtype=parameter_dtype(dtype))
-    choose_steps(model, dtype, logger)
+    """Embed as a job does: the embeddings, the seconds of a second run, and what computed them."""
+    model = build_model(state, architecture, device=place, dtype=dtype, logger=logger)
     lengths = np.array([len(ids) for ids in proteins])
-    work = Work(proteins, cut_into_pieces(lengths, "full", int(lengths.max()), 0))
-    budget = default_budget(architecture, place, 1, dtype)
+    packed = PackedPieces(proteins, cut_into_pieces(lengths, "full", 1, 0), ESM2_FAMILY.tokenizer)
+    last = architecture.layers
 
     def run() -> Embedded:
-        found: dict[int, tuple[Tensor, Tensor]] = {}
-        begin = 0
-        while begin < len(work):
-            end = batch_end(work.tokens_before, begin, budget)
-            batch = work.batch(begin, end, place)
-            weighted = weigh(
-                model(batch.tokens, batch.segments, [architecture.layers])[architecture.layers], batch.weights
-            )
-            sums = segment_sums(weighted, batch.segments).cpu()
-            for piece, part in enumerate(weighted.cpu().split(list(batch.segments.lengths))):  # type: ignore[no-untyped-call]
-                found[int(work.row[begin + piece])] = (part[1:-1], sums[piece] / (len(part) - 2))
-            begin = end
-        return [found[row] for row in range(len(proteins))]
+        outputs = Outputs(lengths, (last,), architecture.embed_dim, per_residue=True)
+        run_model(model, packed, outputs, names=[""] * len(proteins), logger=logger)
+        outputs.finish()
+        residues = torch.split(torch.from_numpy(outputs.residues[last]), lengths.tolist())
+        return list(zip(residues, torch.from_numpy(outputs.mean[last]), strict=True))
 
     embedded, seconds = timed(run, place)
-    return embedded, seconds, f"{attention.name}, {model.steps.name}"
+    return embedded, seconds, f"{model.facts.attention}, {model.facts.layers_run}"
 
 
 def timed(run: Callable[[], Embedded], place: torch.device) -> tuple[Embedded, float]:

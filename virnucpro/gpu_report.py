@@ -15,7 +15,7 @@ import torch
 from virnucpro.base.atomic import atomic_path
 from virnucpro.cuda.attention_utils import attention_support, first_sentence
 from virnucpro.engine.run import LOWEST_BUDGET, bytes_per_token, default_budget
-from virnucpro.models.esm2.sizes import ESM2_MODELS
+from virnucpro.models.families import FAMILIES
 from virnucpro.models.precision import dtype_name, resolve_precision
 
 Report = list[dict[str, Any]]
@@ -108,10 +108,11 @@ def _device_entry(index: int) -> dict[str, Any]:
 def advised_budgets(free_bytes: int, device: torch.device, dtype: torch.dtype) -> dict[str, int]:
     """For each model that fits into ``free_bytes`` beside a smallest batch: the tokens of a batch."""
     found = {}
-    for name, architecture in ESM2_MODELS.items():
-        left = free_bytes - architecture.parameters * torch.finfo(dtype).bits // 8
-        if left * 0.7 >= LOWEST_BUDGET * bytes_per_token(architecture, 1, dtype):
-            found[name] = default_budget(architecture, device, 1, dtype, free_bytes=left)
+    for family in FAMILIES:
+        for name, sizes in family.models.items():
+            left = free_bytes - sizes.parameters * dtype.itemsize
+            if left * 0.7 >= LOWEST_BUDGET * bytes_per_token(sizes.embed_dim, 1, dtype):
+                found[name] = default_budget(sizes.embed_dim, device, 1, dtype, free_bytes=left)
     return found
 
 

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from virnucpro.attention import choose_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.doctor import Embedded, embed_by_fair_esm, embed_packed, random_proteins
-from virnucpro.engine.load import use_fused_steps
+from virnucpro.engine.load import build_model
 from virnucpro.engine.run import segment_sums, weigh
-from virnucpro.models.esm2.model import PackedESM2
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
 from virnucpro.models.precision import DTYPES, FLOAT8, exact_products
@@ -79,22 +77,20 @@ def test_fused_layers_err_no_more_than_eager_ones(
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the fused kernels are tried, not promised, before Ampere")
     state = weights(outliers)
-    attention = choose_attention(place(), dtype, SMALL.head_dim, LOGGER)
-    exact = choose_attention(place(), torch.float32, SMALL.head_dim, LOGGER)
     lengths = [900, 300, 166, 166, 20, 1]
     tokens = torch.randint(4, 24, (sum(lengths),), generator=torch.Generator().manual_seed(0)).to(place())
     segments = Segments.from_lengths(lengths, place())
     layers = [0, 1, 5, 6]
     with exact_products(), torch.inference_mode(), caplog.at_level(logging.INFO):
-        truth = PackedESM2.from_state_dict(state, SMALL, exact, device=place(), dtype=torch.float32)(
-            tokens, segments, layers
+        truth, eager, fused = (
+            build_model(state, SMALL, device=place(), dtype=kind, kernels=kernels, logger=LOGGER)
+            for kind, kernels in ((torch.float32, "auto"), (dtype, "eager"), (dtype, "auto"))
         )
-        model = PackedESM2.from_state_dict(state, SMALL, attention, device=place(), dtype=dtype)
-        eager = model(tokens, segments, layers)
-        assert use_fused_steps(model, LOGGER), caplog.text
-        fused = model(tokens, segments, layers)
+        ways = [model.facts.layers_run for model in (truth, eager, fused)]
+        assert ways == ["eager", "eager", "fused"], caplog.text
+        exact, plain, fast = (model(tokens, segments, layers) for model in (truth, eager, fused))
     for layer in layers:
-        assert (fused[layer] - truth[layer]).norm() <= 1.1 * (eager[layer] - truth[layer]).norm()
+        assert (fast[layer] - exact[layer]).norm() <= 1.1 * (plain[layer] - exact[layer]).norm()
 
 
 @pytest.mark.parametrize("outliers", WEIGHTS)
@@ -126,8 +122,7 @@ def test_rows_in_float8_are_rounded_once(width: int) -> None:
 
 def test_a_protein_alone_in_company_and_in_another_order() -> None:
     state = weights(False)
-    attention = choose_attention(place(), torch.float16, SMALL.head_dim, LOGGER)
-    model = PackedESM2.from_state_dict(state, SMALL, attention, device=place(), dtype=torch.float16)
+    model = build_model(state, SMALL, device=place(), dtype=torch.float16, kernels="eager", logger=LOGGER)
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(4, 24, (length,), generator=generator).to(place()) for length in (166, 900, 30, 511)]
 
@@ -136,7 +131,7 @@ def test_a_protein_alone_in_company_and_in_another_order() -> None:
         segments = Segments.from_lengths(lengths, place())
         with torch.inference_mode():
             hidden = model(torch.cat([sequences[number] for number in order]), segments, [6])[6]
-        return dict(zip(order, (part.mean(0) for part in hidden.split(lengths)), strict=True))
+        return dict(zip(order, (part.mean(0) for part in torch.split(hidden, lengths)), strict=True))
 
     together = run([0, 1, 2, 3])
     for order in ([3, 1, 0, 2], [0], [1], [2], [3]):
@@ -150,5 +145,5 @@ def test_pooling_by_segments_on_the_gpu() -> None:
     hidden = torch.randn(sum(lengths), 320, device=place()) * 100
     weights = torch.rand(sum(lengths), device=place())
     found = segment_sums(weigh(hidden, weights), segments).double()
-    exact = torch.stack([part.sum(0) for part in (hidden.double() * weights.double()[:, None]).split(lengths)])
+    exact = torch.stack([part.sum(0) for part in torch.split(hidden.double() * weights.double()[:, None], lengths)])
     torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-2)

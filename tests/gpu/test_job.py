@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 import torch
 
 from tests.oracle import fair_esm, oracle_residues, random_protein
+from virnucpro.base.digest import digest_of_digests, residue_digest
+from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.gpu_report import detect_gpu
@@ -41,12 +45,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embed(folder: Path, weights: Path, settings: EmbeddingSettings, devices: list[str]) -> ChunkFile:
     fasta, manifest, output = folder / "c.fasta", folder / "c.json", folder / "out.safetensors"
     fasta.write_text("".join(f">p{number}\n{sequence}\n" for number, sequence in enumerate(SEQUENCES)))
-    digests = b"".join(hashlib.blake2b(sequence.encode(), digest_size=16).digest() for sequence in SEQUENCES)
-    digest = hashlib.blake2b(digests, digest_size=16).hexdigest()
-    manifest.write_text(json.dumps({"chunk": "c", "proteins": len(SEQUENCES), "digest": digest}))
-    embed_chunk(
-        fasta, manifest, weights / "w.safetensors", weights / "w.json", output, settings, devices=devices, logger=LOGGER
-    )
+    digest = digest_of_digests(residue_digest(sequence.encode()) for sequence in SEQUENCES)
+    write_record(manifest, ChunkManifest("c", len(SEQUENCES), sum(LENGTHS), 1, digest))
+    embed_chunk(fasta, manifest, weights / "w.safetensors", output, settings, devices=devices, logger=LOGGER)
     return verify_chunk_file(output)
 
 
@@ -73,6 +74,26 @@ def test_a_chunk_on_the_gpu_is_near_fair_esm(tmp_path: Path, weights: Path, kern
         assert file.metadata["attention"] == "flash_attention_2"
 
 
+@pytest.mark.parametrize("devices", [["cuda:0"], None])
+def test_a_process_that_has_not_used_cuda_yet(tmp_path: Path, weights: Path, devices: list[str] | None) -> None:
+    embed(tmp_path, weights, EmbeddingSettings(), ["cpu"])  # leaves the chunk's files
+    output = tmp_path / "fresh.safetensors"
+    paths = [tmp_path / "c.fasta", tmp_path / "c.json", weights / "w.safetensors", output]
+    code = f"""
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.engine.job import embed_chunk
+paths = [Path(path) for path in {list(map(str, paths))!r}]
+done = embed_chunk(*paths, EmbeddingSettings(), devices={devices!r}, logger=logging.getLogger())
+assert done.peak_memory_bytes > 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    assert verify_chunk_file(output).metadata["device"].startswith(torch.cuda.get_device_name(0))
+
+
 def test_real_out_of_memory_halves_the_budget(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     proteins = [Protein(f"p{number}", random_protein(1000, number).encode()) for number in range(400)]
     manifest = read_manifest(weights / "w.safetensors")
@@ -91,9 +112,9 @@ def test_real_out_of_memory_halves_the_budget(weights: Path, caplog: pytest.LogC
         )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, 0)
-    assert found.statistics["out_of_memory_retries"] >= 1
+    assert found.run.statistics.out_of_memory_retries >= 1
     assert "out of memory with" in caplog.text
-    assert np.isfinite(found.mean[6]).all()
+    assert np.isfinite(found.tensors["mean.6"]).all()
 
 
 def test_memory_does_not_grow_over_batches(weights: Path) -> None:
@@ -109,7 +130,7 @@ def test_memory_does_not_grow_over_batches(weights: Path) -> None:
             device="cuda:0",
             logger=LOGGER,
         )
-        peaks.append(found.statistics["peak_memory_bytes"])
+        peaks.append(found.run.statistics.peak_memory_bytes)
     assert peaks[1] <= peaks[0] * 1.2
 
 

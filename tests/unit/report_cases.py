@@ -56,7 +56,6 @@ def chunk(number: int, **changes: Any) -> dict[str, Any]:
     }
     for key, value in changes.items():
         (statistics if key in statistics else entry)[key] = value
-    statistics["tokens_per_second"] = statistics["tokens"] / statistics["seconds"]
     return entry
 
 

@@ -38,7 +38,6 @@ def stub_statistics(proteins: int, residues: int) -> dict[str, float]:
         "tokens": tokens,
         "seconds": 1.5,
         "load_seconds": 0.5,
-        "tokens_per_second": tokens / 1.5,
         "padding_avoided": 0.25,
         "peak_memory_bytes": 1 << 30,
         "out_of_memory_retries": 0,

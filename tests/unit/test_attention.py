@@ -29,13 +29,62 @@ LOGGER = logging.getLogger("test")
 
 
 @pytest.mark.parametrize("make", [RunsAttention, FlashRunsAttention, BucketedAttention])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12), seed=st.integers(0, 100))
 def test_attention_stays_within_each_sequence(make: Any, lengths: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(sum(lengths), 3, 2, 8, generator=generator).unbind(1)
     segments = Segments.from_lengths(lengths)
     torch.testing.assert_close(make()(q, k, v, segments), plain_attention(q, k, v, segments), rtol=0, atol=2e-6)
+
+
+SLOPES = torch.tensor([0.5, 0.03])
+
+
+@pytest.mark.parametrize("make", [RunsAttention, BucketedAttention])
+@pytest.mark.parametrize("lengths", [[1], [7, 7, 7], [60, 60, 59, 57, 20, 3]])
+def test_slopes_lower_logits_by_distance(make: Any, lengths: list[int]) -> None:
+    q, k, v = torch.randn(sum(lengths), 3, 2, 8, generator=torch.Generator().manual_seed(0)).unbind(1)
+    segments = Segments.from_lengths(lengths)
+    found = make()(q, k, v, segments, SLOPES)
+    torch.testing.assert_close(found, plain_attention(q, k, v, segments, SLOPES), rtol=0, atol=2e-6)
+    assert (len(lengths) == 1) == torch.equal(found, make()(q, k, v, segments))
+
+
+def test_slopes_by_a_formula_written_out() -> None:
+    q, k, v = torch.randn(5, 3, 2, 8, generator=torch.Generator().manual_seed(0)).unbind(1)
+    found = plain_attention(q, k, v, Segments.from_lengths([5]), SLOPES)
+    for head in range(2):
+        for i in range(5):
+            logits = [float(q[i, head] @ k[j, head]) - float(SLOPES[head]) * abs(i - j) for j in range(5)]
+            shares = torch.tensor(logits).softmax(0)
+            torch.testing.assert_close(found[i, head], shares @ v[:, head], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("make", [RunsAttention, BucketedAttention])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_trial_passes_slopes_that_are_right(make: Any, dtype: torch.dtype) -> None:
+    assert try_attention(make, CPU, dtype, 64, SLOPES) is None
+
+
+class Slopeless(RunsAttention):
+    name = "slopeless"
+
+    def __call__(self, q: Any, k: Any, v: Any, segments: Segments, slopes: Any = None) -> Any:
+        return super().__call__(q, k, v, segments)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (FlashRunsAttention, "sdpa_flash_runs does not run (it takes no slopes)"),
+        (FlashOperatorAttention, "flash_operator does not run (it takes no slopes)"),
+        (EfficientAttention, "efficient_attention does not run (it takes no slopes)"),
+        (Slopeless, "slopeless disagrees with plain mathematics"),
+    ],
+)
+def test_the_trial_refuses_who_takes_no_slopes(make: Any, says: str) -> None:
+    assert says in str(try_attention(make, CPU, torch.float32, 16, SLOPES))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -48,21 +97,21 @@ def test_the_trial_passes_what_is_right(make: Any, head_dim: int, dtype: torch.d
 class Wrong(RunsAttention):
     name = "wrong"
 
-    def __call__(self, q: Any, k: Any, v: Any, segments: Segments) -> Any:
-        return super().__call__(q, k, v, segments) * 1.05
+    def __call__(self, q: Any, k: Any, v: Any, segments: Segments, slopes: Any = None) -> Any:
+        return super().__call__(q, k, v, segments, slopes) * 1.05
 
 
 class NotANumber(RunsAttention):
     name = "nan"
 
-    def __call__(self, q: Any, k: Any, v: Any, segments: Segments) -> Any:
-        return super().__call__(q, k, v, segments) * float("nan")
+    def __call__(self, q: Any, k: Any, v: Any, segments: Segments, slopes: Any = None) -> Any:
+        return super().__call__(q, k, v, segments, slopes) * float("nan")
 
 
 class Broken(RunsAttention):
     name = "broken"
 
-    def __call__(self, q: Any, k: Any, v: Any, segments: Segments) -> Any:
+    def __call__(self, q: Any, k: Any, v: Any, segments: Segments, slopes: Any = None) -> Any:
         raise RuntimeError("CUDA error: no kernel image is available for execution. A long story follows")
 
 
@@ -112,7 +161,7 @@ def use(monkeypatch: pytest.MonkeyPatch, support: AttentionSupport, flash: list[
     monkeypatch.setattr(choose_module, "FLASH_CHOICES", tuple(flash))
     monkeypatch.setattr(choose_module, "STANDARD_CHOICES", tuple(standard))
     trial = try_attention
-    monkeypatch.setattr(choose_module, "try_attention", lambda make, device, dtype, dim: trial(make, CPU, dtype, dim))
+    monkeypatch.setattr(choose_module, "try_attention", lambda make, device, *args: trial(make, CPU, *args))
 
 
 class GoodFlash(RunsAttention):
@@ -161,6 +210,17 @@ def test_the_choice_takes_the_first_that_agrees(
             assert make.name in caplog.text, "what was refused is told, and why"
     if dtype == torch.float32:
         assert "flash computes no float32" in caplog.text
+
+
+def test_with_slopes_those_are_passed_over_that_take_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(monkeypatch, AMPERE, [FlashRunsAttention, FlashOperatorAttention], [EfficientAttention, BucketedAttention])
+    with caplog.at_level(logging.INFO):
+        found = choose_attention(CUDA, torch.float16, 64, LOGGER, slopes=SLOPES)
+    assert isinstance(found, BucketedAttention)
+    assert caplog.text.count("takes no slopes") == 3
+    assert "running sdpa_bucketed" in caplog.text
 
 
 def test_padded_attention_is_left_when_everything_else_fails(

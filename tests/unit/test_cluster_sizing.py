@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
+import numpy as np
 import pytest
 
-from virnucpro.models.esm2.sizes import ESM2_MODELS
-from virnucpro.slurm.sizing import Chunk, embed_memory_mb, embed_minutes
+from virnucpro.chunking.cost import protein_costs
+from virnucpro.chunking.manifest import ChunkManifest
+from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
+from virnucpro.slurm.sizing import START_MINUTES, embed_memory_mb, embed_minutes
 
 MODEL_3B = ESM2_MODELS["esm2_t36_3B_UR50D"]
-USUAL = Chunk(proteins=67_000, residues=20_000_000)
+
+
+def chunk(lengths: list[int], policy: str = "window") -> ChunkManifest:
+    """What the split would say of a chunk of these lengths."""
+    cost = protein_costs(np.array(lengths), embed_dim=MODEL_3B.embed_dim, policy=policy, longest=1022, overlap=511)
+    return ChunkManifest("chunk_00000", len(lengths), sum(lengths), round(float(cost.sum())), "00")
+
+
+USUAL = chunk([300] * 67_000)
 
 
 def test_the_default_chunk_of_the_default_model() -> None:
@@ -31,18 +39,16 @@ def test_each_attempt_asks_for_more() -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "minutes"])
 def test_larger_models_ask_for_no_less(kind: str) -> None:
-    ask = (
-        (lambda model: embed_memory_mb(model, USUAL, gpus=0))
-        if kind == "memory"
-        else (lambda model: embed_minutes(model, USUAL))
-    )
+    def ask(model: Architecture) -> int:
+        return embed_memory_mb(model, USUAL, gpus=0) if kind == "memory" else embed_minutes(model, USUAL)
+
     asked = [ask(model) for model in ESM2_MODELS.values()]
     assert asked == sorted(asked)
     assert asked[-1] > asked[0]
 
 
 def test_memory_covers_what_is_held() -> None:
-    residues = Chunk(proteins=1_000, residues=200_000)
+    residues = chunk([200] * 1_000)
     vectors = 4 * 200_000 * MODEL_3B.embed_dim / 1e6  # MB of one layer's residues
     assert embed_memory_mb(MODEL_3B, residues, mean=False, per_residue=True) > 3 * vectors
     two = embed_memory_mb(MODEL_3B, residues, mean=False, per_residue=True, layers=2)
@@ -54,10 +60,15 @@ def test_memory_covers_what_is_held() -> None:
 def test_time_by_devices() -> None:
     assert embed_minutes(MODEL_3B, USUAL, gpus=4) < embed_minutes(MODEL_3B, USUAL, gpus=1)
     assert embed_minutes(MODEL_3B, USUAL, gpus=0, threads=8) > embed_minutes(MODEL_3B, USUAL)
-    assert embed_minutes(MODEL_3B, Chunk(1, 1)) >= 15
+    assert embed_minutes(MODEL_3B, chunk([1])) >= 15
 
 
-def test_reading_a_chunk_manifest(tmp_path: Path) -> None:
-    path = tmp_path / "chunk_00000.json"
-    path.write_text(json.dumps({"chunk": "chunk_00000", "proteins": 3, "residues": 99, "cost": 1.5, "digest": "00"}))
-    assert Chunk.read(path) == Chunk(3, 99)
+def test_time_follows_what_is_run_of_long_proteins() -> None:
+    """Ten million residues in proteins of 10,000: windows run nearly twice as many, truncation a tenth."""
+    minutes = {
+        policy: embed_minutes(MODEL_3B, chunk([10_000] * 1_000, policy)) - START_MINUTES
+        for policy in ("truncate", "full", "window")
+    }
+    assert minutes["window"] > 1.5 * embed_minutes(MODEL_3B, chunk([500] * 20_000)) - 1.5 * START_MINUTES
+    assert minutes["truncate"] < 0.25 * minutes["window"]
+    assert minutes["full"] > 1.5 * embed_minutes(MODEL_3B, chunk([500] * 20_000)) - 1.5 * START_MINUTES

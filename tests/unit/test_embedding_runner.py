@@ -14,7 +14,7 @@ from torch import Tensor
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
-from virnucpro.engine.batch import Work, cut_into_pieces
+from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.run import (
     CPU_BUDGET,
     GPU_BUDGET,
@@ -24,13 +24,30 @@ from virnucpro.engine.run import (
     RunCounts,
     bytes_per_token,
     default_budget,
-    run_work,
+    reset_peak_memory,
+    run_batches,
 )
-from virnucpro.models.esm2.sizes import ESM2_MODELS
+from virnucpro.models.esm2.family import ESM2_FAMILY
 
 CPU = torch.device("cpu")
 LOGGER = logging.getLogger("test")
 LENGTHS = np.array([5, 30, 12, 12, 50, 3])
+
+
+def test_the_memory_counter_is_reset_in_a_process_that_has_not_used_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch does: without CUDA's start the device is unknown to its counters."""
+    started: list[bool] = []
+
+    def reset(device: torch.device) -> None:
+        if not started:
+            raise RuntimeError("Invalid device argument 0: did you call init?")
+
+    monkeypatch.setattr(torch.cuda, "init", lambda: started.append(True))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    reset_peak_memory(torch.device("cuda", 0))
+    assert started
+    reset_peak_memory(CPU)
+    assert len(started) == 1
 
 
 class Memory:
@@ -50,11 +67,13 @@ class Memory:
 
 def run(forward: Any, budget: int, lengths: np.ndarray = LENGTHS) -> tuple[Outputs, RunCounts]:
     proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
-    work = Work(proteins, cut_into_pieces(lengths, "window", 20, 10))
+    work = PackedPieces(proteins, cut_into_pieces(lengths, "window", 20, 10), ESM2_FAMILY.tokenizer)
     outputs = Outputs(lengths, (1,), 2, per_residue=True)
     progress = Progress(len(lengths), int(work.length.sum()), int(work.tokens_before[-1]), where="x", logger=LOGGER)
     names = [f"p{row}" for row in range(len(lengths))]
-    counts = run_work(forward, work, outputs, device=CPU, budget=budget, names=names, progress=progress, logger=LOGGER)
+    counts = run_batches(
+        forward, work, outputs, device=CPU, budget=budget, names=names, progress=progress, logger=LOGGER
+    )
     assert progress.done == [len(lengths), int(work.length.sum()), int(work.tokens_before[-1])]
     outputs.finish()
     return outputs, counts
@@ -126,7 +145,7 @@ def test_progress_speaks_at_a_steady_pace(caplog: pytest.LogCaptureFixture) -> N
 
 def test_budgets_follow_the_free_memory() -> None:
     cuda = torch.device("cuda", 0)
-    large, small = ESM2_MODELS["esm2_t36_3B_UR50D"], ESM2_MODELS["esm2_t6_8M_UR50D"]
+    large, small = 2560, 320
     assert default_budget(large, CPU, 1, torch.float32) == CPU_BUDGET
     assert default_budget(large, cuda, 1, torch.float16, free_bytes=100 << 30) == GPU_BUDGET
     assert default_budget(small, cuda, 1, torch.float16, free_bytes=100 << 30) == 4 * GPU_BUDGET

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from virnucpro.base.errors import UserError
-from virnucpro.cuda.visible import Device, Gpu, list_gpus, parse_gpu_list, split_visible, visible_devices
+from virnucpro.cuda.visible import (
+    Gpu,
+    VisibleDevice,
+    device_nodes,
+    list_gpus,
+    parse_gpu_list,
+    split_visible,
+    visible_devices,
+)
 
 LISTING = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f)
@@ -97,8 +105,17 @@ def test_one_device_has_one_identity_however_it_is_named(gpus: list[Gpu]) -> Non
 
 def test_without_the_driver_entries_are_taken_at_their_word() -> None:
     assert tokens(None, None) == []
-    assert visible_devices("0,MIG-a", None) == [Device("0", "unknown-0")]
+    assert visible_devices(None, None, 2) == [VisibleDevice("0", "unknown-0"), VisibleDevice("1", "unknown-1")]
+    assert visible_devices("0,MIG-a", None, 2) == [VisibleDevice("0", "unknown-0")]
+    assert visible_devices(A, None, 2) == visible_devices(A, parse_gpu_list(LISTING)), "a whole UUID is one lock"
     assert tokens("", None) == []
+
+
+def test_devices_to_open(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia12", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert device_nodes(tmp_path) == 3
+    assert device_nodes(tmp_path / "nowhere") == 0
 
 
 def _program(directory: Path, text: str) -> None:
@@ -115,9 +132,17 @@ def test_asking_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found is not None
     assert [gpu.uuid for gpu in found] == [gpu.uuid for gpu in parse_gpu_list(LISTING)]
     _program(tmp_path, "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver'; exit 9")
-    assert list_gpus() == []
+    driver = tmp_path / "gpus"
+    assert list_gpus(driver=driver) is None
+    for address, uuid in (("0000:c1:00.0", C), ("0000:07:00.0", A)):
+        (driver / address).mkdir(parents=True)
+        text = f"Model: \t\t NVIDIA A100\nIRQ:   \t\t 195\nGPU UUID: \t {uuid}\nDevice Minor: \t 0\n"
+        (driver / address / "information").write_text(text)
+    assert list_gpus(driver=driver) == [Gpu(0, "", A), Gpu(1, "", C)]
+    (driver / "0000:07:00.0" / "information").write_text("GPU UUID: \t GPU-????????-????-????-????-????????????\n")
+    assert list_gpus(driver=driver) is None
     _program(tmp_path, "exec sleep 30")
     with pytest.raises(UserError, match="no answer within 1 seconds"):
         list_gpus(timeout=0.5 + 0.1)
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert list_gpus() is None
+    assert list_gpus(driver=tmp_path / "nowhere") is None

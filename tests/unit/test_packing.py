@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.engine.batch import Work, batch_end, cut_into_pieces, padding_avoided
-from virnucpro.engine.devices import share_out
+from virnucpro.chunking.size import SPECIAL_TOKENS
+from virnucpro.engine.batch import PackedPieces, batch_end, cut_into_pieces, padding_avoided
 from virnucpro.models.esm2.alphabet import CLS, EOS
+from virnucpro.models.esm2.family import ESM2_FAMILY
+from virnucpro.models.families import FAMILIES
 
 CPU = torch.device("cpu")
 
 
-def work_of(lengths: list[int], longest: int = 8, overlap: int = 3) -> Work:
+def work_of(lengths: list[int], longest: int = 8, overlap: int = 3) -> PackedPieces:
     proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
-    return Work(proteins, cut_into_pieces(np.array(lengths), "window", longest, overlap))
+    return PackedPieces(proteins, cut_into_pieces(np.array(lengths), "window", longest, overlap), ESM2_FAMILY.tokenizer)
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 60))
@@ -57,17 +61,22 @@ def test_equal_lengths_make_one_run_and_similar_ones_one_bucket() -> None:
 
 
 def test_padding_avoided_counts_file_order() -> None:
-    assert padding_avoided(np.array([10, 10, 10]), 1000) == 0
+    assert padding_avoided(np.array([12, 12, 12]), 1000) == 0
     # 12 and 4 tokens padded to 12 and 12: 8 of 24 are padding.
-    assert padding_avoided(np.array([10, 2]), 1000) == 8 / 24
+    assert padding_avoided(np.array([12, 4]), 1000) == 8 / 24
     # A budget of 12 holds one of them at a time, so nothing is padded.
-    assert padding_avoided(np.array([10, 2]), 12) == 0
+    assert padding_avoided(np.array([12, 4]), 12) == 0
 
 
-@given(lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=200), shares=st.integers(1, 8))
-def test_shares_hold_every_protein_once_and_cost_the_same(lengths: list[int], shares: int) -> None:
-    found = share_out(np.array(lengths), shares, 320)
-    assert sorted(row for rows in found for row in rows.tolist()) == list(range(len(lengths)))
-    cost = [sum(24 * 320 * (lengths[row] + 2) + 4 * (lengths[row] + 2) ** 2 for row in rows) for rows in found]
-    largest = max(24 * 320 * (length + 2) + 4 * (length + 2) ** 2 for length in lengths)
-    assert max(cost) - min(cost) <= largest, "no share is behind by more than one protein"
+def test_costs_count_the_special_tokens_of_every_family() -> None:
+    assert {len(family.tokenizer.begin + family.tokenizer.end) for family in FAMILIES} == {SPECIAL_TOKENS}
+
+
+def test_several_special_tokens_on_either_side() -> None:
+    tokenizer = SimpleNamespace(begin=(30, 31), end=(32, 33, 34))
+    proteins = [np.array([5, 6, 7, 8, 9], np.uint16)]
+    packed = PackedPieces(proteins, cut_into_pieces(np.array([5]), "window", 3, 1), tokenizer)
+    assert packed.tokens.dtype == np.uint16
+    assert packed.tokens.tolist() == [30, 31, 5, 6, 7, 32, 33, 34, 30, 31, 7, 8, 9, 32, 33, 34]
+    assert packed.weights.tolist() == [0, 0, 1, 1, 0.5, 0, 0, 0, 0, 0, 0.5, 1, 1, 0, 0, 0]
+    assert packed.batch(0, 2, CPU).tokens.dtype == torch.int64

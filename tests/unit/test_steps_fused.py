@@ -1,10 +1,11 @@
-"""Fused steps: the kernels run in Triton's interpreter here, on a GPU in tests/gpu; and the choice of steps."""
+"""Fused forms: the kernels run in Triton's interpreter here, on a GPU in tests/gpu; and the choice of a form."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +18,19 @@ from tests.unit.test_models_numerics import SHAPES, TINY, build, excess, run_pac
 from virnucpro.attention.choose import plain_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
-from virnucpro.engine.load import choose_steps, use_fused_steps
-from virnucpro.models.esm2.float8 import corrected, mean_inputs
-from virnucpro.models.esm2.model import EagerSteps, LayerParameters, rotary_tables, rotate
+from virnucpro.kernels.float8 import Scaled
+from virnucpro.models.esm2.float8 import (
+    Float8ESM2,
+    calibration_batch,
+    corrected,
+    mean_inputs,
+    products_of,
+    with_products,
+)
+from virnucpro.models.esm2.forms import fastest_form, fused_form
+from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Linear, rotary_tables
 from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.esm2_flash import rotate
 from virnucpro.models.precision import resolve_precision
 
 LOGGER = logging.getLogger("test")
@@ -47,9 +57,11 @@ def plain_number(one: Any) -> int:
 @pytest.mark.parametrize("dim", [32, 72, 480])
 def test_norm(kernels: ModuleType, dim: int) -> None:
     x, (offset, weight, bias) = 30 * numbers(7, dim) + 5, numbers(3, dim, seed=1)
-    expected = F.layer_norm(x + offset, (dim,), weight, bias, 1e-5)
-    torch.testing.assert_close(kernels.norm(x, offset, weight, bias, torch.float32), expected, rtol=1e-5, atol=1e-5)
-    assert kernels.norm(x, offset, weight, bias, torch.bfloat16).dtype == torch.bfloat16
+    for eps in (1e-5, 0.5):
+        expected = F.layer_norm(x + offset, (dim,), weight, bias, eps)
+        found = kernels.norm(x, offset, weight, bias, eps, torch.float32)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert kernels.norm(x, offset, weight, bias, eps, torch.bfloat16).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("head_dim", [16, 24, 64])
@@ -90,10 +102,10 @@ def test_a_fused_model_errs_no_more_than_an_eager_one(
     model = build(state, shape, dtype)
     eager = run_packed(model, SEQUENCES, layers)
     with caplog.at_level(logging.INFO):
-        assert use_fused_steps(model, LOGGER), caplog.text
-    assert model.steps.name == "fused"
+        form = fused_form(model, LOGGER)
+    assert form.facts.layers_run == "fused", caplog.text
     assert "layers run fused" in caplog.text
-    fused = run_packed(model, SEQUENCES, layers)
+    fused = run_packed(form, SEQUENCES, layers)
     for layer in layers:
         ours, theirs = (
             torch.cat([one[layer] - exact[layer] for one, exact in zip(found, truth, strict=True)]).norm()
@@ -110,8 +122,7 @@ def test_kernels_that_do_not_run_leave_the_model_eager_and_say_so(
 
     monkeypatch.setattr(kernels, "norm", failing)
     model = build(weights(TINY), TINY, torch.float16)
-    assert not use_fused_steps(model, LOGGER)
-    assert model.steps.name == "eager"
+    assert fused_form(model, LOGGER) is model
     assert "the fused kernels do not run here (Failed to find C compiler): layers run eager, slower" in caplog.text
 
 
@@ -122,8 +133,7 @@ def test_kernels_that_err_are_not_trusted(
     norm: Callable[..., torch.Tensor] = kernels.norm
     monkeypatch.setattr(kernels, "norm", lambda *args: norm(*args) * factor)
     model = build(weights(TINY), TINY, torch.float16)
-    assert not use_fused_steps(model, LOGGER)
-    assert model.steps.name == "eager"
+    assert fused_form(model, LOGGER) is model
     assert "from plain operators: layers run eager, slower" in caplog.text
 
 
@@ -139,8 +149,8 @@ def test_kernels_that_end_in_float8(kernels: ModuleType, dim: int) -> None:
         "rows": (float8.rows(x), x),
         "gelu": (float8.gelu(x, bias), F.gelu(x + bias)),
         "add_norm": (
-            float8.add_norm(stream, addend, offset, weight, bias),
-            F.layer_norm(summed + offset, (dim,), weight, bias, 1e-5),
+            float8.add_norm(stream, addend, offset, weight, bias, LAYER_NORM_EPS),
+            F.layer_norm(summed + offset, (dim,), weight, bias, LAYER_NORM_EPS),
         ),
     }
     torch.testing.assert_close(stream, summed)
@@ -164,6 +174,10 @@ def test_the_attention_kernel(kernels: ModuleType, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(found.float(), exact, rtol=0, atol=3e-3)
     apart = module.attend(q.contiguous(), k, v.contiguous(), segments.cu_seqlens, max(lengths))
     torch.testing.assert_close(apart.float(), exact, rtol=0, atol=3e-3)
+    slopes = torch.tensor([0.25, 0.02])
+    found = module.attend(q, k, v, segments.cu_seqlens, max(lengths), slopes)
+    exact = plain_attention(q, k, v, segments, slopes)
+    torch.testing.assert_close(found.float(), exact, rtol=0, atol=3e-3)
 
 
 def test_biases_corrected_for_float8_bring_pooled_vectors_nearer() -> None:
@@ -175,24 +189,59 @@ def test_biases_corrected_for_float8_bring_pooled_vectors_nearer() -> None:
         scale = weight.abs().amax(1, keepdim=True) / 448
         return (weight / scale).to(torch.float8_e4m3fn).float() * scale
 
-    def coarse(p: LayerParameters) -> LayerParameters:
-        names = ("qkv_weight", "out_weight", "fc1_weight", "fc2_weight")
-        return p._replace(**{name: rounded(getattr(p, name)) for name in names})
+    def coarse(products: Sequence[Linear]) -> list[Linear]:
+        return [replace(one, weight=rounded(one.weight)) for one in products]
 
-    means = mean_inputs(model)
-    plain = [coarse(p) for p in model.parameters.layers]
-    better = [
-        coarse(corrected(p, (q.qkv_weight, q.out_weight, q.fc1_weight, q.fc2_weight), mean))
-        for p, q, mean in zip(model.parameters.layers, plain, means, strict=True)
+    def better(products: Sequence[Linear], means: Sequence[torch.Tensor]) -> list[Linear]:
+        return coarse([corrected(one, rounded(one.weight), mean) for one, mean in zip(products, means, strict=True)])
+
+    layers = model.parameters.layers
+    plain = [with_products(p, coarse(products_of(p))) for p in layers]
+    made_up = [
+        with_products(p, better(products_of(p), means)) for p, means in zip(layers, mean_inputs(model), strict=True)
     ]
     sequences = [random_protein(length, length) for length in (60, 200, 350)]
     exact = run_packed(model, sequences, [6])
     errors = []
-    for layers in (plain, better):
-        model.steps = EagerSteps(model.parameters._replace(layers=tuple(layers)), shape.heads, model.q_scale)
-        found = run_packed(model, sequences, [6])
+    for changed in (plain, made_up):
+        other = ESM2(replace(model.parameters, layers=tuple(changed)), shape, model.attend)
+        found = run_packed(other, sequences, [6])
         errors.append(sum(float((a[6].mean(0) - b[6].mean(0)).norm()) for a, b in zip(found, exact, strict=True)))
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_what_enters_each_product_is_watched_in_the_same_forward() -> None:
+    model = build(weights(TINY), TINY)
+    found = mean_inputs(model)
+    assert [[len(mean) for mean in means] for means in found] == [[32, 32, 32, 128]] * TINY.layers
+    assert type(model.parameters.layers[0].qkv) is Linear, "the model itself is left as it was"
+    tokens, segments = calibration_batch(torch.device("cpu"))
+    entering = model.parameters.layers[0].attention_norm(model.embed(tokens, segments))
+    assert torch.equal(found[0][0], entering.mean(0))
+
+
+def test_the_float8_form_is_the_readable_one_in_fewer_bits(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it but torch's scaled product, which a CPU may lack; layers asked for alone and together."""
+
+    def product(a: Scaled, weight: Scaled) -> torch.Tensor:
+        return ((a[0].float() * a[1]) @ (weight[0].float() * weight[1]).T).bfloat16()
+
+    monkeypatch.setattr(importlib.import_module("virnucpro.models.esm2.float8"), "scaled_product", product)
+    shape = Architecture(layers=3, embed_dim=16, heads=1)  # the interpreter is slow
+    model = build(weights(shape), shape, torch.bfloat16)
+    form = Float8ESM2(model.parameters, shape, model.attend)
+    assert form.facts.dtype == torch.float8_e4m3fn
+    assert (form.facts.layers_run, form.first) == ("fused fp8", 1)
+    sequences = ["MKLVWY", "ACD"]
+    exact, found = (run_packed(one, sequences, [0, 1, 2, 3]) for one in (model, form))
+    for layer, limit in ((0, 0.0), (1, 0.01), (2, 0.1), (3, 0.1)):
+        for one, other in zip(exact, found, strict=True):
+            assert (one[layer] - other[layer]).norm() <= limit * one[layer].norm()
+    for layer in (2, 3):
+        alone = run_packed(form, sequences, [layer])
+        assert all(torch.equal(one[layer], other[layer]) for one, other in zip(alone, found, strict=True))
 
 
 def test_float8_is_refused_where_there_is_none() -> None:
@@ -202,16 +251,24 @@ def test_float8_is_refused_where_there_is_none() -> None:
 
 def test_float32_and_the_cpu_keep_plain_operators() -> None:
     model = build(weights(TINY), TINY)
-    assert not use_fused_steps(model, LOGGER)
-    choose_steps(model, torch.float32, LOGGER)
-    assert model.steps.name == "eager"
+    assert fused_form(model, LOGGER) is model
+    for dtype in (torch.float32, torch.float16):
+        form = fastest_form(model.parameters, TINY, model.attend, dtype=dtype, kernels="auto", logger=LOGGER)
+        assert type(form) is ESM2
+
+
+def test_float8_without_fused_kernels_is_refused() -> None:
+    model = build(weights(TINY), TINY, torch.bfloat16)
+    with pytest.raises(UserError, match="precision fp8 is computed by fused kernels alone"):
+        fastest_form(model.parameters, TINY, model.attend, dtype=torch.float8_e4m3fn, kernels="eager", logger=LOGGER)
 
 
 def test_layers_asked_for_do_not_change_with_later_ones(kernels: ModuleType) -> None:
     """The fused stream is changed in place: what was handed out must be a copy."""
     model = build(weights(TINY), TINY, torch.float16)
-    assert use_fused_steps(model, LOGGER)
-    together = run_packed(model, SEQUENCES, [0, 1, 2, 3])
+    form = fused_form(model, LOGGER)
+    assert form.facts.layers_run == "fused"
+    together = run_packed(form, SEQUENCES, [0, 1, 2, 3])
     for layer in (0, 1, 2, 3):
         own = [{layer: one[layer]} for one in together]
-        assert excess(run_packed(model, SEQUENCES, [layer]), own, {layer: 1e-6}) <= 1
+        assert excess(run_packed(form, SEQUENCES, [layer]), own, {layer: 1e-6}) <= 1

@@ -7,8 +7,8 @@ from esm.data import Alphabet
 
 from tests.oracle import random_protein
 from virnucpro.base.errors import UserError
-from virnucpro.models.esm2.alphabet import CLS, EOS, MASK, PAD, RESIDUES, UNK, tokenise
-from virnucpro.models.esm2.model import MASK as LAYER_MASK
+from virnucpro.models.esm2.alphabet import CLS, EOS, MASK, PAD, UNK, tokenise
+from virnucpro.sequences.residues import RESIDUES
 
 ALPHABET = Alphabet.from_architecture("ESM-1b")
 
@@ -18,16 +18,15 @@ def test_every_residue_has_fair_esms_index() -> None:
 
 
 def test_special_tokens_are_fair_esms() -> None:
-    own = (CLS, PAD, EOS, UNK, MASK, LAYER_MASK)
+    own = (CLS, PAD, EOS, UNK, MASK)
     theirs = (
         ALPHABET.cls_idx,
         ALPHABET.padding_idx,
         ALPHABET.eos_idx,
         ALPHABET.unk_idx,
         ALPHABET.mask_idx,
-        ALPHABET.mask_idx,
     )
-    assert own == theirs == (0, 1, 2, 3, 32, 32)
+    assert own == theirs == (0, 1, 2, 3, 32)
     assert len(ALPHABET) == 33
 
 

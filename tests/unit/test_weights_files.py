@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,7 +188,8 @@ def test_weights_of_another_program_and_of_other_sizes(tmp_path: Path, source: P
     with pytest.raises(UserError, match="is no record"):
         read_manifest(tmp_path / "foreign.safetensors")
     checkpoint = read_checkpoint(source)
-    manifest = replace(manifest_of(tmp_path, source), layers=3)
+    manifest = manifest_of(tmp_path, source)
+    manifest = replace(manifest, architecture=replace(SMALL, layers=3))
     write_weights(tmp_path / "w.safetensors", embedding_part(checkpoint), manifest, source=source)
     with pytest.raises(UserError, match=r"layers\.2\.fc1\.bias has shape None"):
         load_weights(tmp_path / "w.safetensors")
@@ -228,7 +230,7 @@ def test_weights_replaced_while_they_are_read(tmp_path: Path, source: Path, monk
     write_checkpoint(source, SMALL, seed=9)
     prepare_weights(str(source), other, log=silent)
 
-    def replaced(*arguments: object, **options: object) -> object:
+    def replaced(*arguments: Any, **options: Any) -> object:
         other.replace(weights)
         return safe_open(*arguments, **options)
 

@@ -6,7 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.engine.batch import coverage, cut_into_pieces, window_starts
+from virnucpro.chunking.cost import embedded_residues
+from virnucpro.engine.batch import coverage, cut_into_pieces
+
+
+def window_starts(length: int, longest: int, overlap: int) -> list[int]:
+    pieces = cut_into_pieces(np.array([3, length]), "window", longest, overlap)
+    starts: list[int] = pieces.start[pieces.row == 1].tolist()
+    return starts
 
 
 @given(length=st.integers(1, 9000), longest=st.integers(1, 1500), data=st.data())
@@ -46,6 +53,9 @@ def test_policies() -> None:
     full = cut_into_pieces(lengths, "full", 4, 2)
     assert full.length.tolist() == [10, 3, 4]
     assert full.start.tolist() == [0, 0, 0]
+    embedded = {policy: embedded_residues(lengths, policy, 4).tolist() for policy in ("window", "truncate", "full")}
+    assert embedded == {"window": [10, 3, 4], "truncate": [4, 3, 4], "full": [10, 3, 4]}
+    assert [len(column) for column in cut_into_pieces(lengths[:0], "window", 4, 2)] == [0, 0, 0]
 
 
 def test_coverage_counts_windows_a_residue() -> None:

@@ -25,6 +25,10 @@ from virnucpro.models.esm2.sizes import ESM2_MODELS
 from virnucpro.report.plan import H200_TOKENS_PER_SECOND
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEVELOPERS = [
+    ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/results/README.md")
+]
+"""Pages for those who change the code, and the decisions: their links are followed, their commands are not typed."""
 FASTA = ">a\nMKVLAAGIV\n>b\nMKVX\n" + "".join(f">p{n}\nM{'KVLAAGIVE'[: n + 2] * 3}\n" for n in range(7))
 ALL_FORMATS = "{formats: [parquet, hdf5, npy, virnucpro_pt]}"
 SUBSTITUTES = {
@@ -173,7 +177,7 @@ def test_commands_run(block: Block, command: str, clone: Path, tmp_path: Path) -
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in PAGES:
+    for page in [*PAGES, *DEVELOPERS, *sorted((ROOT / "docs" / "decisions").glob("*.md"))]:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} names {target}"
 
@@ -186,7 +190,8 @@ def test_the_table_of_memory_is_computed_from_the_models() -> None:
         assert (int(layers), int(width)) == (sizes.layers, sizes.embed_dim)
         assert parameters == f"{sizes.parameters / 1e6:,.0f} million"
         said = [float(cell.removesuffix(" GiB")) for cell in memory]
-        batches = [LOWEST_BUDGET * bytes_per_token(sizes, 1, dtype) for dtype in (torch.float16, torch.float32)]
+        dtypes = (torch.float16, torch.float32)
+        batches = [LOWEST_BUDGET * bytes_per_token(sizes.embed_dim, 1, dtype) for dtype in dtypes]
         weights = [2 * sizes.parameters, 4 * sizes.parameters]
         needed = [weight + batch + 2**30 for weight, batch in zip(weights, batches, strict=True)]
         assert said == pytest.approx([size / 2**30 for size in [*weights, *needed]], abs=0.06), name

@@ -1,17 +1,4 @@
-"""What every attention over packed sequences offers.
-
-``scaled_dot_product_attention`` over neighbours of equal length: no padding, no mask.
-
-Padded SDPA in buckets of similar length: public functions alone, for whatever GPU is left.
-
-The memory-efficient kernel over packed sequences: float32, and GPUs older than Ampere.
-
-FlashAttention-2 over packed sequences through torch's internal operator (torch before 2.10).
-
-FlashAttention-2 over packed sequences through ``torch.nn.attention.varlen`` (torch 2.10 and newer).
-
-FlashAttention-2 over packed sequences by our own Triton kernel.
-"""
+"""Attention over packed sequences in several ways; all take and give the same (:class:`PackedAttention`)."""
 
 from __future__ import annotations
 
@@ -30,6 +17,9 @@ from virnucpro.cuda.attention_utils import FLASH, STANDARD, only_flash
 class PackedAttention(Protocol):
     """Attention within each sequence of a packed batch, without mask and dropout, softmax in float32.
 
+    With ``slopes``, float32 ``(heads,)`` on q's device, the logit of tokens i and j is lowered by ``slope * |i - j|``
+    (ALiBi: Press et al. 2022, arXiv:2108.12409).
+
     Attributes:
         name: what runs, for logs and for the record in the chunk file ("varlen_attn", "sdpa", ...).
         implementation: "flash_attention_2" or "standard_attention".
@@ -41,59 +31,85 @@ class PackedAttention(Protocol):
     implementation: str
     scales: bool
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-        """Attend; q, k, v and the result are ``(T, heads, head_dim)``, T = ``sum(segments.lengths)``."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
+        """Attend; q, k, v and the result are ``(T, heads, head_dim)``, T = ``sum(segments.lengths)``.
+
+        Raises:
+            ValueError: there are slopes, and this implementation has no such term.
+        """
         ...
 
 
+def alibi(slopes: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """What slopes add to the logits of a sequence, ``(1, heads, length, length)``; computed in float32."""
+    place = torch.arange(length, device=slopes.device)
+    distance = (place[:, None] - place).abs()
+    return (-slopes[:, None, None] * distance).unsqueeze(0).to(dtype)
+
+
+def refuse(slopes: Tensor | None) -> None:
+    """Raise ValueError if there are slopes."""
+    if slopes is not None:
+        raise ValueError("it takes no slopes")
+
+
 class RunsAttention:
-    """One call for each run of equal lengths; the CPU's way, and right everywhere."""
+    """SDPA once for each run of neighbours of equal length: no padding, no mask; the CPU's way, right everywhere."""
 
     name = "sdpa"
     implementation = STANDARD
     scales = False
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         heads, head_dim = q.shape[1:]
         for start, count, length in segments.runs:
             rows = slice(start, start + count * length)
             shape = (count, length, heads, head_dim)
             one_q, one_k, one_v = (x[rows].view(shape).transpose(1, 2) for x in (q, k, v))
-            attended = F.scaled_dot_product_attention(one_q, one_k, one_v, scale=1.0)
+            bias = None if slopes is None else alibi(slopes, length, q.dtype)
+            attended = F.scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=bias, scale=1.0)
             out[rows] = attended.transpose(1, 2).reshape(count * length, heads, head_dim)
         return out
 
 
 class FlashRunsAttention(RunsAttention):
-    """The same, pinned to the flash kernel: public functions alone, for a torch without ``varlen_attn``."""
+    """The same, pinned to the flash kernel: public functions alone, for a torch without ``varlen_attn``. No slopes."""
 
     name = "sdpa_flash_runs"
     implementation = FLASH
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
+        refuse(slopes)
         with only_flash():
             return super().__call__(q, k, v, segments)
 
 
 class BucketedAttention:
-    """One masked call for each bucket; padding is added to q, k and v alone and never leaves this class."""
+    """SDPA once for each bucket of similar lengths, with public functions alone, for whatever GPU is left.
+
+    Padding is added to q, k and v alone, masked, and never leaves this class.
+    """
 
     name = "sdpa_bucketed"
     implementation = STANDARD
     scales = False
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for bucket in segments.buckets:
             one_q, one_k, one_v = (x[bucket.tokens].transpose(1, 2) for x in (q, k, v))
-            attended = F.scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=bucket.mask, scale=1.0)
+            mask = bucket.mask
+            if slopes is not None:
+                bias = alibi(slopes, one_q.shape[2], q.dtype)
+                mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+            attended = F.scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=mask, scale=1.0)
             out[bucket.packed] = attended.transpose(1, 2).flatten(0, 1)[bucket.padded]
         return out
 
 
 class EfficientAttention:
-    """One call of the kernel behind SDPA's ``EFFICIENT_ATTENTION``.
+    """One call of the kernel behind SDPA's ``EFFICIENT_ATTENTION``: float32, and GPUs older than Ampere. No slopes.
 
     SDPA itself gives that kernel no ``cu_seqlens``, so torch's internal operator is called. It can
     change with torch, which is why :func:`choose_attention` tries it before it is used.
@@ -103,7 +119,8 @@ class EfficientAttention:
     implementation = STANDARD
     scales = False
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
+        refuse(slopes)
         ends, longest = segments.cu_seqlens, segments.max_seqlen
         found = torch.ops.aten._efficient_attention_forward(
             q.unsqueeze(0),
@@ -124,16 +141,17 @@ class EfficientAttention:
 
 
 class FlashOperatorAttention:
-    """The operator that ``varlen_attn`` wraps since torch 2.10; older wheels have it too, without a public name.
+    """FlashAttention-2 by the operator that ``varlen_attn`` wraps since torch 2.10; older wheels have it, unnamed.
 
-    It can change with torch, which is why :func:`choose_attention` tries it before it is used.
+    It can change with torch, which is why :func:`choose_attention` tries it before it is used. No slopes.
     """
 
     name = "flash_operator"
     implementation = FLASH
     scales = False
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
+        refuse(slopes)
         ends, longest = segments.cu_seqlens, segments.max_seqlen
         found = torch.ops.aten._flash_attention_forward(
             q,
@@ -153,7 +171,7 @@ class FlashOperatorAttention:
 
 
 class VarlenAttention:
-    """One kernel call for the whole batch."""
+    """FlashAttention-2 by ``torch.nn.attention.varlen`` (torch 2.10 and newer), once for the batch. No slopes."""
 
     name = "varlen_attn"
     implementation = FLASH
@@ -173,14 +191,15 @@ class VarlenAttention:
         self.scales = "scale" not in inspect.signature(function).parameters
         self._options: dict[str, Any] = {} if self.scales else {"scale": 1.0}
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
+        refuse(slopes)
         ends, longest = segments.cu_seqlens, segments.max_seqlen
         out: Tensor = self._function(q, k, v, ends, ends, longest, longest, **self._options)
         return out
 
 
 class TritonAttention:
-    """One kernel call for the whole batch."""
+    """FlashAttention-2 by our own Triton kernel, once for the batch."""
 
     name = "triton_flash"
     implementation = FLASH
@@ -192,6 +211,6 @@ class TritonAttention:
 
         self._attend = attend
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-        out: Tensor = self._attend(q, k, v, segments.cu_seqlens, segments.max_seqlen)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
+        out: Tensor = self._attend(q, k, v, segments.cu_seqlens, segments.max_seqlen, slopes)
         return out

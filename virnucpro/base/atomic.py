@@ -155,6 +155,25 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """Give a folder beside ``path`` for what is needed until ``path`` is written; it is removed at the end.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    path = Path(path)
+    prefix = _beside(path)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
 def _sync_all(folder: Path) -> None:
     """Flush a folder with all it holds; many at once, because a disk writes them out together."""
     entries = [Path(where, name) for where, _, names in os.walk(folder) for name in (*names, ".")]

@@ -1,4 +1,4 @@
-"""What a protein costs on a GPU, in tokens, so that chunks of equal cost take equal time.
+"""How long proteins are run, and what a protein costs in tokens: chunks and shares of equal cost take equal time.
 
 A layer of width d multiplies each token by 12 d^2 weights: 24 d^2 operations. Attention over T tokens
 adds 4 T d for each token (scores and weighted sum). Their ratio is 1 : T / (6 d), so in units of "one token
@@ -11,30 +11,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.errors import UserError
-from virnucpro.chunking.size import SPECIAL_TOKENS as SPECIAL_TOKENS
+from virnucpro.chunking.size import SPECIAL_TOKENS
+
+
+def piece_lengths(lengths: NDArray[np.integer], policy: str, longest: int) -> NDArray[np.int64]:
+    """Residues of each piece of each protein, int64 ``(n,)``: a protein's pieces are equally long.
+
+    Args:
+        lengths: residues of each protein, ``(n,)``.
+        policy: what is done to proteins over ``longest`` residues: "window", "truncate" (the first ``longest``
+            residues alone, as esm-extract does) or "full" (as they are).
+
+    Raises:
+        UserError: an unknown policy.
+    """
+    if policy not in ("window", "truncate", "full"):
+        raise UserError(f"unknown policy for long proteins {policy!r}: give window, truncate or full")
+    residues = np.asarray(lengths, np.int64)
+    return residues if policy == "full" else np.minimum(residues, longest)
+
+
+def piece_counts(lengths: NDArray[np.integer], policy: str, longest: int, overlap: int) -> NDArray[np.int64]:
+    """In how many pieces each protein is run, int64 ``(n,)``: as few windows as share ``overlap`` residues, else 1.
+
+    Args:
+        lengths, policy, longest: see :func:`piece_lengths`.
+        overlap: residues that neighbouring windows share at least; fewer than ``longest``.
+    """
+    rest = np.asarray(lengths, np.int64) - piece_lengths(lengths, policy, longest)
+    if policy != "window":
+        return np.ones_like(rest)
+    return 1 - (-rest // (longest - overlap))
+
+
+def embedded_residues(lengths: NDArray[np.integer], policy: str, longest: int) -> NDArray[np.int64]:
+    """Residues of each protein that enter its embedding, int64 ``(n,)``; arguments as for :func:`piece_lengths`."""
+    return piece_lengths(lengths, policy if policy == "truncate" else "full", longest)
 
 
 def protein_costs(
-    lengths: NDArray[np.integer], *, embed_dim: int, policy: str = "full", longest: int = 1022, overlap: int = 511
+    lengths: NDArray[np.integer], *, embed_dim: int, policy: str, longest: int, overlap: int
 ) -> NDArray[np.float64]:
-    """Cost of embedding each protein, in tokens of a very short one.
+    """Cost of embedding each protein, in tokens of a very short one, float64 ``(n,)``.
 
     Args:
-        lengths: residues of each protein, (n,).
         embed_dim: the model's width d.
-        policy: what is done to proteins over ``longest`` residues: ``window``, ``truncate`` or ``full``.
-        longest: residues that a window (or a truncated protein) holds.
-        overlap: residues that neighbouring windows share.
+        lengths, policy, longest, overlap: see :func:`piece_counts`.
+
+    Raises:
+        UserError: an unknown policy.
     """
-    residues = np.asarray(lengths, np.float64)
-    windows = np.ones_like(residues)
-    if policy == "truncate":
-        residues = np.minimum(residues, longest)
-    elif policy == "window":
-        step = max(1, longest - overlap)
-        windows = np.maximum(1, np.ceil((residues - longest) / step) + 1)
-        residues = np.minimum(residues, longest)  # every window of a long protein is of full length
-    elif policy != "full":
-        raise UserError(f"unknown policy for long proteins {policy!r}: give window, truncate or full")
-    tokens = residues + SPECIAL_TOKENS
-    return np.asarray(windows * tokens * (1 + tokens / (6 * embed_dim)), np.float64)
+    tokens = (piece_lengths(lengths, policy, longest) + SPECIAL_TOKENS).astype(np.float64)
+    return piece_counts(lengths, policy, longest, overlap) * tokens * (1 + tokens / (6 * embed_dim))

@@ -46,6 +46,9 @@ def chunk_count(residues: int, proteins: int, chunk_residues: int, multiple_of: 
     With ``multiple_of`` over 1 (the GPUs that share the work) the number is rounded up to a multiple of it,
     so that no GPU works on a last chunk while the others wait; not where chunks would fall below a tenth of
     ``chunk_residues``, because each job also loads the model.
+
+    >>> chunk_count(45_000_000, 150_000, 20_000_000), chunk_count(45_000_000, 150_000, 20_000_000, multiple_of=8)
+    (3, 8)
     """
     count = max(1, -(-residues // chunk_residues))
     rounded = -(-count // multiple_of) * multiple_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from virnucpro.cuda.devices import AMPERE
+
 FLASH = "flash_attention_2"
 STANDARD = "standard_attention"
 
-FLASH_CAPABILITY = (8, 0)
 PROBE_TOLERANCE = 5e-3
 """Largest difference that float16 rounding can explain on the probe's values of unit variance."""
 
@@ -70,7 +71,7 @@ def is_flash_attention_available(device: Device = None) -> bool:
     return get_attention_implementation(device) == FLASH
 
 
-def configure_flash_attention(model: Model, logger: logging.Logger | None = None) -> Model:
+def configure_flash_attention(model: Model, logger: logging.Logger | None = None, *, device: Device = None) -> Model:
     """Tell a model's configuration, and the log, which attention its device runs.
 
     Sets ``model.config._attn_implementation`` to "sdpa", under which transformers' models reach
@@ -79,28 +80,37 @@ def configure_flash_attention(model: Model, logger: logging.Logger | None = None
     ``scaled_dot_product_attention``: :class:`virnucpro.models.ESM2WithFlashAttention` does that.
 
     Args:
-        model: on the device that it will run on; for one that is still on the CPU of a machine with
-            GPUs, the current GPU is asked.
+        model: on the device that it will run on, and in its dtype.
         logger: where the line goes; None is this module's logger.
+        device: that the model will run on; None is the device of a model on a GPU, else the current GPU.
 
     Returns:
         The model itself.
     """
     logger = logger or logging.getLogger(__name__)
     parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None and parameter.is_cuda else None
-    flash = get_attention_implementation(device) == FLASH
+    if device is None and parameter is not None and parameter.is_cuda:
+        device = parameter.device
+    support = attention_support(device)
+    if parameter is not None and parameter.dtype == torch.float32:
+        support = in_float32(support)
     config: Any = getattr(model, "config", None)
     if config is None:
         config = SimpleNamespace()
         model.config = config
-    if flash:
+    if support.flash:
         config._attn_implementation = "sdpa"
-    config.use_flash_attention_2 = flash
-    log_attention(logger, AttentionSupport(FLASH if flash else STANDARD, attention_support(device).reason))
-    if flash and parameter is not None and parameter.dtype == torch.float32:
-        logger.info("the model is float32, which FlashAttention-2 does not compute: cast it to float16 or bfloat16")
+    config.use_flash_attention_2 = support.flash
+    log_attention(logger, support)
     return model
+
+
+def in_float32(support: AttentionSupport) -> AttentionSupport:
+    """What a device runs for a model in float32, which FlashAttention-2 does not compute."""
+    if not support.flash:
+        return support
+    reason = f"{support.reason}; flash computes no float32: float16 and bfloat16 run with it"
+    return replace(support, implementation=STANDARD, reason=reason)
 
 
 def log_attention(logger: logging.Logger, support: AttentionSupport) -> None:
@@ -155,7 +165,7 @@ def _ask(device: Device) -> AttentionSupport:
     place = torch.device("cuda", index)
     major, minor = torch.cuda.get_device_capability(place)
     name = f"{torch.cuda.get_device_name(place)}, compute capability {major}.{minor}"
-    if (major, minor) < FLASH_CAPABILITY:
+    if (major, minor) < AMPERE:
         return AttentionSupport(STANDARD, f"{name}; FlashAttention-2 needs 8.0 or newer")
     try:
         flash, exact = run_probe(place)

@@ -19,6 +19,7 @@ use, before CUDA starts, and narrows ``CUDA_VISIBLE_DEVICES`` to those.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -32,7 +33,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from virnucpro.base.errors import UserError
-from virnucpro.cuda.visible import Device, list_gpus, visible_devices
+from virnucpro.cuda.visible import VisibleDevice, device_nodes, list_gpus, visible_devices
 
 LEASE_DIRECTORY = Path("/tmp/virnucpro-leases")
 """Where the locks lie. Not ``tempfile.gettempdir()``: ``TMPDIR`` differs from job to job."""
@@ -78,9 +79,15 @@ def lease_devices(
             yield []
         return
     else:
-        wanted, value, scope = visible_devices(inherited, list_gpus()), None, ""
+        gpus = list_gpus()
+        wanted, value, scope = visible_devices(inherited, gpus, device_nodes()), None, ""
+        if gpus is None and wanted:
+            logger.warning(
+                "nvidia-smi does not list the GPUs here, so they are told apart by number alone: "
+                "a job that names them otherwise may be given the same one"
+            )
     if not wanted:
-        logger.info("No GPU to lease (%s): the job sees none", _describe(inherited))
+        logger.info("No NVIDIA GPU found to lease (%s)", _describe(inherited))
         yield []
         return
     if count > len(wanted):
@@ -117,7 +124,7 @@ def _describe(visible: str | None) -> str:
     return f"{VISIBLE} is not set" if visible is None else f"{VISIBLE}={visible}"
 
 
-def _lock_paths(devices: Sequence[Device], directory: Path, scope: str) -> dict[Path, Device]:
+def _lock_paths(devices: Sequence[VisibleDevice], directory: Path, scope: str) -> dict[Path, VisibleDevice]:
     """The lock file of each device.
 
     A device known by number alone is this host's; a UUID is the same device from any container.
@@ -132,60 +139,62 @@ def _lock_paths(devices: Sequence[Device], directory: Path, scope: str) -> dict[
 
 
 def _wait_for(
-    places: Mapping[Path, Device],
+    places: Mapping[Path, VisibleDevice],
     count: int,
     locks: ExitStack,
     logger: logging.Logger,
     poll_seconds: float,
     report_seconds: float,
-) -> list[Device]:
+) -> list[VisibleDevice]:
     """Try until ``count`` of the locks are ours; ``locks`` closes them."""
     started = time.monotonic()
     next_report = started
+    turn = next(iter(places)).parent / "turn.lock"
     while True:
-        if taken := _try_all(places, count, locks):
-            return taken
+        # One tries at a time: two that want two of two devices cannot take one each forever.
+        with ExitStack() as held:
+            has_turn = _try_lock(turn, held)
+            if has_turn and (taken := _try_all(places, count, locks)):
+                return taken
         now = time.monotonic()
-        if now >= next_report:
-            holders = ", ".join(map(str, lease_holders(list(places)))) or "unknown"
+        # The turn is held for an instant at a time, so a wait for it is worth a line only when it lasts.
+        if now >= next_report and (has_turn or now > started + poll_seconds):
             names = ", ".join(device.token for device in places.values())
+            holders = lease_holders(list(places) if has_turn else [turn])
             logger.info(
-                "Waiting for %d free GPU of %s, for %.0f s so far; held by process %s",
-                count,
-                names,
+                "Waiting for %s, for %.0f s so far; held by process %s",
+                f"{count} free GPU of {names}" if has_turn else f"{turn}, which no job holds for long",
                 now - started,
-                holders,
+                ", ".join(map(str, holders)) or "unknown",
             )
             next_report = now + report_seconds
-        time.sleep(poll_seconds * random.uniform(0.5, 1.0))  # apart from the others that wait
+        pause = poll_seconds if has_turn else min(poll_seconds, 0.05)
+        time.sleep(pause * random.uniform(0.5, 1.0))  # apart from the others that wait
 
 
-def _try_all(places: Mapping[Path, Device], count: int, locks: ExitStack) -> list[Device]:
+def _try_all(places: Mapping[Path, VisibleDevice], count: int, locks: ExitStack) -> list[VisibleDevice]:
     """Lock ``count`` devices at once, without waiting, or none."""
-    directory = next(iter(places)).parent
-    with ExitStack() as held:
-        # One tries at a time: two that want two of two devices cannot take one each for ever.
-        turn = _open_lock(directory / "turn.lock")
-        held.callback(os.close, turn)
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        mine = ExitStack()
-        taken = []
-        with mine:
-            for path, device in places.items():
-                descriptor = _open_lock(path)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    os.close(descriptor)
-                    continue
-                mine.callback(os.close, descriptor)
-                if not _same_file(descriptor, path):  # somebody tidied the directory meanwhile
-                    return []
+    with ExitStack() as mine:
+        taken: list[VisibleDevice] = []
+        for path, device in places.items():
+            if _try_lock(path, mine):
                 taken.append(device)
-                if len(taken) == count:
-                    locks.push(mine.pop_all())
-                    return taken
-        return []
+            if len(taken) == count:
+                locks.push(mine.pop_all())
+                return taken
+    return []
+
+
+def _try_lock(path: Path, held: ExitStack) -> bool:
+    """Lock one file, without waiting; ``held`` closes it."""
+    descriptor = _open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    held.callback(os.close, descriptor)
+    return _same_file(descriptor, path)  # else somebody has tidied the directory meanwhile
 
 
 def _open_lock(path: Path) -> int:
@@ -194,20 +203,19 @@ def _open_lock(path: Path) -> int:
     Read access is enough for ``flock``. The file is opened without ``O_CREAT`` first: in a directory
     that all may write to, the kernel refuses that flag on other users' files (fs.protected_regular).
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not keep us waiting
     try:
         for _ in range(100):
             try:
                 descriptor = os.open(path, flags)
-                os.read(descriptor, 1)  # keeps it young for cleaners of /tmp, which go by the last access
-                return descriptor
             except FileNotFoundError:
-                _make_directory(path.parent)
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                made = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-                os.write(made, _NOTE)
-                os.fchmod(made, 0o644)
-                os.close(made)
+                _make_lock(path)
+                continue
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise OSError(errno.EINVAL, "it is no plain file")
+            os.read(descriptor, 1)  # keeps it young for cleaners of /tmp, which go by the last access
+            return descriptor
     except OSError as error:
         raise UserError(
             f"cannot make the GPU lock {path} ({error.strerror}): it must be a plain file in a directory that every "
@@ -216,16 +224,26 @@ def _open_lock(path: Path) -> int:
     raise UserError(f"the GPU lock {path} vanishes as soon as it is made: something keeps emptying {path.parent}")
 
 
-def _make_directory(directory: Path) -> None:
-    """A directory for everybody, like /tmp itself: only a file's owner may remove it."""
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(parents=True)
-        directory.chmod(0o777 | stat.S_ISVTX)
+def _make_lock(path: Path) -> None:
+    """Make a lock file, and its directory like /tmp itself: for everybody, and only a file's owner may remove it.
+
+    Both have their final mode from the first instant, because another user may open them in the next.
+    """
+    before = os.umask(0)
+    try:
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(0o777 | stat.S_ISVTX)
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            os.write(descriptor, _NOTE)
+            os.close(descriptor)
+    finally:
+        os.umask(before)
 
 
 def _same_file(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 

@@ -1,9 +1,9 @@
 """Which GPUs this process may use, told without starting CUDA.
 
 CUDA reads ``CUDA_VISIBLE_DEVICES`` once, when it starts, so a job that wants to pick a device must
-know what there is before that. What the driver has comes from ``nvidia-smi -L``; what the process
-may use of it is the inherited variable, read as CUDA reads it (CUDA C++ programming guide,
-"CUDA environment variables").
+know what there is before that. What the driver has comes from ``nvidia-smi -L``, or where that does not
+work from the driver's files under /proc; what the process may use of it is the inherited variable, read as
+CUDA reads it (CUDA C++ programming guide, "CUDA environment variables").
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from virnucpro.base.errors import UserError
 
 _GPU_LINE = re.compile(r"^GPU (?P<index>\d+): (?P<name>.*) \(UUID: (?P<uuid>GPU-[^)]+)\)$")
 _MIG_LINE = re.compile(r"^\s+MIG .*\(UUID: (?P<uuid>MIG-[^)]+)\)$")
+_DRIVER_UUID = re.compile(r"^GPU UUID:\s*(GPU-[0-9a-fA-F-]+)\s*$", re.MULTILINE)
 _LEADING_NUMBER = re.compile(r"^[+-]?\d+")
 
 
@@ -37,7 +39,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Device:
+class VisibleDevice:
     """One device that a job can be given.
 
     ``token`` is what CUDA understands in ``CUDA_VISIBLE_DEVICES``; ``identity`` is the same text for
@@ -60,29 +62,49 @@ def parse_gpu_list(text: str) -> list[Gpu]:
     return gpus
 
 
-def list_gpus(*, timeout: float = 60.0) -> list[Gpu] | None:
+def list_gpus(*, timeout: float = 60.0, driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[Gpu] | None:
     """The GPUs of this machine that the driver lets us see.
 
+    Args:
+        driver: where the driver has a folder for each GPU; asked where ``nvidia-smi`` is missing or fails.
+
     Returns:
-        None where there is no ``nvidia-smi`` to ask, an empty list where it finds no GPU or no driver.
+        None where neither can tell, an empty list where there is no GPU.
 
     Raises:
         UserError: when ``nvidia-smi`` does not answer within ``timeout`` seconds, as happens when a
             GPU has fallen off the bus; CUDA would hang in the same way.
     """
     program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
+    if program is not None:
+        try:
+            done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=timeout, check=False)
+            if done.returncode == 0:
+                return parse_gpu_list(done.stdout)
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"nvidia-smi gave no answer within {timeout:.0f} seconds: the GPU driver of this machine hangs; "
+                "reset the GPU or reboot, or set CUDA_VISIBLE_DEVICES= (empty) to run on the CPU"
+            ) from None
+        except OSError:
+            pass
+    return _gpus_of_driver(driver)
+
+
+def _gpus_of_driver(folder: Path) -> list[Gpu] | None:
+    """The GPUs by the driver's files, in the order of their PCI addresses, as ``nvidia-smi`` numbers them."""
     try:
-        done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        raise UserError(
-            f"nvidia-smi gave no answer within {timeout:.0f} seconds: the GPU driver of this machine hangs; "
-            "reset the GPU or reboot, or set CUDA_VISIBLE_DEVICES= (empty) to run on the CPU"
-        ) from None
+        texts = [(gpu / "information").read_text() for gpu in sorted(folder.iterdir())]
     except OSError:
         return None
-    return parse_gpu_list(done.stdout) if done.returncode == 0 else []
+    uuids = [_DRIVER_UUID.search(text) for text in texts]
+    # One that has not been started yet has question marks for a UUID.
+    return [Gpu(index, "", uuid[1]) for index, uuid in enumerate(uuids) if uuid] if all(uuids) else None
+
+
+def device_nodes(folder: Path = Path("/dev")) -> int:
+    """How many GPUs this process could open: CUDA needs /dev/nvidia0, /dev/nvidia1, ..."""
+    return sum(path.name[6:].isdecimal() for path in folder.glob("nvidia*"))
 
 
 def split_visible(value: str) -> list[str]:
@@ -110,12 +132,13 @@ def split_visible(value: str) -> list[str]:
     return entries
 
 
-def visible_devices(visible: str | None, gpus: Sequence[Gpu] | None) -> list[Device]:
+def visible_devices(visible: str | None, gpus: Sequence[Gpu] | None, nodes: int = 0) -> list[VisibleDevice]:
     """The devices that a process with this ``CUDA_VISIBLE_DEVICES`` may use.
 
     Args:
         visible: the variable's value, None when it is not set.
         gpus: what ``list_gpus`` found; None when it could not be told.
+        nodes: how many GPUs there are where ``gpus`` is None.
 
     Returns:
         Devices in the variable's order (the driver's when it is not set). A number counts as the
@@ -123,19 +146,20 @@ def visible_devices(visible: str | None, gpus: Sequence[Gpu] | None) -> list[Dev
         own numbering puts the fastest GPU first unless ``CUDA_DEVICE_ORDER`` says otherwise. Where
         the GPUs cannot be told, entries are taken at their word.
     """
-    if visible is None:
-        return [Device(unit, unit.lower()) for gpu in gpus or [] for unit in gpu.units]
-    entries = split_visible(visible)
     if gpus is None:
-        return [Device(entry, f"unknown-{entry.lower()}") for entry in entries]
-    devices: list[Device] = []
+        entries = [str(number) for number in range(nodes)] if visible is None else split_visible(visible)
+        return [VisibleDevice(one, f"unknown-{one}" if one.isdecimal() else one.lower()) for one in entries]
+    if visible is None:
+        return [VisibleDevice(unit, unit.lower()) for gpu in gpus for unit in gpu.units]
+    entries = split_visible(visible)
+    devices: list[VisibleDevice] = []
     for entry in entries:
         unit = _find_unit(entry, gpus)
         if unit is None:  # CUDA shows the devices before the first invalid entry, and no more
             break
         if any(device.identity == unit.lower() for device in devices):
             return []
-        devices.append(Device(unit, unit.lower()))
+        devices.append(VisibleDevice(unit, unit.lower()))
     return devices
 
 

@@ -1,12 +1,8 @@
-"""Batches under a token budget.
+"""Batches under a token budget: pieces of proteins laid end to end, longest first.
 
-How proteins longer than the model was trained on are run: in windows, cut, or whole.
-
-Every policy ends in the same thing: pieces of proteins, and for each residue the number of pieces
-that cover it. A residue's representation is the average over its pieces, and a protein's pooled vector
-the mean of these averages; so one weighted sum over the pieces serves all policies.
-
-A packed batch of pieces: token ids, segments and pooling weights.
+Every way to treat long proteins (windows, cut, whole) ends in pieces of proteins, and for each residue the
+number of pieces that cover it. A residue's representation is the average over its pieces, and a protein's
+pooled vector the mean of these averages; so one weighted sum over the pieces serves them all.
 """
 
 from __future__ import annotations
@@ -19,10 +15,8 @@ import torch
 from torch import Tensor
 
 from virnucpro.attention.segments import Segments, to_device
-from virnucpro.models.esm2.alphabet import CLS, EOS
-
-SPECIAL_TOKENS = 2
-"""BOS and EOS, which every piece gets."""
+from virnucpro.chunking.cost import piece_counts, piece_lengths
+from virnucpro.models.base import Tokenizer
 
 
 def packing_order(lengths: np.ndarray) -> np.ndarray:
@@ -44,23 +38,25 @@ def batch_end(tokens_before: np.ndarray, start: int, budget: int) -> int:
     return max(end, start + 1)
 
 
-def padding_avoided(lengths: np.ndarray, budget: int) -> float:
+def padding_avoided(tokens: np.ndarray, budget: int) -> float:
     """Share (0 to 1) of padding among the tokens of padded batches in file order, all of it avoided by packing.
 
     A batch is filled until proteins times the longest would exceed ``budget``, which is how
     esm-extract fills one (it sorts by length first; a plain loop over a file does not).
+
+    Args:
+        tokens: of each piece, special tokens included.
     """
-    padding = count = longest = held = tokens_in_all = 0
-    for tokens in (int(length) + SPECIAL_TOKENS for length in lengths):
-        if count and (count + 1) * max(longest, tokens) > budget:
+    padding = count = longest = held = 0
+    for piece in tokens.tolist():
+        if count and (count + 1) * max(longest, piece) > budget:
             padding += count * longest - held
             count = longest = held = 0
         count += 1
-        longest = max(longest, tokens)
-        held += tokens
-        tokens_in_all += tokens
+        longest = max(longest, piece)
+        held += piece
     padding += count * longest - held
-    return padding / max(padding + tokens_in_all, 1)
+    return padding / max(padding + int(tokens.sum()), 1)
 
 
 class Pieces(NamedTuple):
@@ -77,32 +73,15 @@ class Pieces(NamedTuple):
     length: np.ndarray
 
 
-def window_starts(length: int, longest: int, overlap: int) -> list[int]:
-    """Where the windows of a protein begin: as few as share ``overlap`` residues with the next, evenly spread."""
-    if length <= longest:
-        return [0]
-    steps = -(-(length - longest) // (longest - overlap))
-    return [step * (length - longest) // steps for step in range(steps + 1)]
-
-
 def cut_into_pieces(lengths: np.ndarray, policy: str, longest: int, overlap: int) -> Pieces:
-    """Pieces of proteins of these lengths.
-
-    Args:
-        lengths: residues of each protein.
-        policy: "window", "truncate" (the first ``longest`` residues, esm-extract's way) or "full".
-    """
+    """Pieces of proteins, windows evenly spread; arguments as for :func:`virnucpro.chunking.cost.piece_counts`."""
     lengths = np.asarray(lengths, dtype=np.int64)
-    rows = np.arange(len(lengths))
-    if policy == "full":
-        return Pieces(rows, np.zeros_like(rows), lengths)
-    if policy == "truncate":
-        return Pieces(rows, np.zeros_like(rows), np.minimum(lengths, longest))
-    starts = [window_starts(int(length), longest, overlap) for length in lengths]
-    counts = np.array([len(found) for found in starts], dtype=np.int64)
-    row = np.repeat(rows, counts)
-    start = np.array([place for found in starts for place in found], dtype=np.int64)
-    return Pieces(row, start, np.minimum(lengths[row], longest))
+    counts = piece_counts(lengths, policy, longest, overlap)
+    row = np.repeat(np.arange(len(lengths)), counts)
+    length = piece_lengths(lengths, policy, longest)
+    number = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
+    last_start = np.where(counts > 1, lengths - length, 0)
+    return Pieces(row, number * last_start[row] // np.maximum(counts - 1, 1)[row], length[row])
 
 
 def coverage(starts: np.ndarray, lengths: np.ndarray, residues: int) -> np.ndarray:
@@ -113,7 +92,7 @@ def coverage(starts: np.ndarray, lengths: np.ndarray, residues: int) -> np.ndarr
     return steps[:-1].cumsum()
 
 
-class Batch(NamedTuple):
+class PackedBatch(NamedTuple):
     """One forward's input: int64 ``tokens (T,)``, their segments, and float32 ``weights (T,)``."""
 
     tokens: Tensor
@@ -121,48 +100,54 @@ class Batch(NamedTuple):
     weights: Tensor
 
 
-class Work:
+class PackedPieces:
     """Tokenised proteins cut into pieces and laid end to end in packing order.
 
     All pieces are laid out once, so that a batch is a slice and the host keeps ahead of the fastest GPU.
 
     Attributes:
         row, start, length: of each piece (see :class:`Pieces`).
-        tokens_before: int64 ``(pieces + 1,)``: tokens of all earlier pieces, BOS and EOS included.
-        tokens: uint8 ids of all pieces, each with its BOS and EOS.
-        weights: float32, one a token: 0 for BOS and EOS, else 1 over the number of pieces that cover the residue.
+        special: the number of special tokens of a piece; ``lead`` of them come before its residues.
+        tokens_before: int64 ``(pieces + 1,)``: tokens of all earlier pieces, special ones included.
+        tokens: ids of all pieces, each with its special tokens, in the tokenizer's dtype.
+        weights: float32, one a token: 0 for special ones, else 1 over the number of pieces that cover the residue.
     """
 
-    def __init__(self, proteins: Sequence[np.ndarray], pieces: Pieces) -> None:
+    def __init__(self, proteins: Sequence[np.ndarray], pieces: Pieces, tokenizer: Tokenizer) -> None:
         """Order the pieces and lay them out.
 
         Args:
-            proteins: token ids of each protein's residues (see :func:`tokenise`).
+            proteins: token ids of each protein's residues, as ``tokenizer`` encodes them.
         """
         order = packing_order(pieces.length)
         self.row, self.start, self.length = (column[order] for column in pieces)
-        self.tokens_before = np.concatenate(([0], (self.length + SPECIAL_TOKENS).cumsum()))
-        begin, end = np.array([CLS], dtype=np.uint8), np.array([EOS], dtype=np.uint8)
+        self.lead = len(tokenizer.begin)
+        self.special = self.lead + len(tokenizer.end)
+        self.tokens_before = np.concatenate(([0], (self.length + self.special).cumsum()))
+        dtype = proteins[0].dtype if len(proteins) else np.dtype(np.uint8)
+        begin, end = (np.array(ids, dtype) for ids in (tokenizer.begin, tokenizer.end))
         parts = [begin[:0]]
         for row, start, length in zip(self.row, self.start, self.length, strict=True):
             parts += (begin, proteins[row][start : start + length], end)
         self.tokens = np.concatenate(parts)
         self.weights = np.ones(len(self.tokens), dtype=np.float32)
-        self.weights[self.tokens_before[:-1]] = 0.0
-        self.weights[self.tokens_before[1:] - 1] = 0.0
+        for place in range(self.lead):
+            self.weights[self.tokens_before[:-1] + place] = 0.0
+        for place in range(1, len(tokenizer.end) + 1):
+            self.weights[self.tokens_before[1:] - place] = 0.0
         shared = _shared_weights(pieces)
         for piece in np.flatnonzero(np.isin(self.row, list(shared))):
-            start, length, first = self.start[piece], self.length[piece], self.tokens_before[piece] + 1
+            start, length, first = self.start[piece], self.length[piece], self.tokens_before[piece] + self.lead
             self.weights[first : first + length] = shared[int(self.row[piece])][start : start + length]
 
     def __len__(self) -> int:
         return len(self.row)
 
-    def batch(self, begin: int, end: int, device: torch.device) -> Batch:
+    def batch(self, begin: int, end: int, device: torch.device) -> PackedBatch:
         """The pieces from ``begin`` to before ``end`` as a batch on ``device``."""
         own = slice(self.tokens_before[begin], self.tokens_before[end])
-        lengths = (self.length[begin:end] + SPECIAL_TOKENS).tolist()
-        return Batch(
+        lengths = (self.length[begin:end] + self.special).tolist()
+        return PackedBatch(
             tokens=to_device(self.tokens[own], device).long(),
             segments=Segments.from_lengths(lengths, device),
             weights=to_device(self.weights[own], device),

@@ -1,34 +1,54 @@
-"""The devices that a job runs on.
+"""The devices of a job, and a job on several of them: a process each, whose rows are joined from files.
 
-Several devices' embeddings back into one, in row order.
-
-A job on several devices: one process each, the proteins shared out by cost, rows gathered in order.
+Each process reads the chunk itself, embeds its share, and writes one .npy file a tensor into a folder beside the
+job's output; nothing but log lines and errors goes through a pipe.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 import os
-import queue
+import selectors
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from virnucpro.base.atomic import scratch_directory
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
-from virnucpro.chunking.cost import protein_costs
-from virnucpro.engine.embed import Embeddings, Protein
-from virnucpro.engine.load import parse_device
-from virnucpro.weights.manifest import WeightsManifest
+from virnucpro.cuda.devices import parse_device
+from virnucpro.engine.embed import ProteinEmbeddings
+from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics, header_entries, read_header_entries
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class ShareTask:
+    """What one device's process is told, in a file: embed share number ``share`` (from 0) of ``shares`` of a chunk."""
+
+    FORMAT: ClassVar[str] = "virnucpro-share-1"
+
+    fasta: str
+    chunk_manifest: str
+    weights: str
+    settings: EmbeddingSettings
+    share: int
+    shares: int
+    device: str
+    threads: int
 
 
 def job_devices(devices: Sequence[str] | None) -> list[str]:
@@ -44,202 +64,104 @@ def job_devices(devices: Sequence[str] | None) -> list[str]:
     return ["cpu"]
 
 
-def share_out(lengths: np.ndarray, shares: int, embed_dim: int) -> list[np.ndarray]:
-    """Split proteins into shares of about equal cost.
-
-    The most costly protein goes to the share that has least so far.
+def balanced_shares(costs: NDArray[np.float64], shares: int) -> list[NDArray[np.int64]]:
+    """Split proteins into shares of about equal cost: the most costly one goes to the share that has least so far.
 
     Args:
-        lengths: residues of each protein, (n,).
-        shares: how many.
-        embed_dim: the model's width (see :func:`virnucpro.chunking.cost.protein_costs`).
+        costs: of each protein, ``(n,)``.
 
     Returns:
-        For each share the ascending row numbers of its proteins; shares of few proteins may be empty.
+        For each share the ascending row numbers of its proteins; with few proteins some shares are empty.
     """
-    cost = protein_costs(lengths, embed_dim=embed_dim)
-    held = np.zeros(shares)
-    rows: list[list[int]] = [[] for _ in range(shares)]
-    for row in np.argsort(-cost, kind="stable"):
-        share = int(held.argmin())
-        held[share] += cost[row]
-        rows[share].append(int(row))
-    return [np.array(sorted(own), dtype=np.int64) for own in rows]
-
-
-Part = tuple[Mapping[str, Any], Mapping[str, np.ndarray]]
-"""A worker's result: precisions, provenance, statistics; and its arrays by name."""
-
-
-def gather(parts: Sequence[Part], shares: Sequence[np.ndarray]) -> Embeddings:
-    """Put each part's rows where ``shares`` says they belong.
-
-    Args:
-        shares: for each part the row numbers of its proteins, in the part's order.
-    """
-    count = sum(len(rows) for rows in shares)
-    order = np.argsort(np.concatenate(shares), kind="stable")
-
-    def rows_of(name: str) -> np.ndarray:
-        return np.concatenate([arrays[name] for _, arrays in parts])[order]
-
-    precisions = sorted({name for result, _ in parts for name in result["precisions"]}, key=_width)
-    precision = np.empty(count, dtype=np.uint8)
-    for (result, arrays), rows in zip(parts, shares, strict=True):
-        own = np.array([precisions.index(name) for name in result["precisions"]], dtype=np.uint8)
-        precision[rows] = own[arrays["precision"]]
-
-    embedded = rows_of("embedded")
-    offsets = np.concatenate(([0], embedded.astype(np.int64).cumsum()))
-    layers = {kind: _layers(parts, kind) for kind in ("mean", "residues")}
-    return Embeddings(
-        mean={layer: rows_of(f"mean.{layer}") for layer in layers["mean"]},
-        residues={layer: _residues(parts, shares, offsets, f"residues.{layer}") for layer in layers["residues"]},
-        offsets=offsets,
-        lengths=rows_of("lengths"),
-        windows=rows_of("windows"),
-        embedded=embedded,
-        precision=precision,
-        precisions=precisions,
-        provenance={
-            key: " + ".join(dict.fromkeys(result["provenance"][key] for result, _ in parts))
-            for key in parts[0][0]["provenance"]
-        },
-        statistics=_statistics([result["statistics"] for result, _ in parts]),
-    )
-
-
-def _width(precision: str) -> int:
-    return ("float8_e4m3fn", "float16", "bfloat16", "float32").index(precision)
-
-
-def _layers(parts: Sequence[Part], kind: str) -> list[int]:
-    names = parts[0][1]
-    return sorted(int(name.removeprefix(f"{kind}.")) for name in names if name.startswith(f"{kind}."))
-
-
-def _residues(parts: Sequence[Part], shares: Sequence[np.ndarray], offsets: np.ndarray, name: str) -> np.ndarray:
-    first = parts[0][1][name]
-    whole = np.empty((int(offsets[-1]), first.shape[1]), dtype=first.dtype)
-    for (_, arrays), rows in zip(parts, shares, strict=True):
-        place = 0
-        for row, length in zip(rows, arrays["embedded"], strict=True):
-            whole[offsets[row] : offsets[row + 1]] = arrays[name][place : place + length]
-            place += int(length)
-    return whole
-
-
-def _statistics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Counts add up; the time is the slowest device's, and the memory the fullest one's."""
-    longest = ("seconds", "load_seconds", "peak_memory_bytes")
-    total = {key: (max if key in longest else sum)(part[key] for part in parts) for key in parts[0]}
-    padded = sum(part["tokens"] / (1 - part["padding_avoided"]) for part in parts)
-    total["padding_avoided"] = 1 - total["tokens"] / padded if padded else 0.0
-    total["tokens_per_second"] = total["tokens"] / max(total["seconds"], 1e-9)
-    return total
-
-
-class _Worker:
-    """One device's process and the thread that reads what it says."""
-
-    def __init__(self, device: str, task: dict[str, Any], logger: logging.Logger, ended: queue.Queue[_Worker]) -> None:
-        self.device = device
-        self.result: dict[str, Any] | None = None
-        self.arrays: dict[str, np.ndarray] = {}
-        self.error: str | None = None
-        self.defect: str | None = None
-        self._logger = logger
-        self._ended = ended
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "virnucpro.engine.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_environment(),
-        )
-        self._thread = threading.Thread(target=self._talk, args=(task,), daemon=True)
-        self._thread.start()
-
-    def _talk(self, task: dict[str, Any]) -> None:
-        try:
-            stdin, out = cast(BinaryIO, self.process.stdin), cast(BinaryIO, self.process.stdout)
-            stdin.write(json.dumps(task).encode() + b"\n")
-            stdin.flush()  # and left open: its end would end the worker
-            for line in out:
-                event = json.loads(line)
-                if "log" in event:
-                    self._logger.log(event["log"][0], "%s: %s", self.device, event["log"][1])
-                elif "result" in event:
-                    self.arrays = {name: _read_array(out, *kind) for name, *kind in event["arrays"]}
-                    self.result = event["result"]
-                else:
-                    self.error, self.defect = event.get("error"), event.get("defect")
-        except (OSError, ValueError, EOFError) as error:
-            self.result = None
-            self._logger.debug("%s: %s", self.device, error)
-        finally:
-            self.process.wait()
-            self._ended.put(self)
-
-    def check(self) -> None:
-        """Raise what the process failed with, if it did."""
-        if self.error is not None:
-            raise UserError(f"{self.device}: {self.error}")
-        if self.defect is not None:
-            raise RuntimeError(f"the process of {self.device} failed:\n{self.defect}")
-        if self.result is None:
-            code = self.process.returncode
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            raise UserError(
-                f"the process of {self.device} ended with {how} before it was done "
-                "(too little main memory is the usual cause): give the job more memory and run the same command again"
-            )
-
-    def stop(self) -> None:
-        self.process.kill()
-        self._thread.join()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+    least = [(0.0, share) for share in range(shares)]
+    share_of = np.empty(len(costs), np.int64)
+    for row in np.argsort(-costs, kind="stable"):
+        held, share = least[0]
+        share_of[row] = share
+        heapq.heapreplace(least, (held + float(costs[row]), share))
+    return [np.flatnonzero(share_of == share) for share in range(shares)]
 
 
 def embed_on_devices(
-    proteins: Sequence[Protein],
-    weights: Path,
-    manifest: WeightsManifest,
-    settings: EmbeddingSettings,
-    *,
-    devices: Sequence[str],
-    logger: logging.Logger,
-) -> Embeddings:
-    """Embed proteins on several devices at once; a failure of one ends all.
+    tasks: Sequence[ShareTask], rows: Sequence[NDArray[np.int64]], output: Path, logger: logging.Logger
+) -> ProteinEmbeddings:
+    """Embed a chunk on several devices at once; a failure of one ends all.
 
-    Args and result as :func:`virnucpro.engine.embed.embed_proteins`; rows keep the proteins' order.
+    Args:
+        tasks: one a device.
+        rows: the rows of each task's share.
+        output: the job's output, beside which the parts are kept for a while.
+
+    Returns:
+        All proteins' embeddings, in row order.
 
     Raises:
         UserError: what a device's process raised, with the device's name, or that it was killed.
     """
-    lengths = np.array([len(protein.sequence) for protein in proteins])
-    shares = share_out(lengths, len(devices), manifest.embed_dim)
-    threads = max(1, torch.get_num_threads() // len(devices))
-    ended: queue.Queue[_Worker] = queue.Queue()
-    workers: list[_Worker] = []
-    try:
-        for device, rows in zip(devices, shares, strict=True):
-            task = {
-                "proteins": [(proteins[row].id, proteins[row].sequence.decode()) for row in rows],
-                "weights": str(weights),
-                "manifest": asdict(manifest),
-                "settings": asdict(settings),
-                "device": device,
-                "threads": threads,
-            }
-            workers.append(_Worker(device, task, logger, ended))
-        for _ in workers:
-            ended.get().check()
-    finally:
-        for worker in workers:
-            worker.stop()
-    return gather([(worker.result or {}, worker.arrays) for worker in workers], shares)
+    with scratch_directory(output) as folder, ExitStack() as running:
+        parts = [folder / f"share_{task.share}" for task in tasks]
+        with selectors.DefaultSelector() as said:
+            for task, part in zip(tasks, parts, strict=True):
+                part.mkdir()
+                worker = _Worker(task, part, logger)
+                running.callback(worker.stop)
+                said.register(worker.events, selectors.EVENT_READ, worker)
+            while said.get_map():
+                for key, _ in said.select():
+                    if not key.data.listen():
+                        said.unregister(key.fileobj)
+        return join_parts(parts, rows)
+
+
+class _Worker:
+    """One device's process."""
+
+    def __init__(self, task: ShareTask, part: Path, logger: logging.Logger) -> None:
+        self._device = task.device
+        self._logger = logger
+        write_record(part / "task.json", task)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "virnucpro.engine.worker", str(part)],
+            stdin=subprocess.PIPE,  # says nothing; its end tells the process that we have gone
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=_environment(),
+        )
+        self.events = cast(IO[bytes], self._process.stdout)
+
+    def listen(self) -> bool:
+        """Take one line of what the process says; False when it has ended well.
+
+        Raises:
+            UserError: the process failed with one, or was killed.
+            RuntimeError: the process failed with anything else.
+        """
+        line = self.events.readline()
+        if not line:
+            self._check_end(self._process.wait())
+            return False
+        kind, *content = json.loads(line)
+        if kind == "log":
+            self._logger.log(content[0], "%s: %s", self._device, content[1])
+            return True
+        if kind == "error":
+            raise UserError(f"{self._device}: {content[0]}")
+        raise RuntimeError(f"the process of {self._device} failed:\n{content[0]}")
+
+    def _check_end(self, code: int) -> None:
+        if code:
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise UserError(
+                f"the process of {self._device} ended with {how} before it was done "
+                "(too little main memory is the usual cause): give the job more memory and run the same command again"
+            )
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _environment() -> dict[str, str]:
@@ -249,12 +171,67 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root}
 
 
-def _read_array(file: BinaryIO, dtype: str, shape: list[int]) -> np.ndarray:
-    array = np.empty(shape, dtype=np.dtype(dtype))
-    left = array.data.cast("B") if array.size else memoryview(b"")
-    while left:
-        count = file.readinto(left)  # type: ignore[attr-defined]
-        if not count:
-            raise EOFError("the arrays are cut short")
-        left = left[count:]
-    return array
+def write_part(part: Path, embeddings: ProteinEmbeddings) -> None:
+    """Write a share's embeddings into its folder, for :func:`join_parts`."""
+    for name, tensor in embeddings.tensors.items():
+        np.save(part / f"{name}.npy", tensor)
+    (part / RUN_FILE).write_text(json.dumps(header_entries(embeddings.run)))
+
+
+def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> ProteinEmbeddings:
+    """Put each part's proteins into the rows that they belong to; a part is read as it is needed, not as a whole.
+
+    Args:
+        rows: for each part the row numbers of its proteins, in the part's order.
+    """
+    runs = [read_header_entries(json.loads((part / RUN_FILE).read_text()), DeviceRun, part) for part in parts]
+
+    def tensors(name: str) -> list[NDArray[Any]]:
+        return [np.load(part / f"{name}.npy", mmap_mode="r") for part in parts]
+
+    def in_rows(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        whole = np.empty((sum(map(len, rows)), *values[0].shape[1:]), values[0].dtype)
+        for share, own in zip(rows, values, strict=True):
+            whole[share] = own
+        return whole
+
+    names = {path.stem for path in parts[0].glob("*.npy")}
+    ragged = {name for name in names if name.startswith("residues.")}
+    joined = {name: in_rows(tensors(name)) for name in names - ragged - {"offsets", "precision"}}
+    precisions = tuple(sorted({name for run in runs for name in run.precisions}, key=_WIDTHS.index))
+    codes = [np.array([precisions.index(name) for name in run.precisions], np.uint8) for run in runs]
+    joined["precision"] = in_rows([code[own] for code, own in zip(codes, tensors("precision"), strict=True)])
+    if ragged:
+        joined["offsets"] = np.concatenate(([0], joined["embedded"].cumsum(dtype=np.int64)))
+    for name in ragged:
+        values = tensors(name)
+        joined[name] = np.empty((int(joined["offsets"][-1]), values[0].shape[1]), values[0].dtype)
+        for share, own in zip(rows, values, strict=True):
+            ends = joined["embedded"][share].cumsum()
+            for row, residues in zip(share, np.split(own, ends[:-1]), strict=False):
+                start = joined["offsets"][row]
+                joined[name][start : start + len(residues)] = residues
+    different = ("attention", "attention_kernel", "device", "layers_run")
+    texts: dict[str, Any] = {name: " + ".join(dict.fromkeys(getattr(run, name) for run in runs)) for name in different}
+    statistics = _joined_statistics([run.statistics for run in runs])
+    return ProteinEmbeddings(joined, replace(runs[0], precisions=precisions, statistics=statistics, **texts))
+
+
+_WIDTHS = ("float8_e4m3fn", "float16", "bfloat16", "float32")
+
+
+def _joined_statistics(parts: Sequence[RunStatistics]) -> RunStatistics:
+    """Counts add up; the time is the slowest device's, and the memory the fullest one's."""
+    tokens = sum(part.tokens for part in parts)
+    padded = sum(part.tokens / (1 - part.padding_avoided) for part in parts)
+    return RunStatistics(
+        proteins=sum(part.proteins for part in parts),
+        residues=sum(part.residues for part in parts),
+        tokens=tokens,
+        seconds=max(part.seconds for part in parts),
+        load_seconds=max(part.load_seconds for part in parts),
+        padding_avoided=1 - tokens / padded if padded else 0.0,
+        peak_memory_bytes=max(part.peak_memory_bytes for part in parts),
+        out_of_memory_retries=sum(part.out_of_memory_retries for part in parts),
+        recomputed=sum(part.recomputed for part in parts),
+    )

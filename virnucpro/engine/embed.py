@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import logging
-import resource
-import sys
+import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from virnucpro import __version__
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings, resolve_layers
-from virnucpro.engine.batch import Work, cut_into_pieces, padding_avoided
-from virnucpro.engine.load import choose_steps, current_device, device_name, load_packed, parse_device
-from virnucpro.engine.run import Outputs, Progress, RunCounts, default_budget, run_work
-from virnucpro.models.esm2.alphabet import tokenise
-from virnucpro.models.esm2.model import PackedESM2
+from virnucpro.chunking.cost import embedded_residues
+from virnucpro.cuda.devices import current_device, device_name, parse_device
+from virnucpro.engine.batch import PackedPieces, cut_into_pieces, padding_avoided
+from virnucpro.engine.load import load_model
+from virnucpro.engine.run import (
+    Outputs,
+    Progress,
+    RunCounts,
+    default_budget,
+    peak_memory_bytes,
+    reset_peak_memory,
+    run_batches,
+)
+from virnucpro.models.base import Model, ModelFacts
+from virnucpro.models.families import family_named
 from virnucpro.models.precision import dtype_name, exact_products, resolve_precision
+from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics
 from virnucpro.weights.manifest import WeightsManifest
 
 
-@dataclass
+@dataclass(frozen=True)
 class Protein:
     """A protein to embed: id and cleaned residues."""
 
@@ -32,28 +46,17 @@ class Protein:
     sequence: bytes
 
 
-@dataclass
-class Embeddings:
-    """Embeddings of n proteins in the order they were given.
+@dataclass(frozen=True)
+class ProteinEmbeddings:
+    """Embeddings of proteins in the order they were given.
 
     Attributes:
-        mean, residues, offsets: see :class:`Outputs`; one of the first two is empty when not asked for.
-        lengths, windows, embedded: int32 ``(n,)``: residues, pieces run, residues that entered.
-        precision: uint8 ``(n,)``: index into ``precisions``, the dtypes' names.
-        provenance: attention, attention_kernel, device, and whether layers ran eager or fused.
-        statistics: counts and rates of the run.
+        tensors: named and shaped as in a chunk file (see :mod:`virnucpro.storage.chunk_file`), all but ``digests``.
+        run: where and how they were computed.
     """
 
-    mean: dict[int, np.ndarray]
-    residues: dict[int, np.ndarray]
-    offsets: np.ndarray
-    lengths: np.ndarray
-    windows: np.ndarray
-    embedded: np.ndarray
-    precision: np.ndarray
-    precisions: list[str]
-    provenance: dict[str, str]
-    statistics: dict[str, float] = field(default_factory=dict)
+    tensors: dict[str, NDArray[Any]]
+    run: DeviceRun
 
 
 def embed_proteins(
@@ -64,145 +67,141 @@ def embed_proteins(
     *,
     device: str | torch.device = "cpu",
     logger: logging.Logger,
-) -> Embeddings:
+) -> ProteinEmbeddings:
     """Embed proteins on one device.
 
-    Proteins whose values are not finite in half precision are computed again in a wider type: float32, or
+    Proteins whose values are not finite in half precision are computed once more in a wider type: float32, or
     bfloat16 where float32 weights do not fit.
 
     Raises:
         UserError: an unknown device or layer, a residue without a token, a protein that does not
             fit into memory or has no finite embedding in any type.
     """
-    place = parse_device(device)
-    architecture = manifest.architecture
-    layers = resolve_layers(settings.layers, architecture.layers)
-    tokens = [tokenise(protein.sequence, protein.id) for protein in proteins]
+    device = parse_device(device)
+    tokenizer = family_named(manifest.architecture.family).tokenizer
+    layers = resolve_layers(settings.layers, manifest.layers)
+    tokens = [tokenizer.encode(protein.sequence, protein.id) for protein in proteins]
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     pieces = cut_into_pieces(lengths, settings.long_policy, settings.longest, settings.overlap)
-    windows = np.bincount(pieces.row, minlength=len(proteins))
-    embedded = np.minimum(lengths, settings.longest) if settings.long_policy == "truncate" else lengths
+    embedded = embedded_residues(lengths, settings.long_policy, settings.longest)
     names = [protein.id for protein in proteins]
 
-    dtype = resolve_precision(settings.precision, place)
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
+    def load(precision: str, kernels: str) -> Model:
+        return load_model(
+            weights, manifest=manifest, device=device, precision=precision, kernels=kernels, logger=logger
+        )
+
+    reset_peak_memory(device)
     loading = time.perf_counter()
-    with exact_products(), current_device(place):
-        model = load_packed(weights, manifest, device=place, dtype=dtype, logger=logger)
-        work = Work(tokens, pieces)
-        if settings.kernels == "auto":
-            choose_steps(model, dtype, logger)
+    with exact_products(), current_device(device):
+        model = load(settings.precision, settings.kernels)
+        facts = model.facts
+        packed = PackedPieces(tokens, pieces, tokenizer)
         started = time.perf_counter()
-        outputs = Outputs(embedded, layers, architecture.embed_dim, per_residue="per_residue" in settings.pooling)
-        counts = _run(model, work, outputs, settings, names, logger)
-        provenance = {
-            "attention": model.attention.implementation,
-            "attention_kernel": model.attention.name,
-            "device": device_name(place),
-            "layers_run": model.steps.name,
-        }
+        outputs = Outputs(embedded, layers, facts.embed_dim, per_residue="per_residue" in settings.pooling)
+        counts = run_model(model, packed, outputs, names=names, token_budget=settings.token_budget, logger=logger)
         bad = outputs.not_finite()
         precision = np.zeros(len(proteins), dtype=np.uint8)
-        precisions = [dtype_name(dtype)]
+        precisions = [dtype_name(facts.dtype)]
         if len(bad):
-            if dtype == torch.float32:
-                raise _never_finite(names, bad, dtype)
+            if facts.dtype == torch.float32:
+                raise _never_finite(names, bad, facts.dtype)
             del model
             logger.warning(
                 "%d of %d proteins overflow in %s: once more in a wider type", len(bad), len(names), precisions[0]
             )
-            model = _load_wider(weights, manifest, place, dtype, logger)
-            again = _run_again(model, tokens, bad, outputs, settings, names, logger)
-            counts.tokens += again.tokens
-            counts.retries += again.retries
+            model = _load_wider(load, facts, logger)
+            again = Outputs(embedded[bad], layers, facts.embed_dim, per_residue=bool(outputs.residues))
+            own_pieces = cut_into_pieces(lengths[bad], settings.long_policy, settings.longest, settings.overlap)
+            packed = PackedPieces([tokens[row] for row in bad], own_pieces, tokenizer)
+            own_names = [names[row] for row in bad]
+            more = run_model(model, packed, again, names=own_names, token_budget=settings.token_budget, logger=logger)
+            still_bad = again.not_finite()
+            if len(still_bad):
+                raise _never_finite(own_names, still_bad, model.facts.dtype)
+            outputs.replace(bad, again)
+            counts.tokens += more.tokens
+            counts.retries += more.retries
             precision[bad] = 1
-            precisions.append(dtype_name(model.dtype))
+            precisions.append(dtype_name(model.facts.dtype))
         outputs.finish()
     seconds = time.perf_counter() - started
-    return Embeddings(
-        mean=outputs.mean if "mean" in settings.pooling else {},
-        residues=outputs.residues,
-        offsets=outputs.offsets,
-        lengths=lengths.astype(np.int32),
-        windows=windows.astype(np.int32),
-        embedded=embedded.astype(np.int32),
-        precision=precision,
-        precisions=precisions,
-        provenance=provenance,
-        statistics={
-            "proteins": len(proteins),
-            "residues": int(lengths.sum()),
-            "tokens": counts.tokens,
-            "seconds": seconds,
-            "load_seconds": started - loading,
-            "tokens_per_second": counts.tokens / max(seconds, 1e-9),
-            "padding_avoided": padding_avoided(pieces.length, counts.budget),
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(place) if place.type == "cuda" else peak_rss_bytes(),
-            "out_of_memory_retries": counts.retries,
-            "recomputed": len(bad),
-        },
+    tensors: dict[str, NDArray[Any]] = {
+        "lengths": lengths.astype(np.int32),
+        "windows": np.bincount(pieces.row, minlength=len(proteins)).astype(np.int32),
+        "embedded": embedded.astype(np.int32),
+        "precision": precision,
+    }
+    if "mean" in settings.pooling:
+        tensors |= {f"mean.{layer}": values for layer, values in outputs.mean.items()}
+    if outputs.residues:
+        tensors |= {"offsets": outputs.offsets}
+        tensors |= {f"residues.{layer}": values for layer, values in outputs.residues.items()}
+    statistics = RunStatistics(
+        proteins=len(proteins),
+        residues=int(lengths.sum()),
+        tokens=counts.tokens,
+        seconds=seconds,
+        load_seconds=started - loading,
+        padding_avoided=padding_avoided(pieces.length + packed.special, counts.budget),
+        peak_memory_bytes=peak_memory_bytes(device),
+        out_of_memory_retries=counts.retries,
+        recomputed=len(bad),
     )
+    run = DeviceRun(
+        precisions=tuple(precisions),
+        attention=facts.implementation,
+        attention_kernel=facts.attention,
+        device=device_name(device),
+        layers_run=facts.layers_run,
+        versions=versions(),
+        statistics=statistics,
+    )
+    return ProteinEmbeddings(tensors, run)
 
 
-def _run(
-    model: PackedESM2,
-    work: Work,
+def run_model(
+    model: Model,
+    packed: PackedPieces,
     outputs: Outputs,
-    settings: EmbeddingSettings,
+    *,
     names: Sequence[str],
+    token_budget: int | None = None,
     logger: logging.Logger,
 ) -> RunCounts:
+    """Run every piece through a model, with progress in the log, and add what comes back to ``outputs``.
+
+    Args:
+        names: ids of the proteins, for errors.
+        token_budget: tokens of a batch at first; None takes it from the device's free memory.
+
+    Raises:
+        UserError: see :func:`virnucpro.engine.run.run_batches`.
+    """
+    facts = model.facts
     kept = len(outputs.mean) * (2 if outputs.residues else 1)
-    budget = settings.token_budget or default_budget(model.architecture, model.device, kept, model.dtype)
-    where = f"{device_name(model.device)}, {model.attention.name}"
-    residues, tokens = int(work.length.sum()), int(work.tokens_before[-1])
+    budget = token_budget or default_budget(facts.embed_dim, facts.device, kept, facts.dtype)
+    where = f"{device_name(facts.device)}, {facts.attention}"
+    residues, tokens = int(packed.length.sum()), int(packed.tokens_before[-1])
     progress = Progress(len(names), residues, tokens, where=where, logger=logger)
     try:
-        return run_work(
-            model, work, outputs, device=model.device, budget=budget, names=names, progress=progress, logger=logger
+        return run_batches(
+            model, packed, outputs, device=facts.device, budget=budget, names=names, progress=progress, logger=logger
         )
     finally:
         progress.close()
 
 
-def _load_wider(
-    weights: Path, manifest: WeightsManifest, place: torch.device, dtype: torch.dtype, logger: logging.Logger
-) -> PackedESM2:
+def _load_wider(load: Callable[[str, str], Model], facts: ModelFacts, logger: logging.Logger) -> Model:
     """The model for what overflowed: float32; where that does not fit, bfloat16, which has float32's range."""
     try:
-        return load_packed(weights, manifest, device=place, dtype=torch.float32, logger=logger)
+        return load("fp32", "eager")
     except UserError as error:
-        if dtype != torch.float16:
+        if facts.dtype != torch.float16:
             raise
-        wider = resolve_precision("bf16", place)
+        resolve_precision("bf16", facts.device)  # told before the other error where there is no bfloat16
         logger.warning("%s; what overflowed is computed in bfloat16 instead", error)
-        return load_packed(weights, manifest, device=place, dtype=wider, logger=logger)
-
-
-def _run_again(
-    model: PackedESM2,
-    tokens: Sequence[np.ndarray],
-    rows: np.ndarray,
-    outputs: Outputs,
-    settings: EmbeddingSettings,
-    names: Sequence[str],
-    logger: logging.Logger,
-) -> RunCounts:
-    """Run some proteins with another model and put the results in place of the first ones."""
-    own = [tokens[row] for row in rows]
-    own_names = [names[row] for row in rows]
-    lengths = np.array([len(ids) for ids in own])
-    work = Work(own, cut_into_pieces(lengths, settings.long_policy, settings.longest, settings.overlap))
-    replaced = Outputs(
-        outputs.embedded[rows], tuple(outputs.mean), model.architecture.embed_dim, per_residue=bool(outputs.residues)
-    )
-    counts = _run(model, work, replaced, settings, own_names, logger)
-    bad = replaced.not_finite()
-    if len(bad):
-        raise _never_finite(own_names, bad, model.dtype)
-    outputs.replace(rows, replaced)
-    return counts
+        return load("bf16", "eager")
 
 
 def _never_finite(names: Sequence[str], rows: np.ndarray, dtype: torch.dtype) -> UserError:
@@ -213,7 +212,15 @@ def _never_finite(names: Sequence[str], rows: np.ndarray, dtype: torch.dtype) ->
     )
 
 
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held so far (Linux counts kilobytes, macOS bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    try:
+        fair_esm = version("fair-esm")
+    except PackageNotFoundError:
+        fair_esm = "not installed"
+    return {
+        "virnucpro": __version__,
+        "torch": torch.__version__,
+        "fair-esm": fair_esm,
+        "python": platform.python_version(),
+    }

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from virnucpro import __version__
+from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.manifest import ChunkManifest
-from virnucpro.engine.devices import embed_on_devices, job_devices
-from virnucpro.engine.embed import Embeddings, Protein, embed_proteins
+from virnucpro.engine.devices import ShareTask, balanced_shares, embed_on_devices, job_devices, write_part
+from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.chunk_file import write_chunk_file
-from virnucpro.storage.identity import identity
+from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, RunStatistics
+from virnucpro.storage.identity import embedding_identity
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
 
@@ -36,7 +35,7 @@ def embed_chunk(
     devices: Sequence[str] | None = None,
     threads: int | None = None,
     logger: logging.Logger,
-) -> dict[str, float]:
+) -> RunStatistics:
     """Embed one chunk and write its chunk file (see :mod:`virnucpro.storage.chunk_file`).
 
     Args:
@@ -52,97 +51,91 @@ def embed_chunk(
     """
     manifest = read_manifest(weights)
     chunk = read_record(chunk_manifest, ChunkManifest)
+    identity = embedding_identity(manifest, settings)
     proteins, digests = read_chunk(fasta, chunk)
-    layers = resolve_layers(settings.layers, manifest.architecture.layers)
-    places = job_devices(devices)
-    if threads is not None:
-        torch.set_num_threads(max(1, threads // len(places)))
+    names = job_devices(devices)
+    threads_each = max(1, (threads or torch.get_num_threads()) // len(names))
     logger.info(
         "%s: %d proteins, %d residues; %s, layers %s, %s, on %s",
         chunk.chunk,
         len(proteins),
         sum(len(protein.sequence) for protein in proteins),
-        manifest.model,
-        ", ".join(str(layer) for layer in layers),
+        identity.model,
+        ", ".join(map(str, identity.layers)),
         " and ".join(settings.pooling),
-        ", ".join(places),
+        ", ".join(names),
     )
-    if len(places) == 1:
-        found = embed_proteins(proteins, weights, manifest, settings, device=places[0], logger=logger)
+    if len(names) == 1:
+        torch.set_num_threads(threads_each)
+        embeddings = embed_proteins(proteins, weights, manifest, settings, device=names[0], logger=logger)
     else:
-        found = embed_on_devices(proteins, weights, manifest, settings, devices=places, logger=logger)
-    write_chunk_file(output, chunk_tensors(found, digests), _metadata(found, manifest, chunk, settings))
-    logger.info(
-        "done: %d tokens in %.1f s, %.0f tokens/s",
-        found.statistics["tokens"],
-        found.statistics["seconds"],
-        found.statistics["tokens_per_second"],
+        tasks = [
+            ShareTask(
+                fasta=str(fasta),
+                chunk_manifest=str(chunk_manifest),
+                weights=str(weights),
+                settings=settings,
+                share=share,
+                shares=len(names),
+                device=device,
+                threads=threads_each,
+            )
+            for share, device in enumerate(names)
+        ]
+        rows = _shares(proteins, manifest, settings, len(names))
+        embeddings = embed_on_devices(tasks, rows, output, logger)
+    source = ChunkSource(chunk.chunk, chunk.digest, manifest.source_sha256, manifest.layers, manifest.demo)
+    metadata = ChunkMetadata(source, identity, embeddings.run)
+    write_chunk_file(output, {"digests": digests, **embeddings.tensors}, metadata.to_entries())
+    done = embeddings.run.statistics
+    logger.info("done: %d tokens in %.1f s, %.0f tokens/s", done.tokens, done.seconds, done.tokens_per_second)
+    return done
+
+
+def run_share(folder: Path, logger: logging.Logger) -> None:
+    """What the process of one device of several does: the share that the task in ``folder`` names, left in ``folder``.
+
+    Raises:
+        UserError: see :func:`embed_chunk`.
+    """
+    task = read_record(folder / "task.json", ShareTask)
+    torch.set_num_threads(task.threads)
+    manifest = read_manifest(Path(task.weights))
+    proteins, _ = read_chunk(Path(task.fasta), read_record(Path(task.chunk_manifest), ChunkManifest))
+    own = [proteins[row] for row in _shares(proteins, manifest, task.settings, task.shares)[task.share]]
+    write_part(
+        folder, embed_proteins(own, Path(task.weights), manifest, task.settings, device=task.device, logger=logger)
     )
-    return found.statistics
 
 
-def read_chunk(fasta: Path, chunk: ChunkManifest) -> tuple[list[Protein], np.ndarray]:
+def _shares(
+    proteins: Sequence[Protein], manifest: WeightsManifest, settings: EmbeddingSettings, shares: int
+) -> list[NDArray[np.int64]]:
+    """The rows of each device: the same in every process that asks."""
+    costs = protein_costs(
+        np.array([len(protein.sequence) for protein in proteins]),
+        embed_dim=manifest.embed_dim,
+        policy=settings.long_policy,
+        longest=settings.longest,
+        overlap=settings.overlap,
+    )
+    return balanced_shares(costs, shares)
+
+
+def read_chunk(fasta: Path, chunk: ChunkManifest) -> tuple[list[Protein], NDArray[np.uint8]]:
     """The chunk's proteins and their digests, checked against its manifest.
 
     Returns:
-        Proteins in row order and uint8 digests ``(n, 16)``: blake2b-16 of each one's residues.
+        Proteins in row order and uint8 digests ``(n, 16)`` of their residues.
 
     Raises:
         UserError: the FASTA holds other proteins than the manifest was written for.
     """
     proteins = [Protein(record.id, record.sequence) for record in read_fasta(fasta)]
-    digests = [hashlib.blake2b(protein.sequence, digest_size=16).digest() for protein in proteins]
-    whole = hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
-    if whole != chunk.digest or len(proteins) != chunk.proteins:
+    digests = b"".join(residue_digest(protein.sequence) for protein in proteins)
+    if digest_of_digests([digests]) != chunk.digest or len(proteins) != chunk.proteins:
         raise UserError(
             f"{fasta} does not hold the proteins that {chunk.chunk} was made with: "
             "it was changed or cut short; delete the sample's chunks folder and run the same command again"
         )
-    return proteins, np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)
-
-
-def chunk_tensors(found: Embeddings, digests: np.ndarray) -> dict[str, np.ndarray]:
-    """The chunk file's tensors by name."""
-    tensors = {
-        "digests": digests,
-        "lengths": found.lengths,
-        "windows": found.windows,
-        "embedded": found.embedded,
-        "precision": found.precision,
-    }
-    tensors |= {f"mean.{layer}": values for layer, values in found.mean.items()}
-    if found.residues:
-        tensors["offsets"] = found.offsets
-        tensors |= {f"residues.{layer}": values for layer, values in found.residues.items()}
-    return tensors
-
-
-def _metadata(
-    found: Embeddings, manifest: WeightsManifest, chunk: ChunkManifest, settings: EmbeddingSettings
-) -> dict[str, str]:
-    return {
-        **identity(manifest, settings),
-        "precisions": json.dumps(found.precisions),
-        **found.provenance,
-        "chunk": chunk.chunk,
-        "chunk_digest": chunk.digest,
-        "source_sha256": manifest.source_sha256,
-        "model_layers": json.dumps(manifest.layers),
-        "versions": json.dumps(versions()),
-        "statistics": json.dumps(found.statistics),
-        "demo": json.dumps(manifest.demo),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    try:
-        fair_esm = version("fair-esm")
-    except PackageNotFoundError:
-        fair_esm = "not installed"
-    return {
-        "virnucpro": __version__,
-        "torch": torch.__version__,
-        "fair-esm": fair_esm,
-        "python": platform.python_version(),
-    }
+    return proteins, np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16)

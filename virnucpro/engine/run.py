@@ -1,17 +1,12 @@
-"""Collecting what comes back from the device into arrays in row order.
+"""The run of a model over batches: sums over pieces are taken on the device and come back into arrays in row order.
 
-Weighted sums over the pieces of a packed batch, on the device, in float32.
-
-How far a job is: log lines at a steady pace, and a bar where a person watches.
-
-How many tokens a batch may hold on a device.
-
-The loop over batches: host and device overlap, and out-of-memory halves the token budget.
+Host and device overlap; where memory runs out the token budget is halved; log lines say at a steady pace how far it is.
 """
 
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import time
 from collections import deque
@@ -26,8 +21,7 @@ from torch import Tensor
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
-from virnucpro.engine.batch import SPECIAL_TOKENS, Batch, Work, batch_end
-from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.engine.batch import PackedBatch, PackedPieces, batch_end
 
 
 class Outputs:
@@ -91,7 +85,7 @@ def weigh(hidden: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         hidden: ``(T, D)``.
-        weights: float32 ``(T,)``: 0 for BOS and EOS; for a residue 1 over the number of pieces that cover it.
+        weights: float32 ``(T,)``: 0 for special tokens; for a residue 1 over the number of pieces that cover it.
 
     Returns:
         float32 ``(T, D)``. A value that is not finite stays so, whatever its weight.
@@ -187,7 +181,7 @@ GPU_BUDGET = 32768
 LOWEST_BUDGET = 1024
 
 
-def bytes_per_token(architecture: Architecture, layers_kept: int, dtype: torch.dtype) -> int:
+def bytes_per_token(embed_dim: int, layers_kept: int, dtype: torch.dtype) -> int:
     """Device memory that one more token in a batch takes, at the highest point of a layer run eagerly.
 
     Counted in float32 channels: residual stream old and new, the norm's output (4 in all); q, k, v
@@ -196,11 +190,11 @@ def bytes_per_token(architecture: Architecture, layers_kept: int, dtype: torch.d
     """
     width = torch.finfo(dtype).bits // 8
     channels = 4 * 4 + max(8 * 4, 8 * width + 4 * width) + 4 * (layers_kept + 2)
-    return channels * architecture.embed_dim
+    return channels * embed_dim
 
 
 def default_budget(
-    architecture: Architecture,
+    embed_dim: int,
     device: torch.device,
     layers_kept: int,
     dtype: torch.dtype,
@@ -215,8 +209,8 @@ def default_budget(
         return CPU_BUDGET
     if free_bytes is None:
         free_bytes = torch.cuda.mem_get_info(device)[0]
-    wanted = GPU_BUDGET * min(4, max(1, 1280 // architecture.embed_dim))
-    fitting = int(0.7 * free_bytes) // bytes_per_token(architecture, layers_kept, dtype)
+    wanted = GPU_BUDGET * min(4, max(1, 1280 // embed_dim))
+    fitting = int(0.7 * free_bytes) // bytes_per_token(embed_dim, layers_kept, dtype)
     return max(LOWEST_BUDGET, min(wanted, fitting // 1024 * 1024))
 
 
@@ -248,9 +242,9 @@ class _Pending:
     arrived: torch.cuda.Event | None
 
 
-def run_work(
+def run_batches(
     forward: Forward,
-    work: Work,
+    packed: PackedPieces,
     outputs: Outputs,
     *,
     device: torch.device,
@@ -262,7 +256,7 @@ def run_work(
     """Run every piece and add its sums (and residues) to ``outputs``.
 
     Args:
-        forward: a :class:`PackedESM2`, or anything called like it.
+        forward: a :class:`virnucpro.models.base.Model`, or anything called like it.
         budget: tokens of a batch at first.
         names: ids of the proteins, for errors.
 
@@ -274,19 +268,19 @@ def run_work(
     layers = tuple(outputs.mean)
     begin = 0
     with torch.inference_mode():
-        while begin < len(work):
-            end = batch_end(work.tokens_before, begin, counts.budget)
+        while begin < len(packed):
+            end = batch_end(packed.tokens_before, begin, counts.budget)
             try:
-                batch = work.batch(begin, end, device)
+                batch = packed.batch(begin, end, device)
                 pending.append(_start(forward, batch, layers, begin, end, bool(outputs.residues)))
             except RuntimeError as error:
                 if is_device_failure(error):
                     raise _gpu_failed(device, error) from error
                 if not is_out_of_memory(error):
                     raise
-                tokens = int(work.tokens_before[end] - work.tokens_before[begin])
+                tokens = int(packed.tokens_before[end] - packed.tokens_before[begin])
                 if end - begin == 1:
-                    raise _too_large(names[int(work.row[begin])], tokens, device) from None
+                    raise _too_large(names[int(packed.row[begin])], tokens, device) from None
                 counts.budget = tokens // 2
                 counts.retries += 1
                 logger.warning("out of memory with %d tokens a batch: going on with %d", tokens, counts.budget)
@@ -294,18 +288,20 @@ def run_work(
                 begin = end
                 counts.batches += 1
                 while len(pending) > (IN_FLIGHT if device.type == "cuda" else 0):
-                    _collect(pending.popleft(), work, outputs, progress, device)
+                    _collect(pending.popleft(), packed, outputs, progress, device)
                 continue
             # Outside of the handler, where the traceback no longer holds the failed batch's tensors.
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         while pending:
-            _collect(pending.popleft(), work, outputs, progress, device)
-    counts.tokens = int(work.tokens_before[-1])
+            _collect(pending.popleft(), packed, outputs, progress, device)
+    counts.tokens = int(packed.tokens_before[-1])
     return counts
 
 
-def _start(forward: Forward, batch: Batch, layers: Sequence[int], begin: int, end: int, per_residue: bool) -> _Pending:
+def _start(
+    forward: Forward, batch: PackedBatch, layers: Sequence[int], begin: int, end: int, per_residue: bool
+) -> _Pending:
     sums: dict[int, Tensor] = {}
     residues: dict[int, Tensor] = {}
     for layer, hidden in forward(batch.tokens, batch.segments, layers).items():
@@ -327,7 +323,7 @@ def _to_host(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-def _collect(done: _Pending, work: Work, outputs: Outputs, progress: Progress, device: torch.device) -> None:
+def _collect(done: _Pending, packed: PackedPieces, outputs: Outputs, progress: Progress, device: torch.device) -> None:
     if done.arrived is not None:
         try:
             done.arrived.synchronize()
@@ -336,20 +332,33 @@ def _collect(done: _Pending, work: Work, outputs: Outputs, progress: Progress, d
                 raise _gpu_failed(device, error) from error
             raise
     pieces = slice(done.begin, done.end)
-    rows, lengths = work.row[pieces], work.length[pieces]
+    rows, lengths = packed.row[pieces], packed.length[pieces]
     outputs.add_sums(rows, {layer: values.numpy() for layer, values in done.sums.items()})
     if done.residues:
         arrays = {layer: values.numpy() for layer, values in done.residues.items()}
-        place = 0
-        for piece in range(done.begin, done.end):
-            own = slice(place + 1, place + 1 + int(work.length[piece]))
-            outputs.add_residues(
-                int(work.row[piece]), int(work.start[piece]), {layer: values[own] for layer, values in arrays.items()}
-            )
-            place = own.stop + 1
-    proteins = int((work.start[pieces] == 0).sum())
+        first = packed.lead
+        for row, start, length in zip(rows, packed.start[pieces], lengths.tolist(), strict=True):
+            own = slice(first, first + length)
+            outputs.add_residues(int(row), int(start), {layer: values[own] for layer, values in arrays.items()})
+            first = own.stop + packed.special
+    proteins = int((packed.start[pieces] == 0).sum())
     residues = int(lengths.sum())
-    progress.add(proteins, residues, residues + SPECIAL_TOKENS * len(lengths))
+    progress.add(proteins, residues, residues + packed.special * len(lengths))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to count the most memory that tensors on a CUDA device take."""
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call] # in a process that has not used CUDA there is no counter to reset
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory since :func:`reset_peak_memory`; on a CPU, that this process has held so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

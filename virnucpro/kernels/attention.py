@@ -1,7 +1,8 @@
 """FlashAttention-2's forward pass (Dao 2023, arXiv:2307.08691) over packed sequences, in Triton.
 
-No mask but a sequence's end, no dropout, no gradients, softmax in float32. One program takes a block of one
-sequence's queries of one head and passes over that sequence's keys.
+No mask but a sequence's end, no dropout, no gradients, softmax in float32; ALiBi's slopes (Press et al. 2022,
+arXiv:2108.12409) if there are any. One program takes a block of one sequence's queries of one head and passes over
+that sequence's keys.
 """
 
 from __future__ import annotations
@@ -19,12 +20,23 @@ of 128 by 128 leave more than half of their work to nothing there."""
 
 
 @triton.jit
+def _taken(logits, value, largest, weight, found):
+    """The largest logit, the sum of shares and the weighted sum of values, with one block of keys more."""
+    new = tl.maximum(largest, tl.max(logits, 1))
+    shares = tl.exp2(logits - new[:, None])
+    shrink = tl.exp2(largest - new)
+    weight = weight * shrink + tl.sum(shares, 1)
+    return new, weight, tl.dot(shares.to(value.dtype), value, found * shrink[:, None])
+
+
+@triton.jit
 def _attend(
     q,
     k,
     v,
     out,
     ends,
+    slopes,
     q_stride,
     k_stride,
     v_stride,
@@ -34,6 +46,7 @@ def _attend(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     LOG2_E: tl.constexpr,
+    SLOPES: tl.constexpr,
 ):
     begin = tl.load(ends + tl.program_id(2)).to(tl.int64)
     length = (tl.load(ends + tl.program_id(2) + 1) - begin).to(tl.int32)
@@ -49,6 +62,8 @@ def _attend(
     place = tl.arange(0, KEYS)
     keys = k + (begin + place)[None, :] * k_stride + column[:, None]
     values = v + (begin + place)[:, None] * v_stride + column[None, :]
+    if SLOPES:
+        slope = tl.load(slopes + tl.program_id(1)) * LOG2_E
     largest = tl.full([QUERIES], float("-inf"), tl.float32)
     weight = tl.zeros([QUERIES], tl.float32)
     found = tl.zeros([QUERIES, BLOCK_HEAD], tl.float32)
@@ -61,33 +76,32 @@ def _attend(
             key = tl.load(keys + start * k_stride, mask=real[:, None], other=0.0)
             value = tl.load(values + start * v_stride, mask=real[None, :], other=0.0)
         logits = tl.dot(query, key) * LOG2_E
-        new = tl.maximum(largest, tl.max(logits, 1))
-        shares = tl.exp2(logits - new[:, None])
-        shrink = tl.exp2(largest - new)
-        weight = weight * shrink + tl.sum(shares, 1)
-        found = tl.dot(shares.to(value.dtype), value, found * shrink[:, None])
-        largest = new
+        if SLOPES:
+            logits -= slope * tl.abs(rows[:, None] - (start + place)[None, :]).to(tl.float32)
+        largest, weight, found = _taken(logits, value, largest, weight, found)
     if whole < length:
         left = place < length - whole
         # Behind the end lies another sequence, whose values need not be finite: they count as zeros.
         key = tl.load(keys + whole * k_stride, mask=left[None, :] & real[:, None], other=0.0)
         value = tl.load(values + whole * v_stride, mask=left[:, None] & real[None, :], other=0.0)
-        logits = tl.where(left[None, :], tl.dot(query, key) * LOG2_E, float("-inf"))
-        new = tl.maximum(largest, tl.max(logits, 1))
-        shares = tl.exp2(logits - new[:, None])
-        shrink = tl.exp2(largest - new)
-        weight = weight * shrink + tl.sum(shares, 1)
-        found = tl.dot(shares.to(value.dtype), value, found * shrink[:, None])
+        logits = tl.dot(query, key) * LOG2_E
+        if SLOPES:
+            logits -= slope * tl.abs(rows[:, None] - (whole + place)[None, :]).to(tl.float32)
+        logits = tl.where(left[None, :], logits, float("-inf"))
+        largest, weight, found = _taken(logits, value, largest, weight, found)
     target = out + (begin + rows)[:, None] * out_stride + column[None, :]
     tl.store(target, (found / weight[:, None]).to(out.dtype.element_ty), mask=here)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor | None = None
+) -> Tensor:
     """Softmax attention within each sequence; q comes scaled.
 
     Args:
         q, k, v: float16 or bfloat16 ``(T, heads, head_dim)``; a token's heads and channels lie together.
         cu_seqlens: int32 ``(sequences + 1,)``.
+        slopes: float32 ``(heads,)``: the logit of tokens i and j of a sequence is lowered by ``slope * |i - j|``.
 
     Returns:
         ``(T, heads, head_dim)`` in their dtype, contiguous.
@@ -101,6 +115,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int)
         v,
         out,
         cu_seqlens,
+        slopes,
         q.stride(0),
         k.stride(0),
         v.stride(0),
@@ -110,6 +125,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int)
         QUERIES,
         KEYS,
         LOG2_E,
+        slopes is not None,
         num_warps=4,
         num_stages=3 if head_dim <= 64 else 2,
     )

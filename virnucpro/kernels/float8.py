@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from virnucpro.kernels.pointwise import gelu_of, norm_pieces, pieces, warps
-from virnucpro.models.esm2.model import LAYER_NORM_EPS
 
 FLOAT8 = torch.float8_e4m3fn
 Scaled = tuple[Tensor, Tensor]
@@ -80,7 +79,7 @@ def _rows(x, out, scales, WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.cons
     _store_scaled(out, scales, row, WIDTH, head, tail, columns, rest, fits)
 
 
-def add_norm(x: Tensor, addend: Tensor, offset: Tensor, weight: Tensor, bias: Tensor) -> Scaled:
+def add_norm(x: Tensor, addend: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Scaled:
     """``x += addend`` in place, and the LayerNorm of ``x + offset`` over the channels.
 
     Args:
@@ -91,9 +90,7 @@ def add_norm(x: Tensor, addend: Tensor, offset: Tensor, weight: Tensor, bias: Te
     out, scales = _empty(x)
     tokens, dim = x.shape
     head, tail = pieces(dim)
-    _add_norm[(tokens,)](
-        x, addend, offset, weight, bias, out, scales, LAYER_NORM_EPS, dim, head, tail, num_warps=warps(dim)
-    )
+    _add_norm[(tokens,)](x, addend, offset, weight, bias, out, scales, eps, dim, head, tail, num_warps=warps(dim))
     return out, scales
 
 

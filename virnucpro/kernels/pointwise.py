@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from virnucpro.models.esm2.model import LAYER_NORM_EPS
-
 TILE = 2048
 """Values that one program of a pointwise kernel computes."""
 
@@ -93,7 +91,7 @@ def _gelu(x, bias, tokens, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.co
     tl.store(x + rows * WIDTH + columns, gelu_of(values).to(x.dtype.element_ty), mask=here)
 
 
-def norm(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+def norm(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LayerNorm of ``x + offset`` over the channels.
 
     Args:
@@ -105,7 +103,7 @@ def norm(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, dtype: torch.d
     """
     tokens, dim = x.shape
     out = torch.empty(tokens, dim, dtype=dtype, device=x.device)
-    _norm[(tokens,)](x, offset, weight, bias, out, LAYER_NORM_EPS, dim, *pieces(dim), num_warps=warps(dim))
+    _norm[(tokens,)](x, offset, weight, bias, out, eps, dim, *pieces(dim), num_warps=warps(dim))
     return out
 
 
@@ -115,7 +113,7 @@ def rotate_qk(qkv: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, heads: int, q
     Args:
         qkv: ``(T, 3 D)``, contiguous: the projections without bias; overwritten.
         bias: ``(3 D,)``.
-        cos, sin: float32 ``(T, 1, head_dim / 2)`` from :func:`virnucpro.models.esm2.model.rotary_tables`.
+        cos, sin: float32 ``(T, 1, head_dim / 2)`` of each token's angles.
     """
     tokens, dim = qkv.shape[0], qkv.shape[1] // 3
     block = _block(dim // 2)
@@ -139,7 +137,7 @@ def gelu(x: Tensor, bias: Tensor) -> None:
 
 
 def pieces(width: int) -> tuple[int, int]:
-    """A row's columns in two powers of two, because widths of ESM-2 are mostly 5 times a power of two."""
+    """A row's columns in two powers of two, because many models' widths are 3 or 5 times a power of two."""
     head = 1 << (width.bit_length() - 1)
     return head, max(16, int(triton.next_power_of_2(width - head)))
 

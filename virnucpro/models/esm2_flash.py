@@ -1,7 +1,4 @@
-"""A fair-esm ``ESM2`` module's own parameters, arranged for the packed forward without copies.
-
-fair-esm's ESM-2 with its own interface, computed on packed tokens with the fastest attention at hand.
-"""
+"""fair-esm's ESM-2 with its own interface, computed on packed tokens with the fastest attention at hand."""
 
 from __future__ import annotations
 
@@ -17,13 +14,15 @@ from esm.model.esm2 import ESM2
 from esm.rotary_embedding import RotaryEmbedding
 from torch import Tensor, nn
 
-from virnucpro.attention import PackedAttention, choose_attention
+from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
-from virnucpro.cuda.attention_utils import FLASH
-from virnucpro.engine.load import choose_steps, device_name, parse_device
+from virnucpro.cuda.attention_utils import FLASH, configure_flash_attention, get_attention_implementation
+from virnucpro.cuda.devices import device_name, parse_device
+from virnucpro.engine.load import build_model, too_large
+from virnucpro.models.base import Model
 from virnucpro.models.esm2.checkpoint import load_checkpoint
-from virnucpro.models.esm2.model import LayerParameters, ModelParameters, PackedESM2, rotary_tables, rotate
+from virnucpro.models.esm2.model import joined, rotary_tables
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import dtype_name, resolve_precision
 from virnucpro.weights.find import locate_checkpoint
@@ -31,42 +30,29 @@ from virnucpro.weights.find import locate_checkpoint
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
-def fuse_parameters(model: ESM2) -> ModelParameters:
-    """Fuse q, k and v of each layer, and make the module's own weights views of the fused tensor."""
-    return ModelParameters(
-        embed_tokens=model.embed_tokens.weight.detach(),
-        layers=tuple(_fuse_layer(layer) for layer in model.layers),
-        inv_freq=tuple(layer.self_attn.rot_emb.inv_freq.float() for layer in model.layers),
-        after_norm_weight=model.emb_layer_norm_after.weight.detach().float(),
-        after_norm_bias=model.emb_layer_norm_after.bias.detach().float(),
-    )
+def fuse_projections(model: ESM2) -> None:
+    """Make q's, k's and v's parameters of each layer views of one tensor, which the packed forward then shares."""
+    for layer in model.layers:
+        projections = [getattr(layer.self_attn, name) for name in PROJECTIONS]
+        for kind in ("weight", "bias"):
+            parameters = [getattr(projection, kind) for projection in projections]
+            fused = joined([parameter.detach() for parameter in parameters])
+            for parameter, part in zip(parameters, fused.chunk(len(parameters)), strict=True):
+                parameter.data = part
 
 
-def _fuse_layer(layer: Any) -> LayerParameters:
-    attention = layer.self_attn
-    return LayerParameters(
-        attention_norm_weight=layer.self_attn_layer_norm.weight.detach().float(),
-        attention_norm_bias=layer.self_attn_layer_norm.bias.detach().float(),
-        qkv_weight=_fuse(attention, "weight"),
-        qkv_bias=_fuse(attention, "bias"),
-        out_weight=attention.out_proj.weight.detach(),
-        out_bias=attention.out_proj.bias.detach(),
-        final_norm_weight=layer.final_layer_norm.weight.detach().float(),
-        final_norm_bias=layer.final_layer_norm.bias.detach().float(),
-        fc1_weight=layer.fc1.weight.detach(),
-        fc1_bias=layer.fc1.bias.detach(),
-        fc2_weight=layer.fc2.weight.detach(),
-        fc2_bias=layer.fc2.bias.detach(),
-    )
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs ``(x[i], x[i + head_dim / 2])`` by their angles, in float32, as fair-esm's formula has it.
 
+    Args:
+        x: ``(..., head_dim)`` in any floating dtype.
+        cos, sin: float32, of a shape that broadcasts with ``(..., head_dim / 2)``.
 
-def _fuse(attention: Any, kind: str) -> Tensor:
-    with torch.no_grad():
-        fused = torch.cat([getattr(getattr(attention, name), kind).detach() for name in PROJECTIONS])
-    for name, part in zip(PROJECTIONS, fused.chunk(3), strict=True):
-        parameter = getattr(getattr(attention, name), kind)
-        parameter.data = part
-    return fused
+    Returns:
+        ``x``'s shape, float32.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class WideRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
@@ -139,10 +125,10 @@ class ESM2WithFlashAttention(nn.Module):
         super().__init__()
         self.model = model
         self.alphabet: Alphabet = model.alphabet
-        self.config = SimpleNamespace(_attn_implementation="sdpa", use_flash_attention_2=False)
+        self.config = SimpleNamespace()
         self._logger = logger or logging.getLogger(__name__)
         self._given = attention
-        self._packed: PackedESM2 | None = None
+        self._packed: Model | None = None
         if model.layers[0].self_attn.rot_emb.inv_freq.dtype == torch.bfloat16:
             self._logger.warning(
                 "the model was cast to bfloat16 before it was wrapped, which rounded its rotary frequencies: "
@@ -150,17 +136,20 @@ class ESM2WithFlashAttention(nn.Module):
             )
         widen_rotary(model)
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
-        self.packed()
+        device = model.embed_tokens.weight.device
+        configure_flash_attention(self, self._logger, device=device)
+        if get_attention_implementation(device) != self.attention_impl:
+            self._logger.info("FlashAttention-2 runs on %s, but not in this model", device)
 
     @property
     def attention_impl(self) -> str:
         """What runs: "flash_attention_2" or "standard_attention"."""
-        return self.packed().attention.implementation
+        return self.packed().facts.implementation
 
     @property
     def attention_kernel(self) -> str:
         """The implementation by its own name, such as "varlen_attn", "efficient_attention" or "sdpa"."""
-        return self.packed().attention.name
+        return self.packed().facts.attention
 
     @property
     def num_layers(self) -> int:
@@ -170,22 +159,26 @@ class ESM2WithFlashAttention(nn.Module):
     def embed_dim(self) -> int:
         return int(self.model.embed_dim)
 
-    def packed(self) -> PackedESM2:
-        """The packed forward over the wrapped model's parameters, made anew after a move or a cast."""
+    def packed(self) -> Model:
+        """The packed forward over the wrapped model's parameters, built again after a move, a cast or a load."""
         if self._packed is None:
-            architecture = Architecture(
+            sizes = Architecture(
                 int(self.model.num_layers),
                 int(self.model.embed_dim),
                 int(self.model.attention_heads),
                 bool(self.model.token_dropout),
             )
             weight = self.model.embed_tokens.weight
-            attention = self._given or choose_attention(
-                weight.device, weight.dtype, architecture.head_dim, self._logger
+            fuse_projections(self.model)
+            self._packed = build_model(
+                self.model.state_dict(),
+                sizes,
+                device=weight.device,
+                dtype=weight.dtype,
+                attention=self._given,
+                logger=self._logger,
             )
-            self._packed = PackedESM2(fuse_parameters(self.model), architecture, attention)
-            choose_steps(self._packed, weight.dtype, self._logger)
-            self.config.use_flash_attention_2 = attention.implementation == FLASH
+            self.config.use_flash_attention_2 = self._packed.facts.implementation == FLASH
         return self._packed
 
     def forward(
@@ -275,7 +268,7 @@ class ESM2WithFlashAttention(nn.Module):
         return result
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ESM2WithFlashAttention:
-        """``.to``, ``.half``, ``.cuda``: move the model, and arrange the parameters anew at the next use."""
+        """``.to``, ``.half``, ``.cuda``: move the model, and build the packed forward again at the next use."""
         self._packed = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -321,10 +314,7 @@ def load_esm2_model(
             name: tensor.to(place, torch.float32 if "inv_freq" in name else dtype) for name, tensor in state.items()
         }
     except torch.OutOfMemoryError:
-        raise UserError(
-            f"{model_name} needs about {architecture.parameters * torch.finfo(dtype).bits / 8e9:.1f} GB in "
-            f"{dtype_name(dtype)}, which {place} does not have free: use a GPU with more memory or a smaller model"
-        ) from None
+        raise too_large(model_name, architecture, place, dtype) from None
     moved["lm_head.weight"] = moved["embed_tokens.weight"]
     model.load_state_dict(moved, strict=False, assign=True)
     del state, moved

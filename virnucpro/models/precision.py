@@ -8,15 +8,13 @@ from contextlib import contextmanager
 import torch
 
 from virnucpro.base.errors import UserError
+from virnucpro.cuda.devices import AMPERE, capability
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 """The dtype of the matrix products' inputs; with fp8 everything else is bfloat16."""
 
 FAST_HALF = (7, 0)
 """From compute capability 7.0 (Volta) on, tensor cores multiply float16 with float32 sums."""
-
-BFLOAT16 = (8, 0)
-"""From compute capability 8.0 (Ampere) on, bfloat16 is computed by the hardware."""
 
 FLOAT8 = (8, 9)
 """From compute capability 8.9 (Ada) on, tensor cores multiply float8."""
@@ -32,14 +30,14 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         UserError: an unknown precision, bf16 on a GPU that only emulates it, or fp8 where there is none.
     """
     if precision == "auto":
-        return torch.float16 if _capability(device) >= FAST_HALF else torch.float32
+        return torch.float16 if capability(device) >= FAST_HALF else torch.float32
     if precision not in DTYPES:
         raise UserError(f"precision {precision!r} is not known: give auto, {', '.join(DTYPES)}")
-    if precision == "bf16" and device.type == "cuda" and _capability(device) < BFLOAT16:
+    if precision == "bf16" and device.type == "cuda" and capability(device) < AMPERE:
         raise UserError(
             f"{torch.cuda.get_device_name(device)} does not compute bf16: take precision auto, fp16 or fp32"
         )
-    if precision == "fp8" and _capability(device) < FLOAT8:
+    if precision == "fp8" and capability(device) < FLOAT8:
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
         raise UserError(
             f"precision fp8 needs a GPU of compute capability 8.9 or newer (Ada, Hopper), and this is {where}: "
@@ -56,10 +54,6 @@ def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """ "float16", "bfloat16", "float32" or "float8_e4m3fn"."""
     return str(dtype).removeprefix("torch.")
-
-
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @contextmanager

@@ -6,11 +6,9 @@ wasted all of it. A second attempt asks for twice as much.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
+from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.models.esm2.sizes import Architecture
 
 MEGABYTE = 1_000_000
@@ -27,29 +25,12 @@ GPU_OPERATIONS_PER_SECOND = 40e12
 CPU_OPERATIONS_PER_SECOND = 20e9
 """What one core keeps up in float32."""
 
-OVERLAP = 1.5
-"""Windows of long proteins overlap, so more residues are run than there are."""
-
 START_MINUTES = 15
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What a chunk's manifest says of it."""
-
-    proteins: int
-    residues: int
-
-    @classmethod
-    def read(cls, manifest: Path) -> Chunk:
-        """From the small JSON file that lies beside a chunk's FASTA."""
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        return cls(found["proteins"], found["residues"])
 
 
 def embed_memory_mb(
     architecture: Architecture,
-    chunk: Chunk,
+    chunk: ChunkManifest,
     *,
     layers: int = 1,
     mean: bool = True,
@@ -67,7 +48,7 @@ def embed_memory_mb(
     """
     processes = max(1, gpus)
     vectors = chunk.proteins * mean + chunk.residues * per_residue
-    held = 3 * 4 * vectors * layers * architecture.embed_dim  # by the worker, on its way to the writer, and written
+    held = 3 * 4 * vectors * layers * architecture.embed_dim  # by the devices' processes, joined, and being written
     held += BYTES_PER_RESIDUE * chunk.residues
     if gpus == 0:
         held += 5 * architecture.parameters  # 4 bytes each, and activations
@@ -75,11 +56,11 @@ def embed_memory_mb(
 
 
 def embed_minutes(
-    architecture: Architecture, chunk: Chunk, *, gpus: int = 1, threads: int = 1, attempt: int = 1
+    architecture: Architecture, chunk: ChunkManifest, *, gpus: int = 1, threads: int = 1, attempt: int = 1
 ) -> int:
-    """Time limit in minutes: start, then two operations a parameter and residue on a slow device."""
+    """Time limit in minutes: start, then two operations a parameter and token of the chunk's cost on a slow device."""
     rate = gpus * GPU_OPERATIONS_PER_SECOND if gpus else threads * CPU_OPERATIONS_PER_SECOND
-    seconds = OVERLAP * 2 * architecture.parameters * chunk.residues / rate
+    seconds = 2 * architecture.parameters * chunk.cost / rate
     return _round_up(2 ** (attempt - 1) * (START_MINUTES + seconds / 60), 5)
 
 

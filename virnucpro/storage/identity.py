@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
+from virnucpro.storage.chunk_metadata import EmbeddingIdentity, LongProteins, SettingsIdentity, header_entries
 from virnucpro.weights.manifest import WeightsManifest
 
 
@@ -19,29 +20,41 @@ class TableSettings:
     records_per_file: int
 
 
-def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str, str]:
-    """The metadata entries that every chunk file made with these weights and settings has, and that a merge demands.
+def embedding_identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> EmbeddingIdentity:
+    """What every chunk file made with these weights and settings has in common, and a merge demands.
 
     Raises:
         UserError: a layer that the model does not have.
     """
-    return {
-        "model": manifest.model,
-        "weights_sha256": manifest.sha256,
-        "embed_dim": json.dumps(manifest.embed_dim),
-        "layers": json.dumps(resolve_layers(settings.layers, manifest.architecture.layers)),
-        **settings_identity(settings),
-    }
+    return EmbeddingIdentity(
+        **vars(_settings_part(settings)),
+        model=manifest.model,
+        weights_sha256=manifest.sha256,
+        embed_dim=manifest.embed_dim,
+        layers=resolve_layers(settings.layers, manifest.layers),
+    )
+
+
+def _settings_part(settings: EmbeddingSettings) -> SettingsIdentity:
+    return SettingsIdentity(
+        pooling=tuple(sorted(settings.pooling)),
+        precision=settings.precision,
+        long_proteins=LongProteins(settings.long_policy, settings.longest, settings.overlap),
+    )
+
+
+def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str, str]:
+    """:func:`embedding_identity` as the metadata entries of a chunk file.
+
+    Raises:
+        UserError: a layer that the model does not have.
+    """
+    return header_entries(embedding_identity(manifest, settings))
 
 
 def settings_identity(settings: EmbeddingSettings) -> dict[str, str]:
     """The part of :func:`identity` that is known without the weights."""
-    long_proteins = {"policy": settings.long_policy, "longest": settings.longest, "overlap": settings.overlap}
-    return {
-        "pooling": json.dumps(sorted(settings.pooling)),
-        "precision": settings.precision,
-        "long_proteins": json.dumps(long_proteins),
-    }
+    return header_entries(_settings_part(settings))
 
 
 def table_settings(embedding: EmbeddingSettings, tables: TableSettings) -> dict[str, str]:

@@ -9,18 +9,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from virnucpro.base.digest import FileProof
+from virnucpro.storage.chunk_metadata import LongProteins, RunStatistics
 
 REPORT = "embeddings.json"
 """The record's name in a sample's folder."""
-
-
-@dataclass(frozen=True)
-class LongProteins:
-    """What was done to proteins of more than ``longest`` residues; ``overlap`` is that of neighbouring windows."""
-
-    policy: str
-    longest: int
-    overlap: int
 
 
 @dataclass(frozen=True)
@@ -64,27 +56,6 @@ class MergeCounts:
 
 
 @dataclass(frozen=True)
-class ChunkStatistics:
-    """Counts and rates of one embed job.
-
-    ``seconds`` is the time of the forward passes, without ``load_seconds`` for the model; ``padding_avoided`` the share
-    (0 to 1) of the tokens that batches padded to their longest protein would have had. The memory is the device's, or
-    the process's on a CPU.
-    """
-
-    proteins: int
-    residues: int
-    tokens: int
-    seconds: float
-    load_seconds: float
-    tokens_per_second: float
-    padding_avoided: float
-    peak_memory_bytes: int
-    out_of_memory_retries: int
-    recomputed: int
-
-
-@dataclass(frozen=True)
 class ChunkRun:
     """Where and how one chunk was embedded; ``precisions`` are the number formats, the usual one first."""
 
@@ -93,7 +64,7 @@ class ChunkRun:
     attention: str
     attention_kernel: str
     precisions: tuple[str, ...]
-    statistics: ChunkStatistics
+    statistics: RunStatistics
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import record_text
 from virnucpro.base.safetensors_header import TensorEntry
-from virnucpro.models.esm2.sizes import embedding_shapes
 from virnucpro.weights.manifest import (
     METADATA_ENTRY,
     WAY_OUT,
@@ -100,7 +99,7 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
         threads: blocks hashed at the same time.
 
     Returns:
-        The manifest, and tensors of the stored dtype on the CPU, named as in fair-esm's ``ESM2.state_dict()``.
+        The manifest, and tensors of the stored dtype on the CPU, by the names of its architecture's ``shapes()``.
 
     Raises:
         UserError: no such file, cut short, damaged, or replaced while it was read.
@@ -109,7 +108,7 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
     with open_weights(path) as file:
         header, manifest = read_weights_header(path, file)
         found = {name: entry.shape for name, entry in header.tensors.items()}
-        expected = embedding_shapes(manifest.architecture)
+        expected = manifest.architecture.shapes()
         for name in sorted(set(found) | set(expected)):
             if found.get(name) != expected.get(name):
                 raise UserError(

@@ -9,7 +9,7 @@ from typing import BinaryIO, ClassVar
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record
 from virnucpro.base.safetensors_header import Header, HeaderError, read_header
-from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.sizes import AnySizes
 
 METADATA_ENTRY = "virnucpro"
 """The name of the manifest in the safetensors metadata."""
@@ -26,22 +26,23 @@ class WeightsManifest:
     part. ``dtype`` is as in ``torch.float16`` without ``torch.``. ``demo`` marks random weights.
     """
 
-    FORMAT: ClassVar[str] = "virnucpro-weights-2"
+    FORMAT: ClassVar[str] = "virnucpro-weights-3"
 
     model: str
     sha256: str
     source_sha256: str
-    layers: int
-    embed_dim: int
-    heads: int
-    token_dropout: bool
+    architecture: AnySizes
     dtype: str
     parameters: int
     demo: bool
 
     @property
-    def architecture(self) -> Architecture:
-        return Architecture(self.layers, self.embed_dim, self.heads, self.token_dropout)
+    def layers(self) -> int:
+        return self.architecture.layers
+
+    @property
+    def embed_dim(self) -> int:
+        return self.architecture.embed_dim
 
 
 def read_manifest(path: Path) -> WeightsManifest:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import torch
+
 from virnucpro.base.digest import file_sha256
 from virnucpro.base.errors import UserError
-from virnucpro.models.esm2.checkpoint import read_checkpoint, verify_archive
-from virnucpro.models.esm2.sizes import DEMO_MODEL, DEMO_WARNING, ESM2_MODELS, embedding_shapes
+from virnucpro.models.esm2.checkpoint import verify_archive
+from virnucpro.models.esm2.sizes import DEMO_MODEL, DEMO_WARNING, ESM2_MODELS
 from virnucpro.models.esm2.synthetic import write_demo_checkpoint
+from virnucpro.models.families import read_checkpoint
+from virnucpro.models.precision import dtype_name
 from virnucpro.weights.download import Log
 from virnucpro.weights.file import UNKNOWN, load_weights, write_weights
 from virnucpro.weights.find import is_model_name, locate_checkpoint
@@ -29,7 +33,8 @@ def prepare_weights(model: str, output: Path, *, source_sha256: str | None = Non
         log: receives one line for each thing to tell.
 
     Raises:
-        UserError: no checkpoint to be had, or one that is cut short, damaged, unsafe, not ESM-2, or changed meanwhile.
+        UserError: no checkpoint to be had, or one that is cut short, damaged, unsafe, of no known family, or
+            changed meanwhile.
     """
     if model == DEMO_MODEL:
         log(f"WARNING: {DEMO_WARNING}")
@@ -49,16 +54,13 @@ def _prepare(model: str, source: Path, output: Path, expected_sha256: str | None
     log(f"checking {source}")
     verify_archive(source)
     source_sha256 = file_sha256(source)
-    tensors = {name: checkpoint.state[name] for name in embedding_shapes(sizes)}
+    tensors = {name: checkpoint.state[name] for name in sizes.shapes()}
     manifest = WeightsManifest(
         model=model if is_model_name(model) else weights_name(source, source_sha256),
         sha256=UNKNOWN,
         source_sha256=source_sha256,
-        layers=sizes.layers,
-        embed_dim=sizes.embed_dim,
-        heads=sizes.heads,
-        token_dropout=sizes.token_dropout,
-        dtype=str(tensors["layers.0.fc1.weight"].dtype).removeprefix("torch."),  # of nearly every number
+        architecture=sizes,
+        dtype=dtype_name(max(tensors.values(), key=torch.Tensor.numel).dtype),  # of nearly every number
         parameters=sizes.parameters,
         demo=model == DEMO_MODEL,
     )

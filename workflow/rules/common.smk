@@ -21,7 +21,9 @@ if (ROOT / "virnucpro").is_dir():
     }
 
 from virnucpro.slurm.resources import slurm_resources
-from virnucpro.slurm.sizing import Chunk, embed_memory_mb, embed_minutes
+from virnucpro.slurm.sizing import embed_memory_mb, embed_minutes
+from virnucpro.base.records import read_record
+from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.config import load_config, planning_architecture
 from virnucpro.base.errors import UserError
 from virnucpro.run_state import made_before, other_samples, run_state, stale_tables
@@ -108,7 +110,9 @@ def tied(reason, output, given=(), **products):
         for key, files in products.items()
     }
     made = [str(output), *chain.from_iterable(products.values())]
-    products["given"] = ancient([str(file) for file in given])
+    # Snakemake fails a job whose output is older than an input, be it ancient, as files with a date to come are.
+    files = [str(file) for file in given if Path(file).stat().st_mtime < time.time()]
+    products["given"] = ancient(files)
     if not workflow.is_main_process:
         return products
     products["changed"] = [str(changed())]
@@ -205,7 +209,7 @@ def reports_of_all(wildcards):
 def embed_memory(wildcards, input, attempt):
     return embed_memory_mb(
         planning_architecture(run.model),
-        Chunk.read(Path(input.chunk_manifest[0])),
+        read_record(Path(input.chunk_manifest[0]), ChunkManifest),
         layers=len(run.layers),
         mean="mean" in run.pooling,
         per_residue="per_residue" in run.pooling,
@@ -217,7 +221,7 @@ def embed_memory(wildcards, input, attempt):
 def embed_time(wildcards, input, threads, attempt):
     return embed_minutes(
         planning_architecture(run.model),
-        Chunk.read(Path(input.chunk_manifest[0])),
+        read_record(Path(input.chunk_manifest[0]), ChunkManifest),
         gpus=run.gpus_per_job,
         threads=threads,
         attempt=attempt,

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from virnucpro.base.errors import UserError
+from virnucpro.sequences.residues import RESIDUES
 
 CLS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 32
 """ESM-2's special tokens; the vocabulary has 33 (fair-esm's ``Alphabet.from_architecture("ESM-1b")``)."""
 
-RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
-"""The residues that have a token, in the vocabulary's order from 4 on."""
+FIRST_RESIDUE = 4
+"""The token of the first of :data:`virnucpro.sequences.residues.RESIDUES`; the others follow in their order."""
 
 _UNKNOWN = 255
 _TABLE = np.full(256, _UNKNOWN, dtype=np.uint8)
-_TABLE[np.frombuffer(RESIDUES.encode(), dtype=np.uint8)] = np.arange(4, 4 + len(RESIDUES), dtype=np.uint8)
+_TABLE[np.frombuffer(RESIDUES.encode(), dtype=np.uint8)] = FIRST_RESIDUE + np.arange(len(RESIDUES), dtype=np.uint8)
 
 
 def tokenise(sequence: bytes, name: str) -> np.ndarray:

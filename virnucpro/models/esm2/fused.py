@@ -1,42 +1,41 @@
-"""Biases that are the same for every token, summed once instead of added in every batch.
+"""ESM-2 for CUDA GPUs in half precision: matrix products without bias, and one kernel between two.
 
-What a layer adds to the residual stream ends in a bias: the output projection's, the feed-forward's, and the
-values' bias, which attention passes on unchanged because its weights sum to one. These constants need not be in
-the stream: summed over the layers they are one vector for each place where the stream is read.
-
-The steps of a layer for CUDA GPUs in half precision: matrix products without bias, and one kernel between two.
-
-On an H200 a product with a bias in its epilogue ran up to 12 % slower than one without, so biases are added by
-the kernels that follow, in float32. What a layer adds to the residual stream is added by the product itself,
-into float32, and never rounded to half precision.
+On an H200 a product with a bias in its epilogue ran up to 12 % slower than one without, so biases are added by the
+kernels that follow, in float32. What a layer adds to the residual stream is added by the product itself, into
+float32, and never rounded to half precision. What it adds ends in a bias, though: the output projection's, the
+feed-forward's, and the values' bias, which attention passes on unchanged because its weights sum to one. These
+constants need not be in the stream: summed over the layers they are one vector for each place where it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from virnucpro.attention import PackedAttention
+from virnucpro.attention.segments import Segments
 from virnucpro.kernels import pointwise as kernels
-from virnucpro.models.esm2.model import ModelParameters, Stream
+from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Norm, Parameters, tables_of
+from virnucpro.models.esm2.sizes import Architecture
 
 
-def stream_offsets(parameters: ModelParameters) -> list[Tensor]:
+def stream_offsets(parameters: Parameters) -> list[Tensor]:
     """What the stream lacks at each of its readings, when no bias was added to it.
 
     Returns:
-        float32 ``(D,)``, 2 a layer and one more: before the attention's norm of layer n at ``2 n``, before its
-        final norm at ``2 n + 1``, and after the last layer.
+        float32 ``(D,)``, 2 a layer and one more: before the attention's norm of layer n (from 0) at ``2 n``,
+        before its final norm at ``2 n + 1``, and after the last layer.
     """
-    offset = torch.zeros_like(parameters.after_norm_bias)
+    offset = torch.zeros_like(parameters.after_norm.bias)
     found = [offset]
     for p in parameters.layers:
-        values_bias = p.qkv_bias.float().chunk(3)[2]
-        offset = offset + p.out_bias.float() + p.out_weight.float() @ values_bias
+        values_bias = p.qkv.bias.float().chunk(3)[2]
+        offset = offset + p.out.bias.float() + p.out.weight.float() @ values_bias
         found.append(offset)
-        offset = offset + p.fc2_bias.float()
+        offset = offset + p.fc2.bias.float()
         found.append(offset)
     return found
 
@@ -44,50 +43,69 @@ def stream_offsets(parameters: ModelParameters) -> list[Tensor]:
 Accumulate = Callable[[Tensor, Tensor, Tensor], None]
 
 
-class FusedSteps:
-    """Steps whose stream is float32, changed in place, and lacks the constants of :func:`stream_offsets`."""
+class FusedESM2(ESM2):
+    """ESM-2 whose stream is changed in place and lacks the constants of :func:`stream_offsets`."""
 
-    name = "fused"
+    layers_run = "fused"
 
-    def __init__(self, parameters: ModelParameters, heads: int, q_scale: float) -> None:
-        """Args: see :class:`EagerSteps`. The weights are shared with ``parameters``."""
-        self.parameters = parameters
-        self.heads = heads
-        self.q_scale = q_scale
+    def __init__(self, parameters: Parameters, sizes: Architecture, attend: PackedAttention) -> None:
+        super().__init__(parameters, sizes, attend)
         self.offsets = stream_offsets(parameters)
-        weight = parameters.layers[0].out_weight
-        self._accumulate = choose_accumulation(weight.device, weight.dtype)
+        weight = parameters.layers[0].out.weight
+        self.accumulate = choose_accumulation(weight.device, weight.dtype)
 
-    def project(self, stream: Stream, number: int, cos: Tensor, sin: Tensor) -> tuple[Stream, Tensor, Tensor, Tensor]:
+    def run(self, x: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
+        """As :meth:`ESM2.run`."""
+        found = {0: x.clone()} if 0 in layers else {}
+        needed = self.parameters.layers[: max(layers, default=0)]
+        tables = tables_of(needed, segments.positions)
+        pending: Tensor | None = None
+        for number, layer in enumerate(needed):
+            pending = self.step(number, x, pending, tables[layer.inv_freq], segments)
+            if number + 1 in layers:
+                found[number + 1] = self.representation(number + 1, x, pending)
+        return found
+
+    def step(
+        self, number: int, x: Tensor, pending: Tensor | None, table: tuple[Tensor, Tensor], segments: Segments
+    ) -> Tensor | None:
+        """Change the stream ``x`` to what it is after layer ``number`` (from 0).
+
+        Args:
+            pending: ``(T, D)``, a product that is still to be added to ``x``, or None.
+            table: from :func:`virnucpro.models.esm2.model.rotary_tables`.
+
+        Returns:
+            What is then still to be added; here nothing.
+        """
         p = self.parameters.layers[number]
-        y = kernels.norm(
-            stream.x, self.offsets[2 * number], p.attention_norm_weight, p.attention_norm_bias, p.qkv_weight.dtype
-        )
-        return (stream, *self._rotated(F.linear(y, p.qkv_weight), p.qkv_bias, cos, sin))
+        y = self.normed(x, self.offsets[2 * number], p.attention_norm)
+        q, k, v = self.rotated(F.linear(y, p.qkv.weight), p.qkv.bias, *table)
+        self.accumulate(x, self.attend(q, k, v, segments).reshape(x.shape), p.out.weight)
+        y = self.normed(x, self.offsets[2 * number + 1], p.final_norm)
+        hidden = F.linear(y, p.fc1.weight)  # (T, 4 D)
+        kernels.gelu(hidden, p.fc1.bias)
+        self.accumulate(x, hidden, p.fc2.weight)
+        return None
 
-    def finish(self, stream: Stream, attended: Tensor, number: int) -> Stream:
-        p = self.parameters.layers[number]
-        self._accumulate(stream.x, attended.reshape(stream.x.shape), p.out_weight)
-        y = kernels.norm(
-            stream.x, self.offsets[2 * number + 1], p.final_norm_weight, p.final_norm_bias, p.fc1_weight.dtype
-        )
-        hidden = F.linear(y, p.fc1_weight)
-        kernels.gelu(hidden, p.fc1_bias)
-        self._accumulate(stream.x, hidden, p.fc2_weight)
-        return stream
+    def representation(self, number: int, x: Tensor, pending: Tensor | None) -> Tensor:
+        """The representation after ``number`` layers, ``(T, D)``; later steps leave it as it is."""
+        if number < self.sizes.layers:
+            found = x + self.offsets[2 * number]
+            return found if pending is None else found.add_(pending)
+        p = self.parameters.after_norm
+        whole = x if pending is None else x + pending
+        return kernels.norm(whole, self.offsets[-1], p.weight, p.bias, LAYER_NORM_EPS, torch.float32)
 
-    def _rotated(self, qkv: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v ``(T, heads, head_dim)`` of the projections ``(T, 3 D)``, which are changed in place."""
-        kernels.rotate_qk(qkv, bias, cos, sin, self.heads, self.q_scale)
-        q, k, v = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
+    def normed(self, x: Tensor, offset: Tensor, norm: Norm) -> Tensor:
+        """The norm of ``x + offset`` in the products' dtype."""
+        return kernels.norm(x, offset, norm.weight, norm.bias, LAYER_NORM_EPS, self.parameters.embedding.dtype)
+
+    def rotated(self, qkv: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v ``(T, H, d)`` of the projections ``(T, 3 D)``, which are changed in place."""
+        kernels.rotate_qk(qkv, bias, cos, sin, self.sizes.heads, self.q_scale)
+        q, k, v = qkv.view(len(qkv), 3, self.sizes.heads, -1).unbind(1)
         return q, k, v
-
-    def representation(self, stream: Stream, layers: int) -> Tensor:
-        return stream.x + self.offsets[2 * layers]
-
-    def final(self, stream: Stream) -> Tensor:
-        p = self.parameters
-        return kernels.norm(stream.x, self.offsets[-1], p.after_norm_weight, p.after_norm_bias, torch.float32)
 
 
 def choose_accumulation(device: torch.device, dtype: torch.dtype) -> Accumulate:

@@ -1,26 +1,21 @@
-"""Rotary position embedding as ESM-2 was trained with it (Su et al. 2021, arXiv:2104.09864).
+"""ESM-2's forward over packed sequences, top to bottom: parameters, embedding, rotary, one layer, the final norm.
 
-The frequencies are the checkpoint's own: training rounded them to float16, and computing them anew
-turns a head's slower halves by up to 0.16 rad at position 1023. The tables are float32 whatever the
-model's precision.
+A batch is T tokens of all its sequences end to end, without padding. D is the width, H the count of heads of d = D / H
+channels. ``x`` is the residual stream ``(T, D)``. It and the norms are float32 in every precision; the matrix
+products, and what enters and leaves attention, have the weights' dtype. On weights with outlier channels a stream in
+half precision loses more than everything else together: pooled errors against float64, 24 layers of 480 channels,
+were 8e-4 in float16 with a float32 stream, 4e-3 with a float16 stream, and 3e-3 in fair-esm's own ``.half()``
+(bfloat16: 8e-3, 1.8e-2, 1.9e-2).
 
-fair-esm's ESM-2 parameters, arranged for the packed forward.
-
-One ESM-2 transformer layer on packed tokens, as two steps with the attention between them.
-
-``x`` is the residual stream ``(T, D)``; what enters a matrix product has the weights' dtype.
-
-What runs around the attention of a layer.
-
-The steps of a layer by torch's own operators: every device, every dtype.
-
-ESM-2's forward over packed sequences: fair-esm's parameters and numbers, no padding, no LM head.
+Faster forms of the same model, which are compared with this one before they are used:
+:mod:`virnucpro.models.esm2.fused` and :mod:`virnucpro.models.esm2.float8`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -29,46 +24,148 @@ from torch import Tensor
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
+from virnucpro.models.base import ModelFacts
+from virnucpro.models.esm2.alphabet import MASK
 from virnucpro.models.esm2.sizes import Architecture
+
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix product with a bias, both in the weight's dtype."""
+
+    weight: Tensor  # (outputs, inputs)
+    bias: Tensor  # (outputs,)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """``(T, inputs)`` in any dtype to ``(T, outputs)`` in the weight's."""
+        return F.linear(y.to(self.weight.dtype), self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm over the channels, computed and returned in float32."""
+
+    weight: Tensor  # (D,), float32
+    bias: Tensor  # (D,), float32
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), (x.shape[-1],), self.weight, self.bias, LAYER_NORM_EPS)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parameters of one transformer layer."""
+
+    attention_norm: Norm
+    qkv: Linear  # (3 D, D): queries, keys and values in this order
+    out: Linear  # (D, D)
+    final_norm: Norm
+    fc1: Linear  # (4 D, D)
+    fc2: Linear  # (D, 4 D)
+    inv_freq: Tensor  # (d / 2,), float32; the same tensor in layers whose frequencies are equal
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The embedding part of an ESM-2: no language-model head, no contact head."""
+
+    embedding: Tensor  # (33, D)
+    layers: tuple[Layer, ...]
+    after_norm: Norm
+
+    @classmethod
+    def arrange(
+        cls, state: Mapping[str, Tensor], sizes: Architecture, *, device: torch.device, dtype: torch.dtype
+    ) -> Parameters:
+        """Bring a state dict to ``device`` and ``dtype``; what is there already is not copied.
+
+        One layer at a time is read, so that a memory-mapped state dict never has to fit into RAM.
+
+        Args:
+            state: named as in fair-esm's ``ESM2.state_dict()``; other tensors in it are ignored.
+
+        Raises:
+            UserError: a tensor is missing or has another shape than ``sizes`` ask for.
+        """
+        shapes = sizes.shapes()
+
+        def get(name: str, to: torch.dtype) -> Tensor:
+            if name not in state:
+                raise UserError(f"the weights lack the tensor {name}: prepare them again from the checkpoint")
+            tensor = state[name]
+            if tuple(tensor.shape) != shapes[name]:
+                raise UserError(
+                    f"the weights' tensor {name} has shape {tuple(tensor.shape)} and not {shapes[name]}: "
+                    "these are not the weights of the model that their manifest names"
+                )
+            return tensor.to(device=device, dtype=to)
+
+        def linear(*names: str) -> Linear:
+            weight, bias = (joined([get(f"{name}.{kind}", dtype) for name in names]) for kind in ("weight", "bias"))
+            return Linear(weight, bias)
+
+        def norm(name: str) -> Norm:
+            return Norm(get(f"{name}.weight", torch.float32), get(f"{name}.bias", torch.float32))
+
+        layers: list[Layer] = []
+        for prefix in (f"layers.{number}." for number in range(sizes.layers)):
+            inv_freq = get(f"{prefix}self_attn.rot_emb.inv_freq", torch.float32)
+            layer = Layer(
+                attention_norm=norm(f"{prefix}self_attn_layer_norm"),
+                qkv=linear(*(f"{prefix}self_attn.{name}_proj" for name in "qkv")),
+                out=linear(f"{prefix}self_attn.out_proj"),
+                final_norm=norm(f"{prefix}final_layer_norm"),
+                fc1=linear(f"{prefix}fc1"),
+                fc2=linear(f"{prefix}fc2"),
+                inv_freq=next((one.inv_freq for one in layers if torch.equal(one.inv_freq, inv_freq)), inv_freq),
+            )
+            layers.append(layer)
+        return cls(get("embed_tokens.weight", dtype), tuple(layers), norm("emb_layer_norm_after"))
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all parts in one tensor, without a copy where they lie end to end in one already."""
+    first = parts[0]
+    storages = {part.untyped_storage().data_ptr() for part in parts}
+    meet = all(one.data_ptr() + one.nbytes == other.data_ptr() for one, other in pairwise(parts))
+    if len(storages) == 1 and meet and all(part.is_contiguous() for part in parts):
+        return first.as_strided((sum(len(part) for part in parts), *first.shape[1:]), first.stride())
+    return torch.cat(list(parts))
 
 
 def rotary_tables(inv_freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each token's angles.
+    """Cosine and sine of each token's angles (Su et al. 2021, arXiv:2104.09864), float32 in every precision.
+
+    The frequencies are the checkpoint's own: training rounded them to float16, and computing them anew turns a
+    head's slower halves by up to 0.16 rad at position 1023.
 
     Args:
-        inv_freq: ``(head_dim / 2,)`` from the checkpoint (``layers.N.self_attn.rot_emb.inv_freq``).
+        inv_freq: ``(d / 2,)`` from the checkpoint.
         positions: ``(T,)`` integers; BOS has position 0.
 
     Returns:
-        Two float32 tensors ``(T, 1, head_dim / 2)``. fair-esm repeats them over both halves of a head.
+        Two float32 tensors ``(T, 1, d / 2)``. fair-esm repeats them over both halves of a head.
     """
     angles = torch.outer(positions.float(), inv_freq.float())
     return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs ``(x[i], x[i + head_dim / 2])`` by their angles, in float32.
-
-    Args:
-        x: ``(T, heads, head_dim)`` in any floating dtype.
-        cos, sin: from :func:`rotary_tables`.
-
-    Returns:
-        ``(T, heads, head_dim)``, float32.
-    """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+def tables_of(layers: Iterable[Layer], positions: Tensor) -> dict[Tensor, tuple[Tensor, Tensor]]:
+    """The rotary tables of some layers by their ``inv_freq``: in the released models all layers share one."""
+    return {inv_freq: rotary_tables(inv_freq, positions) for inv_freq in {layer.inv_freq for layer in layers}}
 
 
 def rotate_in_place(x: Tensor, turn: Tensor) -> None:
-    """The same as a product of complex numbers, written back to ``x`` in its own dtype.
+    """Turn the pairs ``(x[i], x[i + d / 2])`` by their angles, as a product of complex numbers in float32.
 
-    Without a compiler this is several times faster than :func:`rotate` on a CPU: four passes in place
-    of seven, and none over rows as short as half a head.
+    Without a compiler this is several times faster on a CPU than the usual form, products with cosine and sine
+    that are then joined: four passes in place of seven, and none over rows as short as half a head.
 
     Args:
-        x: ``(T, heads, head_dim)``, overwritten.
-        turn: complex64 ``(T, 1, head_dim / 2)``: cosine + i sine, times a scale if there is one.
+        x: ``(T, H, d)`` in any floating dtype, overwritten.
+        turn: complex64 ``(T, 1, d / 2)``: cosine + i sine, times a scale if there is one.
     """
     first, second = x.chunk(2, dim=-1)
     turned = torch.complex(first.float(), second.float()) * turn
@@ -76,345 +173,97 @@ def rotate_in_place(x: Tensor, turn: Tensor) -> None:
     second.copy_(turned.imag)
 
 
-class LayerParameters(NamedTuple):
-    """One transformer layer, D = embed_dim. Norms are float32, the rest has the model's dtype.
-
-    ``qkv_weight`` ``(3 D, D)`` and ``qkv_bias`` ``(3 D,)`` hold q, k and v in this order.
-    """
-
-    attention_norm_weight: Tensor
-    attention_norm_bias: Tensor
-    qkv_weight: Tensor
-    qkv_bias: Tensor
-    out_weight: Tensor
-    out_bias: Tensor
-    final_norm_weight: Tensor
-    final_norm_bias: Tensor
-    fc1_weight: Tensor
-    fc1_bias: Tensor
-    fc2_weight: Tensor
-    fc2_bias: Tensor
-
-
-class ModelParameters(NamedTuple):
-    """The embedding part of an ESM-2: no LM head, no contact head.
-
-    ``inv_freq`` has one float32 ``(head_dim / 2,)`` tensor a layer, as stored in the checkpoint.
-    """
-
-    embed_tokens: Tensor
-    layers: tuple[LayerParameters, ...]
-    inv_freq: tuple[Tensor, ...]
-    after_norm_weight: Tensor
-    after_norm_bias: Tensor
-
-
-def arrange_parameters(
-    state: Mapping[str, Tensor], architecture: Architecture, *, device: torch.device, dtype: torch.dtype
-) -> ModelParameters:
-    """Copy a state dict tensor by tensor to ``device`` and ``dtype``, with q, k and v fused.
-
-    One layer at a time is read, so that a memory-mapped state dict never has to fit into RAM.
-
-    Args:
-        state: named as in fair-esm's ``ESM2.state_dict()``; other tensors in it are ignored.
-
-    Raises:
-        UserError: a tensor is missing or has another shape than the architecture's.
-    """
-    dim = architecture.embed_dim
-
-    def get(name: str, *shape: int) -> Tensor:
-        try:
-            tensor = state[name]
-        except KeyError:
-            raise UserError(f"the weights lack the tensor {name}: prepare them again from the checkpoint") from None
-        if tuple(tensor.shape) != shape:
-            raise UserError(
-                f"the weights' tensor {name} has shape {tuple(tensor.shape)} and not {shape}: "
-                "these are not the weights of the model that their manifest names"
-            )
-        return tensor
-
-    def half(name: str, *shape: int) -> Tensor:
-        return get(name, *shape).to(device=device, dtype=dtype)
-
-    def wide(name: str, *shape: int) -> Tensor:
-        return get(name, *shape).to(device=device, dtype=torch.float32)
-
-    layers = []
-    inv_freq = []
-    for number in range(architecture.layers):
-        layers.append(_layer(f"layers.{number}.", dim, half, wide, device, dtype))
-        inv_freq.append(wide(f"layers.{number}.self_attn.rot_emb.inv_freq", architecture.head_dim // 2))
-    return ModelParameters(
-        embed_tokens=half("embed_tokens.weight", 33, dim),
-        layers=tuple(layers),
-        inv_freq=tuple(inv_freq),
-        after_norm_weight=wide("emb_layer_norm_after.weight", dim),
-        after_norm_bias=wide("emb_layer_norm_after.bias", dim),
-    )
-
-
-Getter = Callable[..., Tensor]
-
-
-def _layer(
-    prefix: str, dim: int, half: Getter, wide: Getter, device: torch.device, dtype: torch.dtype
-) -> LayerParameters:
-    qkv_weight = torch.empty(3 * dim, dim, device=device, dtype=dtype)
-    qkv_bias = torch.empty(3 * dim, device=device, dtype=dtype)
-    for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
-        rows = slice(part * dim, (part + 1) * dim)
-        qkv_weight[rows] = half(f"{prefix}self_attn.{name}.weight", dim, dim)
-        qkv_bias[rows] = half(f"{prefix}self_attn.{name}.bias", dim)
-    return LayerParameters(
-        attention_norm_weight=wide(f"{prefix}self_attn_layer_norm.weight", dim),
-        attention_norm_bias=wide(f"{prefix}self_attn_layer_norm.bias", dim),
-        qkv_weight=qkv_weight,
-        qkv_bias=qkv_bias,
-        out_weight=half(f"{prefix}self_attn.out_proj.weight", dim, dim),
-        out_bias=half(f"{prefix}self_attn.out_proj.bias", dim),
-        final_norm_weight=wide(f"{prefix}final_layer_norm.weight", dim),
-        final_norm_bias=wide(f"{prefix}final_layer_norm.bias", dim),
-        fc1_weight=half(f"{prefix}fc1.weight", 4 * dim, dim),
-        fc1_bias=half(f"{prefix}fc1.bias", 4 * dim),
-        fc2_weight=half(f"{prefix}fc2.weight", dim, 4 * dim),
-        fc2_bias=half(f"{prefix}fc2.bias", dim),
-    )
-
-
-LAYER_NORM_EPS = 1e-5
-
-
-def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """LayerNorm over the channels, computed and returned in float32."""
-    return F.layer_norm(x.float(), (x.shape[-1],), weight, bias, LAYER_NORM_EPS)
-
-
-def project_qkv(
-    x: Tensor, p: LayerParameters, cos: Tensor, sin: Tensor, heads: int, q_scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values ``(T, heads, head_dim)``: bias, then scale (q alone), then rotary (q and k).
-
-    Args:
-        q_scale: ``head_dim ** -0.5``, or 1.0 when the attention kernel scales.
-    """
-    tokens, dim = x.shape
-    y = normalise(x, p.attention_norm_weight, p.attention_norm_bias).to(p.qkv_weight.dtype)
-    q, k, v = F.linear(y, p.qkv_weight, p.qkv_bias).view(tokens, 3, heads, dim // heads).unbind(1)
-    turn = torch.complex(cos, sin)
-    rotate_in_place(q, turn * q_scale)
-    rotate_in_place(k, turn)
-    return q, k, v
-
-
-def finish_layer(x: Tensor, attended: Tensor, p: LayerParameters) -> Tensor:
-    """Output projection and feed-forward, each added to the residual stream.
-
-    Args:
-        attended: ``(T, heads, head_dim)`` from the attention.
-
-    Returns:
-        The new residual stream, in ``x``'s dtype; ``x`` itself is left as it was.
-    """
-    x = x + F.linear(attended.reshape(x.shape), p.out_weight, p.out_bias)
-    y = normalise(x, p.final_norm_weight, p.final_norm_bias).to(p.fc1_weight.dtype)
-    return x + F.linear(feed_forward_hidden(y, p), p.fc2_weight, p.fc2_bias)
-
-
-def feed_forward_hidden(y: Tensor, p: LayerParameters) -> Tensor:
-    """The feed-forward's hidden layer ``(T, 4 D)`` of normalised ``y``; GELU with erf, as fair-esm's."""
-    return F.gelu(F.linear(y, p.fc1_weight, p.fc1_bias))
-
-
-def embed_tokens(tokens: Tensor, weight: Tensor, sequence: Tensor, sequences: int, token_dropout: bool) -> Tensor:
-    """The scaled token embedding, which is ESM-2's layer 0.
-
-    With token dropout, rows of mask tokens are zeroed and the rest is scaled by
-    ``(1 - 0.15 * 0.8) / (1 - masked share)``, the share counted over a whole sequence with BOS and
-    EOS (fair-esm's ``ESM2.forward``); without a mask token that is 0.88 exactly.
-
-    Returns:
-        float32 ``(T, D)``.
-    """
-    x = F.embedding(tokens, weight).float()
-    if not token_dropout:
-        return x
-    masked = tokens == MASK
-    counts = torch.zeros(2, sequences, dtype=torch.float32, device=tokens.device)
-    counts[0].index_add_(0, sequence, masked.float())
-    counts[1].index_add_(0, sequence, torch.ones_like(masked, dtype=torch.float32))
-    kept = 1 - counts[0] / counts[1]
-    x = x.masked_fill(masked.unsqueeze(1), 0.0)
-    return x * (1 - 0.15 * 0.8) / kept[sequence].unsqueeze(1)
-
-
-MASK = 32
-"""Index of ``<mask>`` in ESM-2's vocabulary."""
-
-
-class Stream(NamedTuple):
-    """The residual stream between two steps.
+class ESM2:
+    """The embedding part of an ESM-2 on one device.
 
     Attributes:
-        x: ``(T, D)``. What it holds is the business of the steps that made it; :meth:`LayerSteps.representation`
-            reads it.
-        addend: ``(T, D)``, a product that is still to be added to ``x``, or None.
+        attend: attention within each sequence.
+        q_scale: what q is multiplied with before the rotary: ``d ** -0.5``, or 1.0 when the attention scales.
+        layers_run: this form's name.
     """
 
-    x: Tensor
-    addend: Tensor | None = None
+    layers_run = "eager"
 
-
-class LayerSteps(Protocol):
-    """The steps of each layer before and after its attention.
-
-    Attributes:
-        name: for logs and for the record in the chunk file ("eager", "fused", "fused fp8").
-    """
-
-    name: str
-
-    def project(self, stream: Stream, number: int, cos: Tensor, sin: Tensor) -> tuple[Stream, Tensor, Tensor, Tensor]:
-        """Norm and projections of layer ``number`` (from 0).
-
-        Args:
-            cos, sin: from :func:`virnucpro.models.esm2.model.rotary_tables`.
-
-        Returns:
-            The stream, which may be the given one changed in place, and q, k and v ``(T, heads, head_dim)``.
-        """
-        ...
-
-    def finish(self, stream: Stream, attended: Tensor, number: int) -> Stream:
-        """The stream after layer ``number``, given its attention's output ``(T, heads, head_dim)``.
-
-        The given stream may be changed in place.
-        """
-        ...
-
-    def representation(self, stream: Stream, layers: int) -> Tensor:
-        """The raw representation after ``layers`` layers, ``(T, D)``; later steps leave it as it is."""
-        ...
-
-    def final(self, stream: Stream) -> Tensor:
-        """The last layer's representation, through ``emb_layer_norm_after``: float32 ``(T, D)``."""
-        ...
-
-
-class EagerSteps:
-    """The steps as :mod:`virnucpro.models.esm2.model` states them."""
-
-    name = "eager"
-
-    def __init__(self, parameters: ModelParameters, heads: int, q_scale: float) -> None:
-        """Args: ``q_scale`` is ``head_dim ** -0.5``, or 1.0 when the attention kernel scales."""
+    def __init__(self, parameters: Parameters, sizes: Architecture, attend: PackedAttention) -> None:
         self.parameters = parameters
-        self.heads = heads
-        self.q_scale = q_scale
-
-    def project(self, stream: Stream, number: int, cos: Tensor, sin: Tensor) -> tuple[Stream, Tensor, Tensor, Tensor]:
-        return (stream, *project_qkv(stream.x, self.parameters.layers[number], cos, sin, self.heads, self.q_scale))
-
-    def finish(self, stream: Stream, attended: Tensor, number: int) -> Stream:
-        return Stream(finish_layer(stream.x, attended, self.parameters.layers[number]))
-
-    def representation(self, stream: Stream, layers: int) -> Tensor:
-        return stream.x
-
-    def final(self, stream: Stream) -> Tensor:
-        return normalise(stream.x, self.parameters.after_norm_weight, self.parameters.after_norm_bias)
-
-
-class PackedESM2:
-    """The embedding part of an ESM-2 with an attention chosen for its device.
-
-    The residual stream and the norms are float32 in every precision; the matrix products, and the
-    attention's inputs and outputs, have the parameters' dtype. On weights with outlier channels a
-    stream in half precision loses more than everything else together: pooled errors against
-    float64, 24 layers of 480 channels, were 8e-4 in float16 with a float32 stream, 4e-3 with a
-    float16 stream, and 3e-3 in fair-esm's own ``.half()`` (bfloat16: 8e-3, 1.8e-2, 1.9e-2).
-
-    Attributes:
-        q_scale: what q is multiplied with before the rotary: ``head_dim ** -0.5``, or 1.0 when the attention scales.
-        steps: what runs around the attention; :mod:`virnucpro.engine.load` has faster ones.
-    """
-
-    def __init__(self, parameters: ModelParameters, architecture: Architecture, attention: PackedAttention) -> None:
-        self.parameters = parameters
-        self.architecture = architecture
-        self.attention = attention
-        self.q_scale = 1.0 if attention.scales else architecture.head_dim**-0.5
-        self.steps: LayerSteps = EagerSteps(parameters, architecture.heads, self.q_scale)
-        self._rotary_sources = _first_equal(parameters.inv_freq)
-
-    @classmethod
-    def from_state_dict(
-        cls,
-        state: Mapping[str, Tensor],
-        architecture: Architecture,
-        attention: PackedAttention,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> PackedESM2:
-        """Build from tensors named as in fair-esm's ``ESM2.state_dict()`` (see :func:`arrange_parameters`)."""
-        parameters = arrange_parameters(state, architecture, device=device, dtype=dtype)
-        return cls(parameters, architecture, attention)
+        self.sizes = sizes
+        self.attend = attend
+        self.q_scale = 1.0 if attend.scales else sizes.head_dim**-0.5
 
     @property
-    def device(self) -> torch.device:
-        return self.parameters.embed_tokens.device
+    def facts(self) -> ModelFacts:
+        return ModelFacts(
+            family=self.sizes.family,
+            layers=self.sizes.layers,
+            embed_dim=self.sizes.embed_dim,
+            device=self.parameters.embedding.device,
+            dtype=self.products_in,
+            attention=self.attend.name,
+            implementation=self.attend.implementation,
+            layers_run=self.layers_run,
+        )
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.parameters.embed_tokens.dtype
+    def products_in(self) -> torch.dtype:
+        """The dtype that the matrix products' inputs have."""
+        return self.parameters.embedding.dtype
 
     def __call__(self, tokens: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
         """Representations of the layers asked for.
 
         Args:
             tokens: ``(T,)`` integer token ids, every sequence with its BOS and EOS.
-            layers: numbers from 0 (the scaled embedding) to the model's count of layers; layers
-                above the highest one are not computed.
+            layers: numbers from 0 (the scaled embedding) to the model's count of layers; layers above the
+                highest one are not computed.
 
         Returns:
             For each layer float32 ``(T, D)``. The last layer alone has gone through ``emb_layer_norm_after``.
         """
-        last = self.architecture.layers
-        unknown = [layer for layer in layers if not 0 <= layer <= last]
+        unknown = [layer for layer in layers if not 0 <= layer <= self.sizes.layers]
         if unknown:
-            raise ValueError(f"layers {unknown} asked of a model with layers 0 to {last}")
+            raise ValueError(f"layers {unknown} asked of a model with layers 0 to {self.sizes.layers}")
         with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]  # kernels start on the current device
-            return self._run(tokens, segments, layers)
+            return self.run(self.embed(tokens, segments), segments, layers)
 
-    def _run(self, tokens: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
-        p, last = self.parameters, self.architecture.layers
-        x = embed_tokens(
-            tokens,
-            p.embed_tokens,
-            segments.sequence,
-            len(segments.lengths),
-            self.architecture.token_dropout,
-        )
-        found = {0: x.clone()} if 0 in layers else {}  # the steps may change the stream in place
-        sources = self._rotary_sources[: max(layers, default=0)]
-        tables = {source: rotary_tables(p.inv_freq[source], segments.positions) for source in set(sources)}
-        stream = Stream(x)
-        for number, source in enumerate(sources):
-            stream, q, k, v = self.steps.project(stream, number, *tables[source])
-            stream = self.steps.finish(stream, self.attention(q, k, v, segments), number)
-            if number + 1 in layers and number + 1 < last:
-                found[number + 1] = self.steps.representation(stream, number + 1)
-        if last in layers:
-            found[last] = self.steps.final(stream)
+    def embed(self, tokens: Tensor, segments: Segments) -> Tensor:
+        """The scaled token embedding, which is ESM-2's layer 0: ``(T,)`` to float32 ``(T, D)``.
+
+        With token dropout, rows of mask tokens are zeroed and the rest is scaled by ``(1 - 0.15 * 0.8) /
+        (1 - masked share)``, the share counted over a whole sequence with BOS and EOS (fair-esm's
+        ``ESM2.forward``); without a mask token that is 0.88 exactly.
+        """
+        x = F.embedding(tokens, self.parameters.embedding).float()
+        if not self.sizes.token_dropout:
+            return x
+        masked = tokens == MASK  # (T,)
+        count = torch.zeros(len(segments.lengths), device=x.device).index_add_(0, segments.sequence, masked.float())
+        kept = 1 - count / segments.cu_seqlens.diff()  # (sequences,)
+        return x.masked_fill(masked[:, None], 0.0) * (1 - 0.15 * 0.8) / kept[segments.sequence, None]
+
+    def run(self, x: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
+        """The layers above the embedding ``x`` ``(T, D)``; result as :meth:`__call__`'s.
+
+        ``x`` may be overwritten.
+        """
+        found = {0: x} if 0 in layers else {}
+        needed = self.parameters.layers[: max(layers, default=0)]
+        tables = tables_of(needed, segments.positions)
+        turns = {inv_freq: torch.complex(cos, sin) for inv_freq, (cos, sin) in tables.items()}  # (T, 1, d / 2)
+        for number, layer in enumerate(needed, start=1):
+            x = self.layer(layer, x, turns[layer.inv_freq], segments)
+            if number in layers:
+                found[number] = self.parameters.after_norm(x) if number == self.sizes.layers else x
         return found
 
-
-def _first_equal(tensors: tuple[Tensor, ...]) -> list[int]:
-    """For each tensor the number of the first equal one; in the released models all layers share one."""
-    first: list[int] = []
-    for number, tensor in enumerate(tensors):
-        first.append(next((other for other in sorted(set(first)) if torch.equal(tensors[other], tensor)), number))
-    return first
+    def layer(self, p: Layer, x: Tensor, turn: Tensor, segments: Segments) -> Tensor:
+        """The residual stream ``(T, D)`` after one layer; ``x`` itself is left as it was."""
+        tokens, heads = len(x), self.sizes.heads
+        y = p.attention_norm(x)
+        q, k, v = p.qkv(y).view(tokens, 3, heads, -1).unbind(1)  # (T, H, d) each; biases come before scale and turn
+        rotate_in_place(q, turn * self.q_scale)
+        rotate_in_place(k, turn)
+        attended = self.attend(q, k, v, segments)  # (T, H, d)
+        x = x + p.out(attended.reshape(x.shape))
+        y = p.final_norm(x)
+        hidden = F.gelu(p.fc1(y))  # (T, 4 D); GELU with erf, as fair-esm's
+        return x + p.fc2(hidden)

@@ -5,7 +5,8 @@ The tensors of an ESM-2 checkpoint: names as in fair-esm's ``ESM2.state_dict()``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from virnucpro.base.errors import UserError
 
@@ -21,6 +22,9 @@ DEMO_WARNING = (
 )
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Sizes of one ESM-2 model.
@@ -33,6 +37,7 @@ class Architecture:
     embed_dim: int
     heads: int
     token_dropout: bool = True
+    family: Literal["esm2"] = field(default="esm2", repr=False)
 
     @property
     def head_dim(self) -> int:
@@ -44,6 +49,10 @@ class Architecture:
         d = self.embed_dim
         per_layer = 12 * d * d + 13 * d
         return 33 * d + self.layers * per_layer + 2 * d
+
+    def shapes(self) -> Shapes:
+        """Shapes of the tensors that the representations need, by name (see :func:`embedding_shapes`)."""
+        return embedding_shapes(self)
 
 
 ESM2_MODELS: dict[str, Architecture] = {
@@ -81,9 +90,6 @@ VOCABULARY = 33
 
 PREFIXES = ("encoder.sentence_encoder.", "encoder.")
 """What stands before the names in a published file; fair-esm's loader strips it, and so do we."""
-
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def embedding_shapes(architecture: Architecture) -> Shapes:

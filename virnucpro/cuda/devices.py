@@ -1,0 +1,50 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from virnucpro.base.errors import UserError
+
+AMPERE = (8, 0)
+"""The compute capability from which FlashAttention-2, bfloat16 and Triton's compiler work."""
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        UserError: not a device's name, or a CUDA device that this machine or this process does not have.
+    """
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device!r} is not known: give cpu, cuda or cuda:N") from None
+    if parsed.type == "cpu":
+        return parsed
+    if parsed.type != "cuda":
+        raise UserError(f"device {device!r} is not supported: give cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise UserError(f'device {str(device)!r} was asked for, but torch sees no CUDA GPU here: use device="cpu"')
+    count = torch.cuda.device_count()
+    index = torch.cuda.current_device() if parsed.index is None else parsed.index
+    if index >= count:
+        raise UserError(f"device {str(device)!r} was asked for, but torch sees {count} CUDA GPU(s) here")
+    return torch.device("cuda", index)
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device; (0, 0) of any other."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the current one, so that pinned memory and kernels start nothing on another."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def device_name(device: torch.device) -> str:
+    """ "NVIDIA H200" or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

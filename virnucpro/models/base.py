@@ -1,0 +1,173 @@
+"""What the rest of the package knows of an architecture: how to read, build and call its models.
+
+A new architecture is a folder beside ``esm2``. Its :class:`Family` is named in :mod:`virnucpro.models.families`, and
+its sizes, which need no torch, in :mod:`virnucpro.models.sizes`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from virnucpro.attention import PackedAttention
+from virnucpro.attention.segments import Segments
+
+
+class Sizes(Protocol):
+    """What is known of a model before its weights are read.
+
+    Attributes:
+        family: name of the :class:`Family` that it belongs to.
+        parameters: count of the numbers that are loaded.
+    """
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def embed_dim(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def parameters(self) -> int: ...
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the tensors of prepared weights, by name."""
+        ...
+
+
+S = TypeVar("S", bound=Sizes)
+S_co = TypeVar("S_co", bound=Sizes, covariant=True)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A loaded model, for logs, budgets and provenance.
+
+    Attributes:
+        family: the architecture's name, such as "esm2".
+        dtype: what the matrix products are computed in.
+        attention: the attention by its own name, such as "triton_flash" or "sdpa".
+        implementation: "flash_attention_2" or "standard_attention".
+        layers_run: "eager", or a faster form's name, such as "fused" or "fused fp8".
+    """
+
+    family: str
+    layers: int
+    embed_dim: int
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+    implementation: str
+    layers_run: str
+
+
+class Model(Protocol):
+    """A model on its device; nothing changes it after it is built."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    def __call__(self, tokens: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
+        """Representations of the layers asked for.
+
+        Args:
+            tokens: ``(T,)`` integer token ids of all sequences, end to end, each with its special tokens.
+            layers: numbers from 0 (the embedding) to ``facts.layers``.
+
+        Returns:
+            For each layer float32 ``(T, D)``.
+        """
+        ...
+
+
+class Tokenizer(Protocol):
+    """Residues to token ids.
+
+    Attributes:
+        begin, end: ids of the special tokens that every sequence gets before and after its own.
+    """
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    def encode(self, sequence: bytes, name: str) -> np.ndarray:
+        """Token ids of a sequence without special tokens, an unsigned integer for each residue.
+
+        Raises:
+            UserError: a character has no token; ``name`` says in which sequence.
+        """
+        ...
+
+
+class Checkpoint(Protocol[S_co]):
+    """A checkpoint as read and checked; its tensors may be mapped from the file and not yet read."""
+
+    @property
+    def architecture(self) -> S_co: ...
+
+    @property
+    def state(self) -> Mapping[str, Tensor]: ...
+
+
+class Family(Protocol[S]):
+    """An architecture: everything about it that the rest of the package calls.
+
+    Attributes:
+        name: as in manifests and provenance.
+        models: sizes of the published models, by the names that users give.
+        tokenizer: of all its models.
+    """
+
+    name: str
+    models: Mapping[str, S]
+    tokenizer: Tokenizer
+
+    def read(self, path: Path) -> Checkpoint[S] | None:
+        """A checkpoint of this family, or None where ``path`` is in no layout of its.
+
+        Raises:
+            UserError: it is in one of its layouts, but damaged or unsafe.
+        """
+        ...
+
+    def slopes(self, sizes: S) -> Tensor | None:
+        """ALiBi's slope of each head, float32 ``(heads,)`` on the CPU; None where attention has no such term."""
+        ...
+
+    def build(
+        self,
+        state: Mapping[str, Tensor],
+        sizes: S,
+        attention: PackedAttention,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        kernels: str,
+        logger: logging.Logger,
+    ) -> Model:
+        """A model on ``device``, in the fastest form that runs there and agrees with the readable one.
+
+        Args:
+            state: tensors by the names of the family's prepared weights; they are read one at a time.
+            attention: takes and gives :func:`virnucpro.models.precision.parameter_dtype` of ``dtype``.
+            dtype: of the matrix products.
+            kernels: "auto", or "eager" for the readable form.
+
+        Raises:
+            UserError: tensors are missing or have other shapes, or ``dtype`` does not work here.
+            torch.OutOfMemoryError: the parameters do not fit.
+        """
+        ...

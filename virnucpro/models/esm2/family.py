@@ -1,0 +1,62 @@
+"""ESM-2 as the rest of the package sees it (see :class:`virnucpro.models.base.Family`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from virnucpro.attention import PackedAttention
+from virnucpro.models.base import Model, Tokenizer
+from virnucpro.models.esm2.alphabet import CLS, EOS, tokenise
+from virnucpro.models.esm2.checkpoint import Checkpoint, read_checkpoint
+from virnucpro.models.esm2.forms import fastest_form
+from virnucpro.models.esm2.model import Parameters
+from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
+from virnucpro.models.precision import parameter_dtype
+
+
+class ESM2Tokenizer:
+    """One token a residue, between BOS and EOS."""
+
+    begin: tuple[int, ...] = (CLS,)
+    end: tuple[int, ...] = (EOS,)
+
+    def encode(self, sequence: bytes, name: str) -> np.ndarray:
+        return tokenise(sequence, name)
+
+
+class ESM2Family:
+    """ESM-2 (Lin et al. 2023, doi:10.1126/science.ade2574)."""
+
+    name: str = Architecture.family
+    models: Mapping[str, Architecture] = ESM2_MODELS
+    tokenizer: Tokenizer = ESM2Tokenizer()
+
+    def read(self, path: Path) -> Checkpoint | None:
+        """A checkpoint in fair-esm's layout, one file of torch's; any other file is refused with the reason."""
+        return None if path.is_dir() else read_checkpoint(path)
+
+    def slopes(self, sizes: Architecture) -> Tensor | None:
+        return None
+
+    def build(
+        self,
+        state: Mapping[str, Tensor],
+        sizes: Architecture,
+        attention: PackedAttention,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        kernels: str,
+        logger: logging.Logger,
+    ) -> Model:
+        parameters = Parameters.arrange(state, sizes, device=device, dtype=parameter_dtype(dtype))
+        return fastest_form(parameters, sizes, attention, dtype=dtype, kernels=kernels, logger=logger)
+
+
+ESM2_FAMILY = ESM2Family()

@@ -1,0 +1,155 @@
+"""What a chunk file says of itself in its safetensors metadata: typed, with one writer and one reader.
+
+In the header each field is an entry of its own: a text as it is, anything else as JSON. Needs the standard library
+alone, because the process that plans a run reads it too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from virnucpro.base.records import RecordError, from_entries
+
+
+@dataclass(frozen=True)
+class LongProteins:
+    """What was done to proteins of more than ``longest`` residues; ``overlap`` is that of neighbouring windows."""
+
+    policy: str
+    longest: int
+    overlap: int
+
+
+@dataclass(frozen=True)
+class SettingsIdentity:
+    """What a chunk file says of the settings; ``pooling`` is sorted, ``precision`` the setting, not what ran."""
+
+    pooling: tuple[str, ...]
+    precision: str
+    long_proteins: LongProteins
+
+
+@dataclass(frozen=True)
+class EmbeddingIdentity(SettingsIdentity):
+    """What makes one chunk file exchangeable for another: equal in all files of one table. ``layers`` are numbers."""
+
+    model: str
+    weights_sha256: str
+    embed_dim: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RunStatistics:
+    """Counts and times of one embed job.
+
+    ``seconds`` is the time of the loop over batches, without ``load_seconds`` for the model; ``padding_avoided`` the
+    share (0 to 1) of padding that padded batches in file order would have had. The memory is the device's, or the
+    process's on a CPU. ``recomputed`` proteins overflowed in half precision and ran once more in a wider format.
+    """
+
+    proteins: int
+    residues: int
+    tokens: int
+    seconds: float
+    load_seconds: float
+    padding_avoided: float
+    peak_memory_bytes: int
+    out_of_memory_retries: int
+    recomputed: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class DeviceRun:
+    """Where and how a chunk was computed; what differed between several devices is joined by " + ".
+
+    ``precisions`` are the number formats that the tensor ``precision`` counts, ``layers_run`` says whether layers ran
+    eager or fused, ``versions`` are of the packages that compute the numbers.
+    """
+
+    precisions: tuple[str, ...]
+    attention: str
+    attention_kernel: str
+    device: str
+    layers_run: str
+    versions: dict[str, str]
+    statistics: RunStatistics
+
+
+@dataclass(frozen=True)
+class ChunkSource:
+    """Which chunk it is and what it was made from.
+
+    ``chunk_digest`` stands for the chunk's sequences in row order, ``source_sha256`` for the checkpoint file;
+    ``model_layers`` is the model's number of layers, ``demo`` marks random weights.
+    """
+
+    chunk: str
+    chunk_digest: str
+    source_sha256: str
+    model_layers: int
+    demo: bool
+
+
+@dataclass(frozen=True)
+class ChunkMetadata:
+    """All of it; in the header the fields of the three parts stand side by side."""
+
+    source: ChunkSource
+    identity: EmbeddingIdentity
+    run: DeviceRun
+
+    def to_entries(self) -> dict[str, str]:
+        """The entries of the safetensors header."""
+        return header_entries(self.source) | header_entries(self.identity) | header_entries(self.run)
+
+    @classmethod
+    def from_entries(cls, entries: Mapping[str, str], path: Path) -> ChunkMetadata:
+        """Read a header's entries; others among them are ignored.
+
+        Args:
+            path: the file that they are from, for errors.
+
+        Raises:
+            RecordError: an entry is missing, or of a wrong type or size.
+        """
+        return cls(
+            read_header_entries(entries, ChunkSource, path),
+            read_header_entries(entries, EmbeddingIdentity, path),
+            read_header_entries(entries, DeviceRun, path),
+        )
+
+
+T = TypeVar("T", ChunkSource, EmbeddingIdentity, DeviceRun)
+
+
+def header_entries(part: ChunkSource | SettingsIdentity | DeviceRun) -> dict[str, str]:
+    """The fields as entries of a safetensors header: a text as it is, anything else as JSON."""
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(part).items()}
+
+
+def read_header_entries(entries: Mapping[str, str], kind: type[T], path: Path) -> T:
+    """What :func:`header_entries` wrote.
+
+    Raises:
+        RecordError: see :meth:`ChunkMetadata.from_entries`.
+    """
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.name not in entries:
+            raise RecordError(path, f"lacks the entry {field.name} in its metadata")
+        text = entries[field.name]
+        try:
+            values[field.name] = text if hints[field.name] is str else json.loads(text)
+        except (ValueError, RecursionError):
+            raise RecordError(path, f"has a damaged entry {field.name} in its metadata") from None
+    return from_entries(values, kind, path)
