@@ -138,7 +138,7 @@ def embed(
             log.info("embedding %s (%s)", chunk, reason)
             manifest_file = source.with_suffix(".json")
             embed_chunk(source, manifest_file, weights.file, output, settings, devices=devices, logger=log)
-        outputs = {name: folder / TABLES[name] for name in formats}
+        outputs = {name: folder / TABLES[name].name for name in formats}
         if (reason := state.tables_stale(SAMPLE)) is not None:
             log.info("writing %s (%s)", ", ".join(map(str, outputs.values())), reason)
             merge_embeddings(

@@ -13,7 +13,7 @@ import pytest
 
 from virnucpro.api import embed
 from virnucpro.base.errors import UserError
-from virnucpro.storage.tables.reading import read_embeddings, read_residues
+from virnucpro.storage.tables import read_embeddings, read_residues
 
 FASTA = ">a/1 one\nMKVLAAGIVGLCAKAYE*\n>b\nMKJLA\n>c\nmkvlaagivglcakaye\n>d\nM\n>e\n" + "MKVLWAALLVTF" * 5 + "\n"
 
