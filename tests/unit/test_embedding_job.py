@@ -30,6 +30,7 @@ from virnucpro.engine import devices as devices_module
 from virnucpro.engine import embed as embed_module
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.job import embed_chunk
+from virnucpro.engine.load import load_model
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.storage.chunk_file import ChunkFile, verify_chunk_file
@@ -370,6 +371,7 @@ def test_a_job_stopped_by_sigterm_leaves_no_process_behind(tmp_path: Path, weigh
 from pathlib import Path
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.engine.job import embed_chunk
+from virnucpro.engine.load import load_model
 from virnucpro.jobs import job
 with job("t") as log:
     embed_chunk(Path({str(fasta)!r}), Path({str(manifest)!r}), Path({str(weights / "w.safetensors")!r}),
