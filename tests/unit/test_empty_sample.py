@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,48 +14,54 @@ import torch
 
 from virnucpro.api import embed
 from virnucpro.base.errors import UserError
-from virnucpro.report.figures import RUN_PLOTS, SAMPLE_PLOTS, plot_run, plot_sample
+from virnucpro.report.run_plots import RUN_PLOTS, plot_run
+from virnucpro.report.sample_plots import SAMPLE_PLOTS, plot_sample
 from virnucpro.report.summary import summarise
-from virnucpro.storage.tables import TABLES
-from virnucpro.storage.tables.reading import read_embeddings, read_residues
+from virnucpro.storage.tables import TABLES, read_embeddings, read_residues
 
 
 @pytest.fixture(scope="module")
 def control(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("control")
     (folder / "in.faa").write_text(">a\n*\n")
-    policies = {"empty_records": "skip", "empty_samples": "skip"}
+    policies: dict[str, Any] = {"empty_records": "skip", "empty_samples": "skip"}
     embed(folder / "in.faa", folder / "out", model="esm2_demo", devices=["cpu"], formats=[*TABLES], **policies)
     return folder
 
 
 def test_tables_without_rows(control: Path) -> None:
-    for name in TABLES.values():
-        ids, matrix = read_embeddings(control / "out" / name)
+    for table in TABLES.values():
+        ids, matrix = read_embeddings(control / "out" / table.name)
         assert ids == []
-        assert (matrix.shape, matrix.dtype) == ((0, 64), np.float32)
-    table = pq.read_table(control / "out/embeddings.parquet")
-    assert table.num_rows == 0
-    assert table.column_names == ["id", "length", "treatment", "precision", "replaced", "embedding"]
-    assert table.schema.field("embedding").type.list_size == 64
+        assert matrix.shape == (0, 64)
+        assert matrix.dtype == np.float32
+    rows = pq.read_table(control / "out/embeddings.parquet")
+    assert rows.num_rows == 0
+    assert rows.column_names == ["id", "length", "treatment", "precision", "replaced", "embedding"]
+    assert rows.schema.field("embedding").type.list_size == 64
     content = torch.load(control / "out/virnucpro_pt/output_1_ESM.pt", weights_only=True)
     assert content == {"proteins": [], "data": []}
     assert (control / "out/skipped.tsv").read_text().splitlines()[1:] == [f"a\t{control}/in.faa\t1\tno residues"]
 
 
 def test_residues_of_nothing(control: Path) -> None:
-    options = {"model": "esm2_demo", "devices": ["cpu"], "empty_records": "skip", "empty_samples": "skip"}
+    options: dict[str, Any] = {
+        "model": "esm2_demo",
+        "devices": ["cpu"],
+        "empty_records": "skip",
+        "empty_samples": "skip",
+    }
     formats = ["parquet", "hdf5", "npy"]
     embed(control / "in.faa", control / "residues", pooling=["per_residue"], formats=formats, **options)
     for name in formats:
-        found = read_residues(control / "residues" / TABLES[name])
+        found = read_residues(control / "residues" / TABLES[name].name)
         assert (found.ids, found.values.shape, found.offsets.tolist()) == ([], (0, 64), [0])
 
 
 def test_proteins_that_come_later_are_embedded(control: Path) -> None:
     path = control / "later.faa"
     path.write_text("")
-    options = {"model": "esm2_demo", "devices": ["cpu"], "empty_samples": "skip"}
+    options: dict[str, Any] = {"model": "esm2_demo", "devices": ["cpu"], "empty_samples": "skip"}
     table = embed(path, control / "later", **options)
     path.write_text(">a\nMKV\n>b\nMLLA\n")
     assert embed(path, control / "later", **options) == table

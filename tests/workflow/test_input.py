@@ -8,7 +8,7 @@ import lzma
 from pathlib import Path
 
 from tests.workflow.running import snakemake
-from virnucpro.storage.tables.reading import read_embeddings
+from virnucpro.storage.tables import read_embeddings
 
 POLICIES = {"empty_records": "skip", "duplicate_ids": "number", "empty_samples": "skip"}
 
