@@ -40,7 +40,7 @@ def write_input(path: Path, n: int = 60, seed: int = 0, longest: int = 40) -> li
         if sequences and chance.random() < 0.35:
             sequences.append(chance.choice(sequences))
         else:
-            sequences.append("".join(chance.choices("LAGVSERTIDPKQNFYMHWCXBUZO.-", k=chance.randint(1, longest))))
+            sequences.append("".join(chance.choices("LAGVSERTIDPKQNFYMHWCXBUZO", k=chance.randint(1, longest))))
     ids = ODD_IDS[:n] + [f"p{i}" for i in range(len(ODD_IDS), n)]
     path.write_text("".join(f">{i} about it\n{s}\n" for i, s in zip(ids, sequences, strict=True)), encoding="utf-8")
     return [(i, s.encode()) for i, s in zip(ids, sequences, strict=True)]

@@ -117,6 +117,7 @@ MAY_BE_RIGHT = {
     "in blocks of ten": ">p\n" + " ".join(REAL[i : i + 10] for i in range(0, 95, 10)) + f"\n>q\n{REAL[:47]}\n",
     "in blocks, lower case": ">p\n" + " ".join(REAL[i : i + 10] for i in range(0, 95, 10)).lower() + f"\n{REAL[:8]}\n",
     "a blank in a line": f">p\n{REAL}\n>q\n{REAL[:30]} {REAL[30:]}\n",
+    "blanks and lower case, short": ">p\nA\n>q\nA Aj\n>r\nMK vl LAV\n",
     "blanks at ends of lines": f">p\n{REAL} \n{REAL}\t\n",
     "one gap": f">p\n{REAL[:30]}-{REAL[30:]}\n>q\n{REAL}\n",
     "a gap in a short peptide": ">p\nMK-V\n>q\nMKLV\n",

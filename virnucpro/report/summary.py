@@ -79,10 +79,8 @@ def attention_of(chunk: ChunkRun) -> str:
 
 def notes(samples: Sequence[Sample]) -> list[str]:
     """What a reader must know before using the numbers: a random model, jobs that were not run alike."""
-    found: list[str] = []
-    found += [
-        f"sample {sample.name} has no protein: its tables have no rows" for sample in samples if not sample.chunks
-    ]
+    empty = [sample.name for sample in samples if not sample.chunks]
+    found = [f"sample {name} has no protein: its tables have no rows" for name in empty]
     found += dict.fromkeys(sample.provenance.warning for sample in samples if sample.provenance.warning)
     attentions = chunks_by(samples, lambda chunk: f"{chunk.attention} on {chunk.device}")
     if len({chunk.attention for sample in samples for chunk in sample.chunks}) > 1:
@@ -137,9 +135,9 @@ def summarise(
     samples = [read_sample(path) for path in reports]
     rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
     closing = closing_text(samples, table)
-    _write_table(table, rows)
+    _write_table(table, list(rows[0]), rows)
     if chunks is not None:
-        _write_table(chunks, [chunk_row(sample, chunk) for sample in samples for chunk in sample.chunks])
+        _write_table(chunks, CHUNK_COLUMNS, [chunk_row(sample, chunk) for sample in samples for chunk in sample.chunks])
     if page is not None:
         with atomic_path(page) as temporary:
             temporary.write_text(summary_page(rows, notes(samples), closing), encoding="utf-8")
@@ -149,11 +147,31 @@ def summarise(
         logger.info("the run in numbers: %s, in words: %s", table, text)
 
 
-def _write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+CHUNK_COLUMNS = (
+    "sample",
+    "chunk",
+    "device",
+    "attention",
+    "attention_kernel",
+    "precision",
+    "proteins",
+    "residues",
+    "tokens",
+    "seconds",
+    "tokens_per_second",
+    "padding_avoided_percent",
+    "peak_memory_gib",
+    "out_of_memory_retries",
+    "recomputed_proteins",
+)
+"""Of the table of chunks, which may have no row."""
 
 
 def chunk_row(sample: Sample, chunk: ChunkRun) -> dict[str, str]:

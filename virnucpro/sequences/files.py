@@ -26,6 +26,8 @@ LARGEST_DICTIONARY = 1 << 29
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
 _OTHER_KINDS = {
     b"PK\x03\x04": "is a zip archive: unpack it with `unzip`",
     b"\x37\x7a\xbc\xaf\x27\x1c": "is a 7z archive: unpack it with `7z x`",
@@ -92,21 +94,23 @@ class SequenceFile:
         digest = hashlib.sha256()
         with self._open() as file:
             raw = _Counted(self, file, digest.update)
+            kind = None
             try:
-                yield from _blocks(self.path, file.peek(8)[:8], raw)
+                kind = _kind(self.path, file.peek(8)[:8])
+                yield from _blocks(self.path, kind, raw)
                 while raw.read(BLOCK):  # what an unpacker may have left
                     pass
             except UserError:
                 raise
             except EOFError:
                 raise UserError(
-                    f"{self.path} is cut short: its compressed data end too early; copy or download it again"
+                    f"{self.path} is cut short: its {kind} data end too early; copy or download it again"
                 ) from None
             except _damage() as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise UserError(f"{self.path} cannot be read: {error.strerror or error}") from None
                 raise UserError(
-                    f"{self.path} is damaged: its compressed data cannot be read ({error}); download it again"
+                    f"{self.path} is damaged: its {kind} data cannot be read ({error}); download it again"
                 ) from None
         self.sha256 = digest.hexdigest()
 
@@ -138,18 +142,23 @@ class _Counted:
         return data
 
 
-def _blocks(path: Path, start: bytes, raw: _Counted) -> Iterator[bytes]:
+def _kind(path: Path, start: bytes) -> str | None:
+    """What a file is packed with, by its first bytes; None for plain text."""
     for magic, what in _OTHER_KINDS.items():
         if start.startswith(magic):
             raise UserError(f"{path} {what}")
-    if start.startswith(b"\x1f\x8b"):
+    return next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), None)
+
+
+def _blocks(path: Path, kind: str | None, raw: _Counted) -> Iterator[bytes]:
+    if kind == "gzip":
         unpacked = gzip.GzipFile(fileobj=cast("IO[bytes]", raw), mode="rb")
         yield from iter(lambda: unpacked.read(BLOCK), b"")
-    elif start.startswith(b"BZh"):
+    elif kind == "bzip2":
         yield from _decompressed(raw, bz2.BZ2Decompressor)
-    elif start.startswith(b"\xfd7zXZ"):
+    elif kind == "xz":
         yield from _decompressed(raw, lambda: lzma.LZMADecompressor(memlimit=LARGEST_DICTIONARY))
-    elif start.startswith(b"\x28\xb5\x2f\xfd"):
+    elif kind == "zstd":
         zstd = _zstd()
         if zstd is None:
             raise UserError(

@@ -52,6 +52,9 @@ X, Z), so that residues in blocks don't spell it by chance."""
 _WORD = re.compile(rb"(?i)(?<![^ \t\n])(?:" + MESSAGE_WORDS + rb")\.{0,3}(?![^ \t\n])")
 _LINE = re.compile(rb"(?im)^[ \t]*(?:killed|" + MESSAGE_WORDS + rb")\.{0,3}[ \t]*$")
 
+_LOWER = re.compile(rb"[a-z]{4}")
+"""Fewer letters in lower case, and blanks, come of typing."""
+
 _NOT_COLUMNS = bytes(range(ord("a"), ord("z") + 1)) + b". \t\n\r\x0b\x0c*"
 
 
@@ -184,7 +187,7 @@ class Words:
             sizes = [len(word) for word in line.split()]
             is_in_blocks = len(set(sizes[:-1])) == 1 and sizes[-1] <= sizes[0]  # as databases print sequences
             is_odd_one_out = others_are_upper or (len(sizes) > 2 and others_are_whole and len(broken) == 1)
-            if not is_in_blocks and not line.isupper() and is_odd_one_out:
+            if not is_in_blocks and _LOWER.search(line) and is_odd_one_out:
                 return line
         return None
 
