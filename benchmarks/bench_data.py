@@ -94,7 +94,7 @@ def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         sequences = [record.sequence for record in read_fasta(fasta)]
         n = len(sequences)
         lengths = np.array([len(sequence) for sequence in sequences], np.int32)
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "digests": np.frombuffer(b"".join(map(residue_digest, sequences)), np.uint8).reshape(n, 16),
             "lengths": lengths,
             "windows": np.ones(n, np.int32),

@@ -224,7 +224,7 @@ def main() -> None:
                     rows.append(one)
                     print(format_row(one), flush=True)
     if arguments.output:
-        facts = {"date": str(date.today()), "device": device_name(place), "torch": torch.__version__}
+        facts: dict[str, object] = {"date": str(date.today()), "device": device_name(place), "torch": torch.__version__}
         facts |= {"python": platform.python_version(), "copy_bytes_per_second": copied, "matmul_ceilings": ceilings}
         arguments.output.write_text(json.dumps(facts | {"rows": [asdict(one) for one in rows]}, indent=1) + "\n")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.models.esm2.sizes import ESM2_MODELS
+from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.slurm.sizing import Chunk, embed_memory_mb, embed_minutes
 
 MODEL_3B = ESM2_MODELS["esm2_t36_3B_UR50D"]
@@ -31,11 +31,9 @@ def test_each_attempt_asks_for_more() -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "minutes"])
 def test_larger_models_ask_for_no_less(kind: str) -> None:
-    ask = (
-        (lambda model: embed_memory_mb(model, USUAL, gpus=0))
-        if kind == "memory"
-        else (lambda model: embed_minutes(model, USUAL))
-    )
+    def ask(model: Architecture) -> int:
+        return embed_memory_mb(model, USUAL, gpus=0) if kind == "memory" else embed_minutes(model, USUAL)
+
     asked = [ask(model) for model in ESM2_MODELS.values()]
     assert asked == sorted(asked)
     assert asked[-1] > asked[0]

@@ -7,9 +7,9 @@ import logging
 import pytest
 import torch
 
-from virnucpro import doctor as doctor_module
 from virnucpro.attention.segments import Segments
 from virnucpro.doctor import format_findings, random_proteins, run_doctor
+from virnucpro.engine.run import segment_sums
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
 
@@ -38,16 +38,15 @@ def test_the_doctor_passes_this_machine(checkpoint: str, caplog: pytest.LogCaptu
 def test_the_doctor_finds_wrong_numbers(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: float
 ) -> None:
-    right = doctor_module.segment_sums
     wrong = torch.arange(64) * 0.5
     wrong[3] *= step
 
     def spoil_the_last(x: torch.Tensor, segments: Segments) -> torch.Tensor:
-        sums = right(x, segments)
+        sums = segment_sums(x, segments)
         sums[-1] += wrong
         return sums
 
-    monkeypatch.setattr(doctor_module, "segment_sums", spoil_the_last)
+    monkeypatch.setattr("virnucpro.doctor.segment_sums", spoil_the_last)
     with caplog.at_level(logging.INFO):
         findings = run_doctor(checkpoint, "cpu", proteins=3, longest=50, logger=logging.getLogger("t"))
     assert not findings[1].passed

@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.errors import UserError
-
-SPECIAL_TOKENS = 2
-"""BOS and EOS."""
+from virnucpro.chunking.size import SPECIAL_TOKENS as SPECIAL_TOKENS
 
 
 def protein_costs(
