@@ -13,7 +13,7 @@ from torch import Tensor
 
 from virnucpro.kernels.pointwise import gelu_of, norm_pieces, pieces, warps
 
-FLOAT8 = torch.float8_e4m3fn
+E4M3 = torch.float8_e4m3fn
 Scaled = tuple[Tensor, Tensor]
 """float8 ``(rows, columns)`` and float32 ``(rows, 1)``: what each row is to be multiplied with."""
 
@@ -31,7 +31,7 @@ def _store_scaled(out, scales, row, width, head, tail, columns, rest, fits):
 @triton.jit
 def _add_norm(
     x,
-    addend,
+    added,
     offset,
     weight,
     bias,
@@ -47,9 +47,9 @@ def _add_norm(
     rest = HEAD + tl.arange(0, TAIL)
     fits = rest < DIM
     place = row * DIM
-    head = tl.load(x + place + columns) + tl.load(addend + place + columns).to(tl.float32)
+    head = tl.load(x + place + columns) + tl.load(added + place + columns).to(tl.float32)
     tail = tl.load(x + place + rest, mask=fits, other=0.0)
-    tail += tl.load(addend + place + rest, mask=fits, other=0.0).to(tl.float32)
+    tail += tl.load(added + place + rest, mask=fits, other=0.0).to(tl.float32)
     tl.store(x + place + columns, head)
     tl.store(x + place + rest, tail, mask=fits)
     head, tail = norm_pieces(head, tail, fits, columns, rest, offset, weight, bias, EPS, DIM)
@@ -69,7 +69,7 @@ def _gelu(x, bias, out, scales, WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: t
 
 
 @triton.jit
-def _rows(x, out, scales, WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
+def _scaled_rows(x, out, scales, WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, HEAD)
     rest = HEAD + tl.arange(0, TAIL)
@@ -79,18 +79,18 @@ def _rows(x, out, scales, WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.cons
     _store_scaled(out, scales, row, WIDTH, head, tail, columns, rest, fits)
 
 
-def add_norm(x: Tensor, addend: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Scaled:
-    """``x += addend`` in place, and the LayerNorm of ``x + offset`` over the channels.
+def add_norm(x: Tensor, added: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Scaled:
+    """``x += added`` in place, and the LayerNorm of ``x + offset`` over the channels.
 
     Args:
         x: float32 ``(T, D)``, contiguous; overwritten.
-        addend: ``(T, D)``, contiguous.
+        added: ``(T, D)``, contiguous.
         offset, weight, bias: float32 ``(D,)``.
     """
     out, scales = _empty(x)
     tokens, dim = x.shape
     head, tail = pieces(dim)
-    _add_norm[(tokens,)](x, addend, offset, weight, bias, out, scales, eps, dim, head, tail, num_warps=warps(dim))
+    _add_norm[(tokens,)](x, added, offset, weight, bias, out, scales, eps, dim, head, tail, num_warps=warps(dim))
     return out, scales
 
 
@@ -102,12 +102,12 @@ def gelu(x: Tensor, bias: Tensor) -> Scaled:
     return out, scales
 
 
-def rows(x: Tensor) -> Scaled:
+def scaled_rows(x: Tensor) -> Scaled:
     """``x (rows, columns)``, contiguous, in float8."""
     out, scales = _empty(x)
-    _rows[(len(x),)](x, out, scales, x.shape[1], *pieces(x.shape[1]), num_warps=warps(x.shape[1]))
+    _scaled_rows[(len(x),)](x, out, scales, x.shape[1], *pieces(x.shape[1]), num_warps=warps(x.shape[1]))
     return out, scales
 
 
 def _empty(x: Tensor) -> Scaled:
-    return torch.empty(x.shape, dtype=FLOAT8, device=x.device), torch.empty(len(x), 1, device=x.device)
+    return torch.empty(x.shape, dtype=E4M3, device=x.device), torch.empty(len(x), 1, device=x.device)

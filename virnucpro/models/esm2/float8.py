@@ -114,7 +114,7 @@ class Float8ESM2(FusedESM2):
         for number in range(self.first, sizes.layers):
             p = layers[number]
             products = products_of(p)
-            scaled = Float8Layer(*(kernels.rows(product.weight) for product in products))
+            scaled = Float8Layer(*(kernels.scaled_rows(product.weight) for product in products))
             self.weights[number] = scaled
             used = [values.float() * scales for values, scales in scaled]
             layers[number] = with_products(p, list(map(corrected, products, used, means[number])))
@@ -135,14 +135,14 @@ class Float8ESM2(FusedESM2):
         y = self.add_norm(x, pending, self.offsets[2 * number], p.attention_norm)
         q, k, v = self.rotated(scaled_product(y, weights.qkv), p.qkv.bias, *table)
         attended = self.attend(q, k, v, segments).reshape(x.shape).contiguous()
-        added = scaled_product(kernels.rows(attended), weights.out)
+        added = scaled_product(kernels.scaled_rows(attended), weights.out)
         y = self.add_norm(x, added, self.offsets[2 * number + 1], p.final_norm)
         hidden = kernels.gelu(scaled_product(y, weights.fc1), p.fc1.bias)
         return scaled_product(hidden, weights.fc2)
 
-    def add_norm(self, x: Tensor, addend: Tensor, offset: Tensor, norm: Norm) -> Scaled:
-        """``x += addend`` in place, and the norm of ``x + offset`` in float8."""
-        return kernels.add_norm(x, addend, offset, norm.weight, norm.bias, LAYER_NORM_EPS)
+    def add_norm(self, x: Tensor, added: Tensor, offset: Tensor, norm: Norm) -> Scaled:
+        """``x += added`` in place, and the norm of ``x + offset`` in float8."""
+        return kernels.add_norm(x, added, offset, norm.weight, norm.bias, LAYER_NORM_EPS)
 
 
 def scaled_product(a: Scaled, weight: Scaled) -> Tensor:
