@@ -2,40 +2,66 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO := demo
 CORES ?= 2
+# Which build of torch: pypi, the package index's own (on Linux with CUDA: gigabytes), or one of PyTorch's index: cpu, cu126, ...
+# An environment keeps its build until another one is named.
+BUILT := $(shell cat $(VENV)/.torch 2>/dev/null)
+TORCH := $(or $(BUILT),pypi)
+TORCH_INDEX := https://download.pytorch.org/whl
 # Tests that kill, cut off and time out real jobs: they run with nothing beside them.
 ALONE := tests/workflow/test_faults.py tests/slurm
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-gpu lint format bench clean
+.PHONY: help env another-build demo test coverage test-slow test-index test-gpu lint format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-env: $(VENV)/.ready ## the environment, in .venv
+env: $(VENV)/.ready ## the environment, in .venv; TORCH=cpu takes the small build of torch, for machines without a GPU
 
-# The constraints pin every version; pip is asked again only when they or the requirements have changed.
-$(VENV)/.ready: pyproject.toml envs/constraints.txt
+# The constraints pin every version; pip is asked again only when they, the requirements or the build of torch have changed.
+$(VENV)/.ready: pyproject.toml envs/constraints.txt $(if $(filter $(TORCH),$(BUILT)),,another-build)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -e '.[dev]'
+	@test -w . || \
+	  { echo "$(CURDIR) cannot be written to: copy it to a folder of your own and run make there"; exit 1; }
+	@rm -f $@
+	$(PYTHON) -m venv $(if $(BUILT),$(if $(filter $(TORCH),$(BUILT)),,--clear)) $(VENV)
+	@echo $(TORCH) > $(VENV)/.torch
+	$(PIP) -c envs/constraints.txt pip
+	$(if $(filter-out pypi,$(TORCH)),$(PIP) --no-deps --index-url $(TORCH_INDEX)/$(TORCH) \
+	  torch==$$(sed -n 's/^torch==//p' envs/constraints.txt)+$(TORCH))
+	$(PIP) -c envs/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: env ## embed the shipped example with random weights, offline
-	$(BIN)/snakemake --cores $(CORES) --config model=esm2_demo chunk_residues=5000
+# Snakemake's caches too: HOME may be a folder that cannot be written to.
+demo: env ## embed the shipped example with random weights, offline; all of it goes to the folder demo
+	@mkdir -p $(DEMO) && test -w $(DEMO) || \
+	  { echo "$(DEMO) cannot be written to: make demo DEMO=/a/folder/of/yours"; exit 1; }
+	XDG_CACHE_HOME="$${XDG_CACHE_HOME:-$$(cd $(DEMO) && pwd)/.cache}" \
+	  $(BIN)/snakemake --cores $(CORES) --directory $(DEMO) --config model=esm2_demo chunk_residues=5000
+	@echo "The files of the demo are in $(DEMO)/results."
 
 test: env ## the test suite; GPU and Slurm tests skip themselves where there is none
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 	$(BIN)/python -m pytest $(ALONE)
 
+coverage: env ## the test suite, and the lines of the package that no test has entered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-report=html \
+	  $(addprefix --ignore=,$(ALONE))
+
 test-slow: env ## every length from 1 to 2000, full-size architectures: minutes
 	$(BIN)/python -m pytest -m slow
+
+test-index: env ## what pip would install without local wheels, on each Python here and with the lowest versions allowed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m index tests/install
 
 test-gpu: ## the tests that need a GPU, with the Python that has torch, fair-esm, numpy, safetensors and pytest
 	$(PYTHON) -m pytest -m gpu -v tests/gpu tests/test_flashattention.py
 
-lint: env ## ruff, mypy, snakefmt, snakemake --lint
+lint: env ## ruff, mypy (package, tests, benchmarks), snakefmt, snakemake --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -50,5 +76,6 @@ format: env ## put the code into the project's format
 bench: env ## speed beside fair-esm and others, on this machine
 	$(BIN)/python -m benchmarks.bench_esm2
 
-clean: ## remove the environment and what the demo made
-	rm -rf $(VENV) results resources .snakemake
+clean: ## remove what the other targets made here; results/ and resources/ are yours and stay
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find virnucpro workflow tests -name __pycache__ -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from tests.workflow.faults import Run
 
 torch.set_num_threads(2)
+
+if importlib.util.find_spec("hypothesis"):  # the tests on a GPU do without it
+    from hypothesis import settings
+
+    # CI draws the same examples each time, so that a failure is the change's; elsewhere new ones are drawn each time.
+    settings.register_profile("ci", derandomize=True, database=None, deadline=None)
+    settings.register_profile("local", deadline=None)  # a busy machine is no defect
+    settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 # Read when Triton is first imported: its kernels then run on CPU tensors.
 if not torch.cuda.is_available():

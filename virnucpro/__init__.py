@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from virnucpro.api import embed
     from virnucpro.base.errors import UserError
-    from virnucpro.storage.tables.reading import read_embeddings, read_residues
+    from virnucpro.storage.tables import read_embeddings, read_residues
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "embed", "read_embeddings", "read_residues"]
@@ -19,8 +19,8 @@ __all__ = ["UserError", "__version__", "embed", "read_embeddings", "read_residue
 _HOMES = {
     "embed": "virnucpro.api",
     "UserError": "virnucpro.base.errors",
-    "read_embeddings": "virnucpro.storage.tables.reading",
-    "read_residues": "virnucpro.storage.tables.reading",
+    "read_embeddings": "virnucpro.storage.tables",
+    "read_residues": "virnucpro.storage.tables",
 }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from virnucpro.base.digest import FileDigests
-from virnucpro.base.errors import UserError
 from virnucpro.base.lock import alone_in
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
 from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
@@ -16,7 +15,7 @@ from virnucpro.config import is_checkpoint_path
 from virnucpro.run_state import DIGESTS, wanted_weights
 from virnucpro.storage.identity import TableSettings, identity, table_settings
 from virnucpro.storage.state import RunState, SampleRequest
-from virnucpro.storage.tables import TABLES
+from virnucpro.storage.tables import TABLES, check_formats
 from virnucpro.weights.manifest import read_manifest
 
 SAMPLE = "sample"
@@ -82,9 +81,7 @@ def embed(
 
     log = logger or logging.getLogger(__name__)
     folder = Path(folder)
-    unknown = [name for name in formats if name not in TABLES]
-    if unknown or not formats:
-        raise UserError(f"unknown table formats {unknown}: give one or more of {', '.join(TABLES)}")
+    check_formats(formats)
     inputs = tuple([Path(fasta)] if isinstance(fasta, (str, Path)) else [Path(file) for file in fasta])
     settings = EmbeddingSettings(
         layers=(layers,) if isinstance(layers, (int, str)) else tuple(layers),
@@ -141,7 +138,7 @@ def embed(
             log.info("embedding %s (%s)", chunk, reason)
             manifest_file = source.with_suffix(".json")
             embed_chunk(source, manifest_file, weights.file, output, settings, devices=devices, logger=log)
-        outputs = {name: folder / TABLES[name] for name in formats}
+        outputs = {name: folder / TABLES[name].name for name in formats}
         if (reason := state.tables_stale(SAMPLE)) is not None:
             log.info("writing %s (%s)", ", ".join(map(str, outputs.values())), reason)
             merge_embeddings(

@@ -29,7 +29,8 @@ def jobs(states: str = "all") -> dict[str, dict[str, str]]:
     return found
 
 
-def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
+def wait(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
+    """Wait for something that a machine at full load may take long for."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"

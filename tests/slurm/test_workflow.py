@@ -73,12 +73,12 @@ def test_a_run_in_which_much_goes_wrong(run: Run, undisturbed: Run) -> None:
         for number in drained:  # a drained node lets its jobs finish
             assert placed[number]["id"] == running()[number]["id"]
             (run.plans / f"{run.chunk(number).name}.release").touch()
-        wait(lambda: all(run.chunk(number).exists() for number in drained), 60, "the jobs on the drained node")
-        wait(lambda: not any(job["node"] == "hopper1" for job in running().values()), 60, "the node to go down")
+        wait(lambda: all(run.chunk(number).exists() for number in drained), "the jobs on the drained node")
+        wait(lambda: not any(job["node"] == "hopper1" for job in running().values()), "the node to go down")
         slurm("scontrol", "update", "PartitionName=urgent", "State=UP")
         urgent, refused = submit("--partition=urgent", "--nodelist=ampere2", "--gres=gpu:1", script="sleep 2")
         assert urgent, refused
-        wait(lambda: jobs()[urgent]["state"] == "COMPLETED", 120, "the job that preempts ours")
+        wait(lambda: jobs()[urgent]["state"] == "COMPLETED", "the job that preempts ours")
         slurm("scontrol", "update", "PartitionName=urgent", "State=INACTIVE")
     slurm("scancel", placed[cancelled]["id"])
     for number in (preempted, *down):  # Slurm would let a requeued job wait for two minutes

@@ -79,7 +79,7 @@ def write_report(folder: Path, sample: str, chunks: list[dict[str, Any]], **chan
         next((part for part in (counts, merged) if key in part), origin)[key] = value
     merged |= {"records": counts["records"], "unique": counts["unique"]}
     path = folder / sample / REPORT
-    table = {"name": "embeddings.parquet", "size": 4, "sha256": "cd" * 32}
-    report = {"provenance": origin, "merged": merged, "tables": {"parquet": [table]}, "chunks": chunks}
+    tables = {"parquet": {"embeddings.parquet": {"size": 4, "sha256": "cd" * 32}}}
+    report = {"made_from": {}, "provenance": origin, "merged": merged, "tables": tables, "chunks": chunks}
     write_record(path, from_entries(report, SampleReport, path))
     return path

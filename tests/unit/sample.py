@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.stub_chunks import EXPECTED, write_stub_chunk
+from virnucpro.base.settings import InputPolicies
 from virnucpro.chunking.split import split_proteins
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.report_record import MergeCounts
@@ -51,7 +52,10 @@ class Sample:
     def __init__(self, folder: Path, fasta: Path, *, chunk_residues: int = 150, **stub: Any) -> None:
         self.folder = folder
         self.index = folder / "proteins.parquet"
-        self.counts = split_proteins([fasta], self.index, folder / "chunks", chunk_residues=chunk_residues)
+        policies = InputPolicies(suspicious="accept")  # random sequences have gaps
+        self.counts = split_proteins(
+            [fasta], self.index, folder / "chunks", chunk_residues=chunk_residues, policies=policies
+        )
         self.fastas = sorted((folder / "chunks").glob("*.fasta"))
         self.stub = stub
         for chunk in self.fastas:

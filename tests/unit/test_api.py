@@ -6,13 +6,14 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from virnucpro.api import embed
 from virnucpro.base.errors import UserError
-from virnucpro.storage.tables.reading import read_embeddings, read_residues
+from virnucpro.storage.tables import read_embeddings, read_residues
 
 FASTA = ">a/1 one\nMKVLAAGIVGLCAKAYE*\n>b\nMKJLA\n>c\nmkvlaagivglcakaye\n>d\nM\n>e\n" + "MKVLWAALLVTF" * 5 + "\n"
 
@@ -25,7 +26,12 @@ def fasta(tmp_path: Path) -> Path:
 
 def test_from_fasta_to_tables_and_on_again(tmp_path: Path, fasta: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "out"
-    options = {"model": "esm2_demo", "chunk_residues": 20, "devices": ["cpu"], "formats": ["npy", "parquet"]}
+    options: dict[str, Any] = {
+        "model": "esm2_demo",
+        "chunk_residues": 20,
+        "devices": ["cpu"],
+        "formats": ["npy", "parquet"],
+    }
     table = embed(fasta, folder, **options)
     assert table == folder / "embeddings_npy"
     ids, matrix = read_embeddings(table)
@@ -72,12 +78,13 @@ def test_a_changed_checkpoint_is_noticed(tmp_path: Path, fasta: Path) -> None:
 
 
 def test_mistakes_are_one_clear_sentence(tmp_path: Path, fasta: Path) -> None:
-    for options, message in (
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"formats": ["csv"]}, "unknown table formats"),
         ({"model": "esm3"}, "esm3"),
         ({"pooling": ["max"]}, "pooling 'max' is not known"),
         ({"layers": [9]}, "layer 9 does not exist"),
-    ):
+    ]
+    for options, message in mistakes:
         with pytest.raises(UserError, match=message):
             embed(fasta, tmp_path / "out", **{"model": "esm2_demo", "devices": ["cpu"], **options})
     with pytest.raises(UserError, match="there is no such file"):

@@ -29,7 +29,7 @@ LOGGER = logging.getLogger("test")
 
 
 @pytest.mark.parametrize("make", [RunsAttention, FlashRunsAttention, BucketedAttention])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12), seed=st.integers(0, 100))
 def test_attention_stays_within_each_sequence(make: Any, lengths: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

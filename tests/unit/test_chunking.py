@@ -91,7 +91,7 @@ def test_two_files_of_a_sample(tmp_path: Path, chunk_residues: int) -> None:
     assert counts.records == 170
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sequences=st.lists(
         st.text("MKjvX*.-", min_size=1, max_size=12).filter(lambda s: s.removesuffix("*").strip(".-")),
@@ -196,7 +196,7 @@ def test_the_index_opens_with_pandas(tmp_path: Path) -> None:
 # Costs and balance
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=50))
 def test_first_of_finds_the_first_equal_digest(values: list[int]) -> None:
     """Digests that share their first half are told apart by their second."""

@@ -1,10 +1,13 @@
-"""What Snakemake would ask Slurm for, read off real dry runs of a small workflow.
+"""What Snakemake would ask Slurm for: read off real dry runs of a small workflow, and, for clusters of other kinds,
+from what is worked out for a job.
 
-``sinfo`` is a stand-in that prints a given cluster; Snakemake and its resources are real.
+In the dry runs ``sinfo`` is a stand-in that prints a given cluster, and ``squeue`` one without which the Slurm plugin
+refuses to load; Snakemake and its resources are real.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -13,25 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from virnucpro.slurm.cluster import Cluster, JobSize, parse_groups
+from virnucpro.slurm.resources import Advice
+
 ROOT = Path(__file__).parents[2]
-
-SNAKEFILE = """
-import sys
-sys.path.insert(0, "{root}")
-from virnucpro.slurm.resources import slurm_resources
-
-rule all:
-    input: "one.out", "two.out"
-
-rule embed:
-    output: "{{n}}.out"
-    threads: 2
-    resources:
-        gpu=1,
-        mem_mb=lambda wildcards, attempt: attempt * (4000 if wildcards.n == "one" else 40000),
-        **slurm_resources(workflow, {features}),
-    shell: "touch {{output}}"
-"""
 
 NODES = """\
 cpu*|up|avx512|(null)|16000|4
@@ -40,37 +28,67 @@ gpu|up|hopper|gpu:h100:4|64000|16
 gpu|up|turing|gpu:rtx2080ti:2|64000|16
 """
 
+SNAKEFILE = """
+import sys
+sys.path.insert(0, "{root}")
+from virnucpro.slurm.resources import slurm_resources
+
+RULES = {rules}
+GPU_JOB = slurm_resources(workflow)
+
+rule all:
+    input: expand("{{name}}.out", name=RULES)
+
+for name, memory in RULES.items():
+    rule:
+        name: name
+        output: f"{{name}}.out"
+        threads: 2
+        resources:
+            **GPU_JOB,
+            gpu=1,
+            mem_mb=lambda wildcards, attempt, memory=memory: attempt * memory,
+        shell: "touch {{output}}"
+"""
+
+SET_BY_THE_USER: dict[str, tuple[list[str], str | None, str]] = {
+    "more_memory": (["mem_mb=30000"], "--prefer=hopper", "gpu"),
+    "two_gpus": (["gpu=2"], "--prefer=hopper", "gpu"),
+    "a_gpu_type": (["gpu=0", "gres='gpu:a100:1'"], "--prefer=ampere", "gpu"),
+    "a_constraint": (["constraint='turing'"], None, "gpu"),
+    "a_partition": (["slurm_partition=cpu"], None, "cpu"),
+    "own_options": (["slurm_extra='--nice=5'"], "--nice=5", "gpu"),
+}
+"""For each rule: what the user sets for it, and the options and the partition that follow."""
+
+Jobs = dict[str, dict[str, str]]
+
 
 class Dry:
-    """A folder with the workflow and a stand-in for sinfo."""
+    """A folder with the workflow and stand-ins for Slurm's programs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.cluster(NODES)
-        self.snakefile()
-
-    def cluster(self, nodes: str, version: str = "23.02.1") -> None:
-        programs = self.folder / "bin"
-        programs.mkdir(exist_ok=True)
-        (programs / "nodes").write_text(nodes)
-        (programs / "sinfo").write_text(
-            f"#!/bin/sh\necho called >> {self.folder}/calls\n"
-            f'[ "$1" = --version ] && echo slurm {version} || cat {programs}/nodes\n'
+        self.programs = folder / "bin"
+        self.programs.mkdir()
+        (self.programs / "nodes").write_text(NODES)
+        self._program(
+            "sinfo",
+            f'echo called >> {folder}/calls\n[ "$1" = --version ] && echo slurm 23.02.1 || cat {self.programs}/nodes',
         )
-        (programs / "sinfo").chmod(0o755)
+        self._program("squeue", "echo slurm 23.02.1")
 
-    def snakefile(self, features: str = "[]") -> None:
-        (self.folder / "Snakefile").write_text(SNAKEFILE.format(root=ROOT, features=features))
+    def _program(self, name: str, text: str) -> None:
+        (self.programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (self.programs / name).chmod(0o755)
 
-    def run(self, *arguments: str, dry: bool = True, sinfo: bool = True) -> tuple[dict[str, dict[str, str]], str]:
-        """Each job's resources by its output, and all of the text."""
-        if not sinfo:
-            (self.folder / "bin" / "sinfo").write_text("#!/bin/sh\nexit 1\n")
-        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+    def run(self, rules: dict[str, int], *arguments: str, path: str | None = None) -> tuple[Jobs, str]:
+        """Each job's resources by its rule, and all of the text; ``rules`` gives the memory (MB) of each."""
+        (self.folder / "Snakefile").write_text(SNAKEFILE.format(root=ROOT, rules=rules))
         done = subprocess.run(
-            [sys.executable, "-m", "snakemake", "--cores", "4", *(["-n"] if dry else []), *arguments],
+            [sys.executable, "-m", "snakemake", "--cores", "4", *arguments],
             cwd=self.folder,
-            env=os.environ | {"PATH": path},
+            env=os.environ | {"PATH": path or f"{self.programs}:{os.environ['PATH']}"},
             capture_output=True,
             text=True,
             check=False,
@@ -78,12 +96,11 @@ class Dry:
         text = done.stdout + done.stderr
         assert done.returncode == 0, text
         jobs = {}
-        for job in re.findall(r"^(?:local)?rule embed:\n(?:    .*\n)+", text, flags=re.MULTILINE):
-            output = re.search(r"output: (\w+)", job)
+        for name, job in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", text, flags=re.MULTILINE):
             resources = re.search(r"resources: (.*)", job)
-            assert output
-            assert resources
-            jobs[output[1]] = dict(part.split("=", 1) for part in resources[1].split(", "))
+            if name in rules and resources:
+                jobs[name] = dict(part.split("=", 1) for part in resources[1].split(", "))
+        assert set(jobs) == set(rules), text
         return jobs, text
 
 
@@ -92,71 +109,89 @@ def dry(tmp_path: Path) -> Dry:
     return Dry(tmp_path)
 
 
-def test_newer_gpus_of_nodes_that_can_hold_each_job(dry: Dry) -> None:
-    jobs, text = dry.run()
-    assert jobs["one"]["slurm_partition"] == jobs["two"]["slurm_partition"] == "gpu"
-    assert jobs["one"]["slurm_extra"] == "--prefer='ampere|hopper'"
-    assert jobs["two"]["slurm_extra"] == "--prefer=hopper", "40 GB: no ampere node can hold it"
+def test_newer_gpus_of_nodes_that_can_hold_each_job_and_what_the_user_sets_wins(dry: Dry) -> None:
+    rules = {"small": 4000, "large": 40000, **dict.fromkeys(SET_BY_THE_USER, 4000)}
+    chosen = [f"{name}:{setting}" for name, (settings, *_) in SET_BY_THE_USER.items() for setting in settings]
+    jobs, text = dry.run(rules, "--dry-run", "--set-resources", *chosen)
+    assert jobs["small"]["slurm_partition"] == jobs["large"]["slurm_partition"] == "gpu"
+    assert jobs["small"]["slurm_extra"] == "--prefer='ampere|hopper'"
+    assert jobs["large"]["slurm_extra"] == "--prefer=hopper", "40 GB: no ampere node can hold it"
     assert text.count("GPU jobs go to partition gpu") == 1
     assert text.count("Ampere or newer where available") == 1
     assert (dry.folder / "calls").read_text().count("called") == 2, "one question, and the version"
+    for name, (_, extra, partition) in SET_BY_THE_USER.items():
+        assert (jobs[name].get("slurm_extra"), jobs[name].get("slurm_partition")) == (extra, partition), name
 
 
-def test_a_sites_own_feature(dry: Dry) -> None:
-    dry.snakefile('["fast"]')
-    assert dry.run()[0]["one"]["slurm_extra"] == "--prefer='ampere|fast|hopper'"
-
-
-def test_nothing_extra_where_sinfo_gives_no_answer(dry: Dry) -> None:
-    jobs, text = dry.run(sinfo=False)
-    assert not {"slurm_extra", "slurm_partition"} & set(jobs["one"])
-    assert "GPU jobs" not in text
+def test_the_users_defaults_are_kept(dry: Dry) -> None:
+    defaults = ("--default-resources", "slurm_partition=gpu", "slurm_extra='--nice=5'")
+    (job,) = dry.run({"small": 4000}, "--dry-run", *defaults)[0].values()
+    assert job["slurm_partition"] == "gpu"
+    assert job["slurm_extra"] == "--nice=5 --prefer='ampere|hopper'"
 
 
 def test_nothing_extra_in_a_run_on_this_machine(dry: Dry) -> None:
-    jobs, text = dry.run(dry=False)
-    assert not {"slurm_extra", "slurm_partition"} & set(jobs["one"])
+    jobs, text = dry.run({"small": 4000})
+    assert not {"slurm_extra", "slurm_partition"} & set(jobs["small"])
     assert not (dry.folder / "calls").exists(), "sinfo was not even asked"
     assert "GPU jobs" not in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "extra", "partition"),
-    [
-        (["--set-resources", "embed:mem_mb=30000"], "--prefer=hopper", "gpu"),
-        (["--set-resources", "embed:gpu=2"], "--prefer=hopper", "gpu"),
-        (["--set-resources", "embed:gpu=0", "embed:gres='gpu:a100:1'"], "--prefer=ampere", "gpu"),
-        (["--set-resources", "embed:constraint='turing'"], None, "gpu"),
-        (["--set-resources", "embed:slurm_partition=cpu"], None, "cpu"),
-        (["--set-resources", "embed:slurm_extra='--nice=5'"], "--nice=5", "gpu"),
-        (["--default-resources", "slurm_partition=gpu"], "--prefer='ampere|hopper'", "gpu"),
-        (["--default-resources", "slurm_extra='--nice=5'"], "--nice=5 --prefer='ampere|hopper'", "gpu"),
-    ],
-)
-def test_what_the_user_sets_wins(dry: Dry, arguments: list[str], extra: str | None, partition: str) -> None:
-    resources = dry.run(*arguments)[0]["one"]
-    assert resources.get("slurm_extra") == extra
-    assert resources.get("slurm_partition") == partition
+def test_a_machine_without_slurm_needs_none_of_its_programs(dry: Dry) -> None:
+    """The Slurm plugin is installed everywhere; where there is no Slurm it must stand in nobody's way."""
+    few = dry.folder / "few"
+    few.mkdir()
+    for name in ("bash", "sh", "env", "cat", "touch", "rm", "mkdir", "which", "uname", "hostname"):
+        for folder in ("/usr/bin", "/bin"):
+            if (Path(folder) / name).exists() and not (few / name).exists():
+                (few / name).symlink_to(Path(folder) / name)
+    jobs, _ = dry.run({"small": 4000}, path=str(few))
+    assert not {"slurm_extra", "slurm_partition"} & set(jobs["small"])
+    assert (dry.folder / "small.out").exists()
 
 
-def test_several_partitions_with_gpus_are_named_and_left_to_the_user(dry: Dry) -> None:
-    dry.cluster(NODES + "long|up|hopper|gpu:h100:4|64000|16\n")
-    jobs, text = dry.run()
-    assert "slurm_partition" not in jobs["one"]
-    assert "these have: gpu, long; set one as slurm_partition in the profile" in text
-    assert "slurm_extra" not in jobs["one"], "the default partition has no such node, and Slurm would refuse"
+def advice(nodes: str | None, version: tuple[int, int] = (23, 2), also: tuple[str, ...] = ()) -> Advice:
+    """For a cluster with these nodes; None where sinfo gave no answer."""
+    found = Advice(also)
+    found.cluster = None if nodes is None else Cluster(version, tuple(parse_groups(nodes)))
+    return found
 
 
-def test_a_cluster_that_names_nothing(dry: Dry) -> None:
-    dry.cluster("gpu*|up|(null)|gpu:a100:4|64000|16\n")
-    jobs, text = dry.run()
-    assert not {"slurm_extra", "slurm_partition"} & set(jobs["one"])
-    assert "no node feature names an Ampere or newer GPU" in text
-    assert "types: a100" in text
+SMALL = JobSize(gpus=1, memory_mb=4000, cpus=2)
 
 
-def test_a_slurm_without_prefer(dry: Dry) -> None:
-    dry.cluster(NODES, version="21.08.8")
-    jobs, text = dry.run()
-    assert "slurm_extra" not in jobs["one"]
-    assert "Slurm 21.08 has no --prefer" in text
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.WARNING, logger="snakemake.logging")
+    return caplog
+
+
+def test_a_sites_own_feature() -> None:
+    assert advice(NODES, also=("fast",)).prefer(SMALL, "gpu") == "--prefer='ampere|fast|hopper'"
+
+
+def test_nothing_extra_where_sinfo_gives_no_answer(said: pytest.LogCaptureFixture) -> None:
+    silent = advice(None)
+    assert silent.partition(SMALL) is None
+    assert silent.prefer(SMALL, None) == ""
+    assert said.text == ""
+
+
+def test_several_partitions_with_gpus_are_named_and_left_to_the_user(said: pytest.LogCaptureFixture) -> None:
+    several = advice(NODES + "long|up|hopper|gpu:h100:4|64000|16\n")
+    assert several.partition(SMALL) is None
+    assert "these have: gpu, long; set one as slurm_partition in the profile" in said.text
+    assert several.prefer(SMALL, None) == "", "the default partition has no such node, and Slurm would refuse"
+
+
+def test_a_cluster_that_names_nothing(said: pytest.LogCaptureFixture) -> None:
+    nameless = advice("gpu*|up|(null)|gpu:a100:4|64000|16\n")
+    assert nameless.partition(SMALL) is None
+    assert nameless.prefer(SMALL, None) == ""
+    assert "no node feature names an Ampere or newer GPU" in said.text
+    assert "types: a100" in said.text
+
+
+def test_a_slurm_without_prefer(said: pytest.LogCaptureFixture) -> None:
+    assert advice(NODES, version=(21, 8)).prefer(SMALL, "gpu") == ""
+    assert "Slurm 21.08 has no --prefer" in said.text

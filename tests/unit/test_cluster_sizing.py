@@ -7,7 +7,7 @@ import pytest
 
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.manifest import ChunkManifest
-from virnucpro.models.esm2.sizes import ESM2_MODELS
+from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.slurm.sizing import START_MINUTES, embed_memory_mb, embed_minutes
 
 MODEL_3B = ESM2_MODELS["esm2_t36_3B_UR50D"]
@@ -39,11 +39,9 @@ def test_each_attempt_asks_for_more() -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "minutes"])
 def test_larger_models_ask_for_no_less(kind: str) -> None:
-    ask = (
-        (lambda model: embed_memory_mb(model, USUAL, gpus=0))
-        if kind == "memory"
-        else (lambda model: embed_minutes(model, USUAL))
-    )
+    def ask(model: Architecture) -> int:
+        return embed_memory_mb(model, USUAL, gpus=0) if kind == "memory" else embed_minutes(model, USUAL)
+
     asked = [ask(model) for model in ESM2_MODELS.values()]
     assert asked == sorted(asked)
     assert asked[-1] > asked[0]

@@ -43,7 +43,7 @@ def test_the_doctor_finds_wrong_numbers(
     wrong[3] *= step
 
     def spoil_the_last(x: torch.Tensor, segments: Segments) -> torch.Tensor:
-        sums = right(x, segments)
+        sums: torch.Tensor = right(x, segments)
         sums[-1] += wrong
         return sums
 

@@ -34,7 +34,7 @@ def write(folder: Path, rows: list[int], precision: list[int], run: DeviceRun) -
     """Protein ``row`` has row + 1 residues, all of value row; its mean is row."""
     lengths = np.array([row + 1 for row in rows], dtype=np.int32)
     values = np.repeat(np.array(rows, dtype=np.float32), lengths)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "lengths": lengths,
         "windows": np.ones(len(rows), dtype=np.int32),
         "embedded": lengths,

@@ -12,8 +12,7 @@ import pytest
 from tests.unit.report_cases import stub_provenance
 from tests.unit.sample import ODD_IDS, Sample, write_input
 from tests.unit.stub_chunks import stub_vectors
-from virnucpro.storage.tables.hdf5 import Hdf5Table
-from virnucpro.storage.tables.reading import read_embeddings, read_residues
+from virnucpro.storage.tables import open_table, read_embeddings, read_residues
 from virnucpro.storage.tables.rows import Layout, Rows
 
 UNREACHABLE = {"a", "/lead", "x//y", ".", "./z", "q/", "P1", "a/b/c"}
@@ -104,9 +103,9 @@ def test_ids_that_fight_for_a_name(tmp_path: Path, kinds: tuple[str, ...]) -> No
             residues={6: values} if residues else {},
             offsets=np.arange(n + 1),
         )
-        table = Hdf5Table(tmp_path / "t.h5", layout, stub_provenance(layers=[6]))
-        table.write(rows)
-        table.close()
+        provenance = stub_provenance(layers=[6], embed_dim=4, counts={"records": n})
+        with open_table("hdf5", tmp_path / "t.h5", layout, provenance) as table:
+            table.write(rows)
         ids, matrix = read_embeddings(tmp_path / "t.h5")
         assert ids == order
         np.testing.assert_array_equal(matrix, values)

@@ -96,8 +96,12 @@ def journal(tmp_path: Path) -> list[list[str]]:
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
+LONGEST_WAIT = 300
+"""Seconds; a machine at full load may need many to start a process."""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONGEST_WAIT
     while not condition():
         assert time.monotonic() < end, "did not happen in time"
         time.sleep(0.02)
@@ -121,12 +125,12 @@ def test_never_two_jobs_on_one_device(tmp_path: Path, start: Start) -> None:
     processes = [start(chance.choice([1, 1, 1, 2, 3]), 0.25) for _ in range(24)]
     killed: dict[int, float] = {}
     for victim in processes[::3]:
-        wait_until(lambda: any(line[0] == "start" and line[1] == str(victim.pid) for line in journal(tmp_path)), 60)  # noqa: B023
+        wait_until(lambda: any(line[0] == "start" and line[1] == str(victim.pid) for line in journal(tmp_path)))  # noqa: B023
         if victim.poll() is None:
             killed[victim.pid] = time.monotonic()
             victim.kill()
     for process in processes:
-        process.wait(60)
+        process.wait(LONGEST_WAIT)
     assert all(process.returncode in (0, -signal.SIGKILL) for process in processes)
     assert killed
     spans = held_intervals(tmp_path, killed)
@@ -144,20 +148,25 @@ def test_lease_of_a_killed_process_is_free_at_once(tmp_path: Path, start: Start)
     assert len(journal(tmp_path)) == 1
     killed = time.monotonic()
     holder.kill()
-    wait_until(lambda: len(journal(tmp_path)) > 1, 5)
-    assert float(journal(tmp_path)[1][2]) - killed < 2
-    assert waiter.wait(10) == 0
+    wait_until(lambda: len(journal(tmp_path)) > 1)
+    assert float(journal(tmp_path)[1][2]) - killed < 30, "the holder would have kept it for 60 seconds"
+    assert waiter.wait(LONGEST_WAIT) == 0
 
 
 def test_waits_with_a_message_that_names_the_holder(tmp_path: Path, start: Start) -> None:
-    holder = start(4, 1.4)
+    holder = start(4, LONGEST_WAIT)
     wait_until(lambda: len(journal(tmp_path)) == 1)
+    began = time.monotonic()
     waiter = start(1, 0)
-    _, log = waiter.communicate(timeout=20)
-    waits = [line for line in log.splitlines() if line.startswith("Waiting")]
-    assert 2 <= len(waits) <= 4, "at once, then every half second here"
-    assert f"held by process {holder.pid}" in waits[0]
-    assert all(uuid in waits[0] for uuid in UUIDS)
+    assert waiter.stderr is not None
+    waits = [waiter.stderr.readline() for _ in range(3)]
+    assert time.monotonic() - began >= 2 * 0.5, "at once, then every half second here"
+    holder.kill()
+    _, log = waiter.communicate(timeout=LONGEST_WAIT)
+    for line in waits:
+        assert line.startswith("Waiting")
+        assert f"held by process {holder.pid}" in line
+        assert all(uuid in line for uuid in UUIDS)
     assert log.splitlines()[-1].startswith("Leased GPU GPU-")
 
 
@@ -179,12 +188,12 @@ def test_jobs_of_disjoint_devices_do_not_wait(tmp_path: Path, start: Start) -> N
     start(1, 60, CUDA_VISIBLE_DEVICES="0")
     wait_until(lambda: len(journal(tmp_path)) == 1)
     start(1, 60, CUDA_VISIBLE_DEVICES="0")  # waits
-    assert start(1, 0, CUDA_VISIBLE_DEVICES="1").wait(20) == 0
+    assert start(1, 0, CUDA_VISIBLE_DEVICES="1").wait(LONGEST_WAIT) == 0
 
 
 def test_two_that_want_all_do_not_block_each_other(tmp_path: Path, start: Start) -> None:
     processes = [start(4, 0.05) for _ in range(6)] + [start(4, 0.05, CUDA_VISIBLE_DEVICES="3,2,1,0") for _ in range(6)]
-    assert [process.wait(60) for process in processes] == [0] * 12
+    assert [process.wait(LONGEST_WAIT) for process in processes] == [0] * 12
 
 
 def test_environment_and_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +249,7 @@ def test_slurms_choice_is_left_alone(tmp_path: Path, start: Start, monkeypatch: 
         same_job = start(1, 0)
         time.sleep(0.5)
         assert same_job.poll() is None
-    assert same_job.wait(20) == 0
+    assert same_job.wait(LONGEST_WAIT) == 0
     assert [line[3] for line in journal(tmp_path)[1:3]] == ["0,2", "0,2"]
 
 

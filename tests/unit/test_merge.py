@@ -20,7 +20,8 @@ from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage import merge as merge_module
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.report_record import Provenance
-from virnucpro.storage.tables.reading import read_embeddings, read_residues
+from virnucpro.storage.tables import read_embeddings, read_residues
+from virnucpro.storage.tables.rows import Rows
 
 
 @pytest.fixture
@@ -154,10 +155,10 @@ def test_the_report_and_every_table_say_where_the_numbers_come_from(tmp_path: Pa
     for text in texts:
         assert asdict(parse_record(text, Provenance, tmp_path)) == asdict(from_entries(origin, Provenance, tmp_path))
     for name, files in report["tables"].items():
-        for file in files:
-            content = (tmp_path / file["name"]).read_bytes()
-            assert (file["size"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
-            assert file["name"].startswith(name)
+        for file, proof in files.items():
+            content = (tmp_path / file).read_bytes()
+            assert proof == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            assert file.startswith(name)
     assert list(report["tables"]) == list(FORMATS)
 
 
@@ -238,10 +239,15 @@ def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path: Path, fas
         assert matrix.dtype == np.float16
         wanted = np.concatenate([stub_vectors(r.sequence, 1, 8, 6) for r in read_fasta(fasta)])
         np.testing.assert_array_equal(matrix, wanted.astype(np.float16))
-    from virnucpro.storage.tables.rows import as_dtype
-
-    with pytest.raises(UserError, match="set merge dtype to float32"):
-        as_dtype(np.array([1e5], np.float32), "float16", tmp_path)
+    values = np.zeros((3, 4), np.float32)
+    values[2, 1] = 1e5
+    ones = np.ones(3, np.int32)
+    rows = Rows(
+        ["a", "b", "c"], ones, ["whole"] * 3, ["float32"] * 3, ones, {6: values}, {6: values}, np.array([0, 1, 1, 3])
+    )
+    for kind in ("mean", "residues"):
+        with pytest.raises(UserError, match=r"the embedding of 'c' .* float16 cannot hold; set merge dtype to float32"):
+            rows.values(kind, 6, "float16")
 
 
 def test_an_index_that_is_not_ours_is_one_clear_error(tmp_path: Path, fasta: Path) -> None:
@@ -280,7 +286,7 @@ def test_many_chunks_do_not_run_out_of_open_files(tmp_path: Path, fasta: Path) -
 
 
 def test_unknown_formats_and_files_are_one_clear_error(tmp_path: Path, fasta: Path) -> None:
-    with pytest.raises(UserError, match="unknown table format 'csv'"):
+    with pytest.raises(UserError, match=r"unknown table formats \['csv'\]"):
         Sample(tmp_path, fasta).merge("csv")
     for path in (tmp_path / "nothing", tmp_path, fasta):
         with pytest.raises(UserError, match=str(path)):

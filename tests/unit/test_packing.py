@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.chunking.cost import SPECIAL_TOKENS
+from virnucpro.chunking.size import SPECIAL_TOKENS
 from virnucpro.engine.batch import PackedPieces, batch_end, cut_into_pieces, padding_avoided
 from virnucpro.models.esm2.alphabet import CLS, EOS
 from virnucpro.models.esm2.family import ESM2_FAMILY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,6 +17,10 @@ from tests.unit.sample import Sample, write_input
 from tests.unit.stub_chunks import stub_vectors
 
 COLUMNS = ["id", "length", "treatment", "precision", "replaced", "embedding"]
+
+
+def rows_of(query: str) -> list[Any]:
+    return duckdb.execute(query).fetchall()
 
 
 def merged(folder: Path, dtype: str = "float32") -> tuple[Path, list[str], np.ndarray]:
@@ -31,7 +36,7 @@ def test_pandas(tmp_path: Path, dtype: str) -> None:
     table = pd.read_parquet(path)
     assert table.columns.tolist() == COLUMNS
     assert table.id.tolist() == ids
-    matrix = np.stack(table.embedding)
+    matrix = np.stack(table.embedding.tolist())
     assert matrix.dtype == dtype
     np.testing.assert_array_equal(matrix, wanted)
     assert pd.read_parquet(path, columns=["id", "length"]).shape == (60, 2)
@@ -51,10 +56,10 @@ def test_polars(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_duckdb(tmp_path: Path, dtype: str) -> None:
     path, ids, wanted = merged(tmp_path, dtype)
-    rows = duckdb.sql(f"SELECT id, length, embedding FROM read_parquet('{path}')").fetchall()
+    rows = rows_of(f"SELECT id, length, embedding FROM read_parquet('{path}')")
     assert [row[0] for row in rows] == ids
     np.testing.assert_array_equal(np.array([row[2] for row in rows], dtype), wanted)
-    assert duckdb.sql(f"SELECT count(*) FROM read_parquet('{path}') WHERE treatment = 'whole'").fetchall() == [(60,)]
+    assert rows_of(f"SELECT count(*) FROM read_parquet('{path}') WHERE treatment = 'whole'") == [(60,)]
 
 
 def test_types_and_provenance(tmp_path: Path) -> None:
@@ -63,7 +68,7 @@ def test_types_and_provenance(tmp_path: Path) -> None:
     assert str(schema.field("embedding").type) == "fixed_size_list<element: float not null>[8]"
     origin = json.loads(schema.metadata[b"virnucpro"])
     assert origin["model"] == "esm2_stub"
-    rows = duckdb.sql(f"SELECT count(*) FROM parquet_kv_metadata('{path}') WHERE key = 'virnucpro'").fetchall()
+    rows = rows_of(f"SELECT count(*) FROM parquet_kv_metadata('{path}') WHERE key = 'virnucpro'")
     assert rows == [(1,)]
 
 
@@ -74,7 +79,7 @@ def test_several_layers(tmp_path: Path) -> None:
     assert table.columns.tolist() == [*COLUMNS[:-1], "embedding_0", "embedding_3", "embedding_6"]
     for layer in (0, 3, 6):
         wanted = np.concatenate([stub_vectors(residues, 1, 8, layer) for _, residues in records])
-        np.testing.assert_array_equal(np.stack(table[f"embedding_{layer}"]), wanted)
+        np.testing.assert_array_equal(np.stack(table[f"embedding_{layer}"].tolist()), wanted)
 
 
 def test_residues_are_lists_of_vectors(tmp_path: Path) -> None:
@@ -87,7 +92,7 @@ def test_residues_are_lists_of_vectors(tmp_path: Path) -> None:
     )
     by_pandas = [np.stack(matrix) for matrix in pd.read_parquet(path).residues]
     by_polars = [np.array(matrix, np.float32) for matrix in pl.read_parquet(path)["residues"].to_list()]
-    rows = duckdb.sql(f"SELECT residues FROM read_parquet('{path}')").fetchall()
+    rows = rows_of(f"SELECT residues FROM read_parquet('{path}')")
     by_duckdb = [np.array(row[0], np.float32) for row in rows]
     for i, (_, residues) in enumerate(records):
         wanted = stub_vectors(residues, len(residues), 8, 6)

@@ -52,7 +52,7 @@ def test_outputs_put_pieces_together() -> None:
     outputs.add_residues(0, 1, {2: np.ones((2, 2), np.float32)})
     outputs.add_residues(1, 0, {2: np.full((1, 2), 7, np.float32)})
     outputs.finish()
-    np.testing.assert_allclose(outputs.mean[2], [[11 / 3, 22 / 3], [5, 6]])
+    np.testing.assert_allclose(outputs.mean[2], np.array([[11 / 3, 22 / 3], [5, 6]]))
     assert outputs.residues[2][:, 0].tolist() == [1, 2, 1, 7]
     assert outputs.offsets.tolist() == [0, 3, 4]
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.sample import Sample, write_input
 from tests.unit.stub_chunks import stub_vectors
 from virnucpro.base.errors import UserError
-from virnucpro.storage.tables.reading import read_embeddings, read_residues
+from virnucpro.storage.tables import read_embeddings, read_residues
 
 
 def test_numpy_folders_are_mapped_into_memory(tmp_path: Path) -> None:
@@ -29,17 +29,6 @@ def test_numpy_folders_are_mapped_into_memory(tmp_path: Path) -> None:
     i = residues.ids.index(name)
     wanted = stub_vectors(sequence, len(sequence), 8, 6)
     np.testing.assert_array_equal(residues.values[residues.offsets[i] : residues.offsets[i + 1]], wanted)
-
-
-def test_a_damaged_table_is_one_clear_error(tmp_path: Path) -> None:
-    write_input(tmp_path / "in.faa")
-    sample = Sample(tmp_path, tmp_path / "in.faa")
-    sample.merge("parquet", "hdf5")
-    for name in ("parquet", "hdf5"):
-        raw = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(raw[: len(raw) // 2])
-        with pytest.raises(UserError, match=rf"{name} cannot be read as"):
-            read_embeddings(tmp_path / name)
 
 
 def test_residues_are_asked_of_a_table_that_has_them(tmp_path: Path) -> None:

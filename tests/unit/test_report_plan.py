@@ -41,9 +41,14 @@ def split(run: RunConfig) -> list[Path]:
     return sorted((folder / "chunks").glob("chunk_*.json"))
 
 
-def finish(manifest: Path, run: RunConfig, **changes: str) -> None:
+def finish(manifest: Path, run: RunConfig, **changes: Any) -> None:
     statistics = json.dumps({"tokens": 1000, "seconds": 2.0})
-    metadata = {"model": run.model_name, "precision": "auto", "statistics": statistics, "device": "NVIDIA A100"}
+    metadata: dict[str, Any] = {
+        "model": run.model_name,
+        "precision": "auto",
+        "statistics": statistics,
+        "device": "NVIDIA A100",
+    }
     metadata["chunk_digest"] = json.loads(manifest.read_text())["digest"]
     output = run.results / "own" / "tensors" / f"{manifest.stem}.safetensors"
     write_stub_chunk(manifest.with_suffix(".fasta"), output, **(metadata | changes))
@@ -88,8 +93,13 @@ def test_the_number_of_chunks_foretold_is_the_number_that_is_split(run: Any) -> 
     assert config.chunks_multiple_of == 1
     for size in (ChunkSize(9_000, 8), ChunkSize(10_000, 8), ChunkSize(10_000, 1), ChunkSize(10**6, 8)):
         (sample,) = plan(replace(config, chunk_residues=size.residues, chunks_multiple_of=size.multiple_of))
-        options = {"chunk_residues": size.residues, "multiple_of": size.multiple_of}
-        counts = split_proteins([Path("own.faa")], Path("index"), Path("chunks"), **options)
+        counts = split_proteins(
+            [Path("own.faa")],
+            Path("index"),
+            Path("chunks"),
+            chunk_residues=size.residues,
+            multiple_of=size.multiple_of,
+        )
         assert sample.chunks == counts.chunks
         assert sample.tokens == counts.unique_residues + 2 * counts.unique
     assert chunk_size("auto", embed_dim=2560, layers=1, pooling=("mean",)) == ChunkSize(20_000_000, 8)

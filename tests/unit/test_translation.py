@@ -134,7 +134,7 @@ def test_contigs_shorter_than_a_codon_have_no_protein(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["in.fna"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     contigs=st.lists(
         st.text("ACGTacgtNRYSWKMBDHVUX-", min_size=1, max_size=90).filter(lambda s: s.strip("-")),

@@ -13,6 +13,8 @@ from tests.unit.report_cases import stub_provenance
 from tests.unit.sample import Sample
 from tests.unit.stub_chunks import stub_vectors
 from virnucpro.sequences.translation import translate_contigs
+from virnucpro.storage.tables import open_table
+from virnucpro.storage.tables.rows import Layout, Rows
 
 SENSE = "ATGGCTGAAAAATTGGTTCGTACTGATCCACAGAACTTCTACATGCACTGGTGC"
 
@@ -69,12 +71,9 @@ def test_files_hold_as_many_records_as_asked_for(tmp_path: Path, per_file: int) 
 
 
 def test_ten_thousand_vectors_take_little_more_than_their_bytes(tmp_path: Path) -> None:
-    from virnucpro.storage.tables.rows import Layout, Rows
-    from virnucpro.storage.tables.virnucpro_pt import VirnucproTable
-
     n = 10_000
-    table = VirnucproTable(tmp_path, Layout(64, (6,), ()), stub_provenance(), n)
     words, zeros = ["whole"] * n, np.zeros(n, np.int32)
-    table.write(Rows([f"p{i}" for i in range(n)], zeros, words, words, zeros, {6: np.ones((n, 64), np.float32)}))
-    table.close()
-    assert (tmp_path / "output_1_ESM.pt").stat().st_size < n * 64 * 4 * 1.7
+    layout = Layout(64, (6,), (), records_per_file=n)
+    with open_table("virnucpro_pt", tmp_path / "table", layout, stub_provenance()) as table:
+        table.write(Rows([f"p{i}" for i in range(n)], zeros, words, words, zeros, {6: np.ones((n, 64), np.float32)}))
+    assert (tmp_path / "table" / "output_1_ESM.pt").stat().st_size < n * 64 * 4 * 1.7

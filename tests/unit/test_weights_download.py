@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         listening.shutdown()
 
 
-def get(server: Server, target: Path, **options: float) -> list[str]:
+def get(server: Server, target: Path, **options: Any) -> list[str]:
     lines: list[str] = []
     download(server.url, target, lines.append, **{"pause": 0.01, **options})
     assert target.read_bytes() == server.behaviour.content
@@ -239,7 +240,7 @@ def test_a_silent_server_fails_in_time(server: Server, target: Path) -> None:
     began = time.monotonic()
     with pytest.raises(DownloadError, match="no answer within 1 s"):
         get(server, target, timeout=1.0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_full_disk_is_told_before(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,13 +267,12 @@ def test_of_two_processes_one_downloads(server: Server, target: Path, tmp_path: 
         processes = [context.Process(target=fetch, args=(server.url, target, report)) for report in reports]
         for process in processes:
             process.start()
-        for _ in range(200):
+        until = time.monotonic() + 300  # each has to start and to import torch
+        while not all(report.exists() for report in reports) and time.monotonic() < until:
             time.sleep(0.1)
-            if all(report.exists() for report in reports):
-                break
         assert not target.exists()
     for process in processes:
-        process.join(30)
+        process.join(300)
         assert process.exitcode == 0
     assert len(server.behaviour.requests) == 1
     assert target.read_bytes() == server.behaviour.content
@@ -303,7 +303,7 @@ def test_without_network_one_sentence_says_which_file_goes_where(
         with pytest.raises(UserError) as caught:
             locate_checkpoint("esm2_t36_3B_UR50D", print, url=url)
     message = str(caught.value)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert url.format(name="esm2_t36_3B_UR50D") in message
     assert str(tmp_path / "torch/hub/checkpoints/esm2_t36_3B_UR50D.pt") in message
     assert "`model:`" in message

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -229,7 +230,7 @@ def test_weights_replaced_while_they_are_read(tmp_path: Path, source: Path, monk
     write_checkpoint(source, SMALL, seed=9)
     prepare_weights(str(source), other, log=silent)
 
-    def replaced(*arguments: object, **options: object) -> object:
+    def replaced(*arguments: Any, **options: Any) -> object:
         other.replace(weights)
         return safe_open(*arguments, **options)
 

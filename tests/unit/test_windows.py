@@ -12,7 +12,8 @@ from virnucpro.engine.batch import coverage, cut_into_pieces
 
 def window_starts(length: int, longest: int, overlap: int) -> list[int]:
     pieces = cut_into_pieces(np.array([3, length]), "window", longest, overlap)
-    return pieces.start[pieces.row == 1].tolist()
+    starts: list[int] = pieces.start[pieces.row == 1].tolist()
+    return starts
 
 
 @given(length=st.integers(1, 9000), longest=st.integers(1, 1500), data=st.data())

@@ -1,8 +1,8 @@
-"""Run the fault tests and write what they saw into docs/faults.md.
+"""Run the tests of faults and of changes, and write what they saw into docs/faults.md and docs/content.md.
 
     python -m tests.workflow.fault_table            # all of them; those on Slurm as root, where Slurm is installed
 
-The tests themselves hold every row against that file, so it cannot grow old unnoticed.
+The tests themselves hold every row against these files, so they cannot grow old unnoticed.
 """
 
 from __future__ import annotations
@@ -14,25 +14,31 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.workflow.faults import RECORD, TABLE
+from tests.workflow.tables import CONTENT, FAULTS, RECORD
 
-TESTS = ("tests/workflow/test_faults.py", "tests/slurm/test_workflow.py")
-HEAD = "| fault | what is lost | jobs run again |\n| --- | --- | --- |\n"
+TABLES = {
+    FAULTS: (
+        ("tests/workflow/test_faults.py", "tests/slurm/test_workflow.py"),
+        "| fault | what is lost | jobs run again |\n| --- | --- | --- |\n",
+    ),
+    CONTENT: (("tests/workflow/test_content.py",), "| what changed | jobs run again |\n| --- | --- |\n"),
+}
 BEGIN, END = "<!-- printed by tests/workflow/fault_table.py -->\n", "<!-- end -->\n"
 
 
 def main() -> None:
+    tests = [test for named, _ in TABLES.values() for test in named]
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows")
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-rs", *TESTS], env={**os.environ, RECORD: str(rows)}, check=False
-        )
-        if done.returncode != 0:
-            sys.exit("error: a fault test failed; docs/faults.md is left as it was")
-        table = HEAD + "".join(json.loads(line) + "\n" for line in rows.read_text().splitlines())
-    print(table)
-    before, _, rest = TABLE.read_text().partition(BEGIN)
-    TABLE.write_text(before + BEGIN + table + END + rest.partition(END)[2])
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", *tests]
+        if subprocess.run(command, env={**os.environ, RECORD: str(rows)}, check=False).returncode != 0:
+            sys.exit("error: a test failed; the docs are left as they were")
+        printed = [json.loads(line) for line in rows.read_text().splitlines()]
+    for path, (_, head) in TABLES.items():
+        table = head + "".join(f"{row}\n" for name, row in printed if name == path.name)
+        print(table)
+        before, _, rest = path.read_text().partition(BEGIN)
+        path.write_text(before + BEGIN + table + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

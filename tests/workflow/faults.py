@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -18,13 +17,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from tests.workflow import tables
 from tests.workflow.running import ROOT, SNAKEFILE, Result
 
 HOOKS = Path(__file__).parent / "fault_hooks"
-TABLE = ROOT / "docs" / "faults.md"
-RECORD = "VIRNUCPRO_TEST_FAULT_TABLE"
-"""Set to a file's name, it gathers the rows there (see fault_table.py); else the rows must stand in the docs."""
-
 CHUNKS = 10
 
 TARGET = "results/own/embeddings.parquet"
@@ -115,7 +111,7 @@ class Run:
     def call(self, *arguments: str) -> Result:
         return self.finish(self.start(*arguments))
 
-    def struck(self, output: Path, seconds: float = 60) -> int:
+    def struck(self, output: Path, seconds: float = 300) -> int:
         """Wait for the process that met its fault at this output, and give its id."""
         file = self.plans / f"{output.name}.pid"
         wait_until(file.exists, seconds)
@@ -165,7 +161,7 @@ def chunks_run(text: str) -> Counter[int]:
     return Counter(int(match[1]) for match in found if match)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not happen in time"
@@ -174,13 +170,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def record(fault: str, lost: str, again: Counter[str]) -> None:
     """Put a row into the table of faults, or hold it against the one in the docs."""
-    jobs = ", ".join(f"{count} {name}" for name, count in sorted(again.items()) if count) or "none"
-    row = f"| {fault} | {lost} | {jobs} |"
-    if RECORD in os.environ:
-        with Path(os.environ[RECORD]).open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    else:
-        assert row in TABLE.read_text(), f"{TABLE} is out of date (python -m tests.workflow.fault_table): {row}"
+    tables.record(tables.FAULTS, fault, lost, again)
 
 
 def _environment_of(pid: int) -> bytes:

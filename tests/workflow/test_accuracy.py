@@ -57,6 +57,6 @@ def test_the_table_equals_fair_esm(outliers: bool, dtype: torch.dtype, tmp_path:
             scale = max(1.0, float(np.abs(residues).max()))
             pooled = np.abs(table.loc[name, f"embedding_{layer}"] - residues.mean(0)).max()
             assert pooled <= TOLERANCE * scale, (name, layer, pooled, scale)
-            ours = np.stack(list(table.loc[name, f"residues_{layer}"]))
+            ours = np.stack(list(table[f"residues_{layer}"][name]))
             assert ours.shape == residues.shape
             assert np.abs(ours - residues).max() <= TOLERANCE * scale, (name, layer)

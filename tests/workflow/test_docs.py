@@ -25,6 +25,10 @@ from virnucpro.models.esm2.sizes import ESM2_MODELS
 from virnucpro.report.plan import H200_TOKENS_PER_SECOND
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEVELOPERS = [
+    ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/results/README.md")
+]
+"""Pages for those who change the code, and the decisions: their links are followed, their commands are not typed."""
 FASTA = ">a\nMKVLAAGIV\n>b\nMKVX\n" + "".join(f">p{n}\nM{'KVLAAGIVE'[: n + 2] * 3}\n" for n in range(7))
 ALL_FORMATS = "{formats: [parquet, hdf5, npy, virnucpro_pt]}"
 SUBSTITUTES = {
@@ -173,7 +177,7 @@ def test_commands_run(block: Block, command: str, clone: Path, tmp_path: Path) -
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in PAGES:
+    for page in [*PAGES, *DEVELOPERS, *sorted((ROOT / "docs" / "decisions").glob("*.md"))]:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} names {target}"
 

@@ -48,7 +48,7 @@ def assert_one_sentence(folder: Path, config: dict[str, object], words: list[str
 )
 def test_a_wrong_fasta(text: bytes, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "own.faa").write_bytes(text)
-    config = {"samples": "own.faa", "model": "esm2_demo"}
+    config: dict[str, object] = {"samples": "own.faa", "model": "esm2_demo"}
     assert_one_sentence(tmp_path, config, words, log="own/split_proteins.log")
     assert not (tmp_path / "results/own/proteins.parquet").exists()
     assert not (tmp_path / "results/own/chunks").exists()
@@ -100,7 +100,7 @@ def no_checkpoint(path: Path) -> None:
 def test_a_wrong_checkpoint(write: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "own.faa").write_text(GOOD)
     write(tmp_path / "model.pt")
-    config = {"samples": "own.faa", "model": "model.pt"}
+    config: dict[str, object] = {"samples": "own.faa", "model": "model.pt"}
     assert_one_sentence(tmp_path, config, ["model.pt"], log="prepare_weights.log")
     assert not (tmp_path / "owned").exists(), "the pickle was run"
     assert not list(tmp_path.glob("resources/*"))
@@ -109,7 +109,7 @@ def test_a_wrong_checkpoint(write: Callable[[Path], None], tmp_path: Path) -> No
 def test_a_layer_that_the_checkpoint_does_not_have(tmp_path: Path) -> None:
     (tmp_path / "own.faa").write_text(GOOD)
     write_checkpoint(tmp_path / "model.pt", DEMO_ARCHITECTURE)
-    config = {"samples": "own.faa", "model": "model.pt", "layers": 5}
+    config: dict[str, object] = {"samples": "own.faa", "model": "model.pt", "layers": 5}
     assert_one_sentence(tmp_path, config, ["layer 5", "4 layers"], log="own/embed_esm2/chunk_00000.log")
 
 

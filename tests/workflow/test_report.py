@@ -75,7 +75,7 @@ def page(request: pytest.FixtureRequest, report: Path, tmp_path: Path) -> Iterat
     width, height, mobile = WIDTHS[request.param]
     with Page(tmp_path / "profile", width=width, height=height, mobile=mobile) as page:
         # Elsewhere than it was made, where nothing lies beside it.
-        page.open(shutil.copy(report, tmp_path / "alone.html"))
+        page.open(Path(shutil.copy(report, tmp_path / "alone.html")))
         page.wait_for("document.querySelector('#app nav')")
         yield page
 

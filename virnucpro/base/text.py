@@ -18,12 +18,20 @@ def listed(counts: Counter[str], of: str) -> str:
 
 
 def number(count: int, of: str) -> str:
-    """``1 chunk``, ``1,234 chunks``."""
+    """A count with its noun.
+
+    >>> number(1, "chunk"), number(1234, "chunk")
+    ('1 chunk', '1,234 chunks')
+    """
     return f"{count:,} {of}" + ("" if count == 1 else "s")
 
 
 def duration(seconds: float) -> str:
-    """``0.3 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    """Seconds in words.
+
+    >>> duration(0.31), duration(125), duration(12_000)
+    ('0.3 s', '2 min 5 s', '3 h 20 min')
+    """
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.errors import UserError
-
-SPECIAL_TOKENS = 2
-"""BOS and EOS, which every piece of a protein gets."""
+from virnucpro.chunking.size import SPECIAL_TOKENS
 
 
 def piece_lengths(lengths: NDArray[np.integer], policy: str, longest: int) -> NDArray[np.int64]:

@@ -1,9 +1,12 @@
-"""How large a chunk is when nobody says so."""
+"""How large a chunk is when nobody says so. Needs no numpy: dry runs plan with it where only Snakemake is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import NamedTuple
+
+SPECIAL_TOKENS = 2
+"""BOS and EOS."""
 
 MEAN_RESIDUES = 20_000_000
 """About ten minutes of the 3B model on a data-centre GPU; loading the model costs a job some seconds."""
@@ -43,6 +46,9 @@ def chunk_count(residues: int, proteins: int, chunk_residues: int, multiple_of: 
     With ``multiple_of`` over 1 (the GPUs that share the work) the number is rounded up to a multiple of it,
     so that no GPU works on a last chunk while the others wait; not where chunks would fall below a tenth of
     ``chunk_residues``, because each job also loads the model.
+
+    >>> chunk_count(45_000_000, 150_000, 20_000_000), chunk_count(45_000_000, 150_000, 20_000_000, multiple_of=8)
+    (3, 8)
     """
     count = max(1, -(-residues // chunk_residues))
     rounded = -(-count // multiple_of) * multiple_of

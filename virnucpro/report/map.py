@@ -1,7 +1,4 @@
-"""A flat map of embeddings: principal components, and UMAP where it is installed.
-
-Choose and read the embeddings that a map shows, out of the chunk files, in bounded memory.
-"""
+"""A flat map of embeddings: those that it shows, their principal components, and UMAP where it is installed."""
 
 from __future__ import annotations
 
@@ -74,7 +71,7 @@ def umap_coordinates(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class DrawnRows:
+class ChosenVectors:
     """Mean embeddings, float32 (n, D), of n different proteins of a sample that has ``total``; their lengths, (n,)."""
 
     vectors: NDArray[np.float32]
@@ -82,8 +79,8 @@ class DrawnRows:
     total: int
 
 
-def draw_rows(tensors: Sequence[Path], layer: int, most: int) -> DrawnRows:
-    """Read the mean embeddings of at most ``most`` proteins, evenly drawn with a fixed seed.
+def choose_vectors(tensors: Sequence[Path], layer: int, most: int) -> ChosenVectors:
+    """Read the mean embeddings of at most ``most`` proteins, chosen evenly with a fixed seed, in bounded memory.
 
     The chunk files hold each different sequence once, whatever tables were written. Where they hold residues
     alone, the means are taken of those.
@@ -99,13 +96,13 @@ def draw_rows(tensors: Sequence[Path], layer: int, most: int) -> DrawnRows:
     chunks = [read_chunk_file(path) for path in sorted(tensors)]
     starts = np.concatenate([[0], np.cumsum([chunk.proteins for chunk in chunks])])
     total = int(starts[-1])
-    drawn = np.arange(total)
+    chosen = np.arange(total)
     if total > most:
-        drawn = np.sort(np.random.default_rng(0).choice(total, most, replace=False))
+        chosen = np.sort(np.random.default_rng(0).choice(total, most, replace=False))
     vectors, lengths = [], []
     with RowReader(chunks) as reader:
         for place, chunk in enumerate(chunks):
-            rows = drawn[(drawn >= starts[place]) & (drawn < starts[place + 1])] - starts[place]
+            rows = chosen[(chosen >= starts[place]) & (chosen < starts[place + 1])] - starts[place]
             if not len(rows):
                 continue
             lengths.append(reader.rows(place, "lengths", rows))
@@ -113,7 +110,7 @@ def draw_rows(tensors: Sequence[Path], layer: int, most: int) -> DrawnRows:
                 vectors.append(reader.rows(place, f"mean.{layer}", rows))
             else:
                 vectors.append(_means(reader, place, f"residues.{layer}", rows))
-    return DrawnRows(np.concatenate(vectors), np.concatenate(lengths), total)
+    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), total)
 
 
 def _means(reader: RowReader, place: int, name: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:

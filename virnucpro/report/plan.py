@@ -1,4 +1,7 @@
-"""What a run will do, said before it does it: chunks, proteins, residues and GPU time (``snakemake --dry-run``)."""
+"""What a run will do, said before it does it: chunks, proteins, residues and GPU time (``snakemake --dry-run``).
+
+Needs no numpy: with conda, Snakemake's own Python has none.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.base.errors import UserError
+from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.text import duration, number
-from virnucpro.chunking.cost import SPECIAL_TOKENS
-from virnucpro.chunking.size import chunk_count
+from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_count
 from virnucpro.config import RunConfig
 from virnucpro.sequences.amount import Amount, estimate
-from virnucpro.storage.chunk_file import read_chunk_file
 
 H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 95_600}
 """In fp16 on one NVIDIA H200 with torch 2.11 (benchmarks/results); in docs/models.md too."""
@@ -117,10 +119,11 @@ def _amount(run: RunConfig, files: Sequence[Path]) -> Amount | None:
 def _rate(tensors: Path, digest: str, run: RunConfig) -> Rate | None:
     """How a finished chunk ran; None when it is not there, or of other sequences, another model or precision."""
     try:
-        metadata = read_chunk_file(tensors).metadata
+        with tensors.open("rb") as file:
+            metadata = read_header(file).metadata
         statistics = json.loads(metadata["statistics"])
         rate = Rate(float(statistics["tokens"]), float(statistics["seconds"]), metadata["device"])
-    except (UserError, KeyError, ValueError):
+    except (OSError, HeaderError, KeyError, ValueError):
         return None
     wanted = {"model": run.model_name, "precision": run.precision, "chunk_digest": digest}
     return rate if all(metadata.get(key) == value for key, value in wanted.items()) else None

@@ -40,6 +40,6 @@ def read_sample(path: Path) -> Sample:
         folder=path.parent,
         provenance=report.provenance,
         counts={**report.provenance.counts, **merged, "recomputed": recomputed},
-        tables={name: path.parent / TABLES[name] for name in report.tables if name in TABLES},
+        tables={name: path.parent / TABLES[name].name for name in report.tables if name in TABLES},
         chunks=report.chunks,
     )

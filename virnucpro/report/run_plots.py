@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from virnucpro.base.text import number
-from virnucpro.report.read import Sample
+from virnucpro.report.read import Sample, read_sample
 from virnucpro.report.sample_plots import MANY_POINTS
-from virnucpro.report.style import COLOURS, LARGE, horizontal_bars, house_style, label_bars, looks, new_figure
+from virnucpro.report.style import (
+    COLOURS,
+    LARGE,
+    empty_figure,
+    horizontal_bars,
+    house_style,
+    label_bars,
+    looks,
+    new_figure,
+    write,
+)
 from virnucpro.report.summary import attention_of, chunks_by, precisions_of, work_of
 from virnucpro.storage.report_record import ChunkRun
 
@@ -154,3 +165,27 @@ def _largest(samples: Sequence[Sample]) -> list[Sample]:
 
 def _of(title: str, samples: Sequence[Sample]) -> str:
     return title if len(samples) <= MOST_SAMPLES else f"{title} ({MOST_SAMPLES} largest of {len(samples)} samples)"
+
+
+RUN_PLOTS: dict[str, Callable[[Sequence[Sample]], Figure]] = {
+    "throughput": plot_throughput,
+    "provenance": plot_provenance,
+    "packing": plot_packing,
+    "duplicates": plot_duplicates,
+}
+
+
+def plot_run(reports: Sequence[Path], outputs: Mapping[str, Sequence[Path]]) -> None:
+    """Draw the whole run.
+
+    Args:
+        reports: ``embeddings.json`` of each sample.
+        outputs: for each name of :data:`RUN_PLOTS` the files to write (.svg, .png).
+
+    Raises:
+        UserError: a report is missing or damaged, or an output cannot be written.
+    """
+    samples = [read_sample(path) for path in reports]
+    is_empty = not any(sample.chunks for sample in samples)
+    for name, paths in outputs.items():
+        write(empty_figure(f"The run: {name}") if is_empty else RUN_PLOTS[name](samples), paths)

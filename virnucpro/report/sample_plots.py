@@ -1,10 +1,9 @@
-"""The numbers behind the plots of one sample's sequences, out of its index.
-
-Plots of one sample: the lengths of its proteins, what was done to them, and a map of their embeddings.
-"""
+"""Plots of one sample: the lengths of its proteins, what was done to them, and a map of their embeddings."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from virnucpro.report.map import Components
-from virnucpro.report.read import Sample
-from virnucpro.report.style import COLOURS, LARGE, QUIET, horizontal_bars, house_style, label_bars, new_figure, short
+from virnucpro.report.map import (
+    Components,
+    choose_vectors,
+    principal_components,
+    umap_coordinates,
+    umap_is_installed,
+)
+from virnucpro.report.read import Sample, read_sample
+from virnucpro.report.style import (
+    COLOURS,
+    LARGE,
+    QUIET,
+    empty_figure,
+    horizontal_bars,
+    house_style,
+    label_bars,
+    new_figure,
+    short,
+    write,
+)
 from virnucpro.storage.index import read_index
 
 
@@ -69,7 +85,7 @@ def treatments(sample: Sample) -> dict[str, int]:
         "residues changed to X": counts["replaced_records"],
         "run in overlapping windows": counts["windowed"],
         "truncated": counts["truncated"],
-        "run again in a wider format": counts["recomputed"],
+        "recomputed in a wider format": counts["recomputed"],
     }
 
 
@@ -126,7 +142,7 @@ def _limit(sample: Sample) -> str:
 
 
 def plot_treatments(sample: Sample) -> Figure:
-    """What share of the proteins was deduplicated, cleaned, windowed, truncated or computed again."""
+    """What share of the proteins was deduplicated, cleaned, windowed, truncated or recomputed."""
     with house_style():
         figure, (axes,) = new_figure(height=3.6)
         counts = treatments(sample)
@@ -199,3 +215,47 @@ def _points(axes: Axes, places: NDArray[np.float64], lengths: NDArray[np.integer
     bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     bar.ax.yaxis.set_major_formatter(LARGE)
     bar.ax.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+
+
+SAMPLE_PLOTS = ("lengths", "sequences", "map")
+
+MOST_POINTS = 20_000
+"""Proteins on a map: with 2560 numbers each they take 200 MB, and more could not be told apart anyway."""
+
+FEWEST_FOR_UMAP = 10
+
+
+def plot_sample(
+    report: Path,
+    index: Path,
+    tensors: Sequence[Path],
+    outputs: Mapping[str, Sequence[Path]],
+    *,
+    most_points: int = MOST_POINTS,
+    logger: logging.Logger,
+) -> None:
+    """Draw one sample.
+
+    Args:
+        report, index, tensors: its ``embeddings.json``, its index and its chunk files.
+        outputs: for each name of :data:`SAMPLE_PLOTS` the files to write (.svg, .png).
+        most_points: bound on the proteins of the map.
+
+    Raises:
+        UserError: an input is missing or damaged, or an output cannot be written.
+    """
+    sample = read_sample(report)
+    if not sample.chunks:
+        for name, paths in outputs.items():
+            write(empty_figure(f"{short(sample.name)}: {name}"), paths)
+        return
+    write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
+    write(plot_treatments(sample), outputs["sequences"])
+    chosen = choose_vectors(tensors, sample.provenance.layers[-1], most_points)
+    components = principal_components(chosen.vectors)
+    umap = None
+    if umap_is_installed() and len(chosen.vectors) >= FEWEST_FOR_UMAP:
+        umap = umap_coordinates(chosen.vectors)
+    else:
+        logger.info("the map shows principal components; with the package umap-learn it shows UMAP too")
+    write(plot_map(sample, components, chosen.lengths, umap=umap, shown_of=chosen.total), outputs["map"])

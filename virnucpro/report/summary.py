@@ -1,7 +1,4 @@
-"""Sums over chunks and samples, and what of a run was not the same everywhere.
-
-The summary of a run: a table for programs and the text that closes the run in the terminal.
-"""
+"""The summary of a run: sums over chunks and samples, a table for programs, and the text that closes the run."""
 
 from __future__ import annotations
 
@@ -280,7 +277,7 @@ def treated(samples: Sequence[Sample]) -> list[str]:
     if count_of(samples, "truncated"):
         said.append(f"{count('truncated')} {over} lost what is beyond")
     if count_of(samples, "recomputed"):
-        said.append(f"{count('recomputed')} overflowed in half precision and ran again in a wider format")
+        said.append(f"{count('recomputed')} overflowed in half precision and were recomputed in a wider format")
     if retries:
         said.append(f"memory ran out {number(retries, 'time')} and batches were made smaller")
     return said

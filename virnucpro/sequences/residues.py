@@ -31,6 +31,9 @@ def clean_residues(text: bytes) -> tuple[bytes, int] | None:
     Returns:
         residues (ASCII, letters of :data:`RESIDUES`, maybe empty) and how many became ``X``; None when the
         text holds anything else (a digit, ``>``, a byte outside ASCII).
+
+    >>> clean_residues(b"mkv j*\\nLL*"), clean_residues(b"MK7")
+    ((b'MKVXXLL', 2), None)
     """
     residues = text.translate(_CLEANING, SPACE)
     if b"\0" in residues:

@@ -116,7 +116,11 @@ def parse_groups(text: str) -> list[NodeGroup]:
 
 
 def parse_gres(text: str) -> dict[str, int]:
-    """GPUs by type in ``gpu:a100:4(S:0-1),gpu:2,nvme:1``; those without a type under ``""``."""
+    """GPUs by type in a node's generic resources; those without a type under ``""``.
+
+    >>> parse_gres("gpu:a100:4(S:0-1),gpu:2,nvme:1")
+    {'a100': 4, '': 2}
+    """
     gpus: dict[str, int] = {}
     for found in _GRES.finditer(text):
         kind = found["type"] or ""

@@ -66,6 +66,9 @@ def is_ampere_or_newer(feature: str, also: Iterable[str] = ()) -> bool:
     Args:
         feature: the feature as Slurm lists it; case and separators do not matter.
         also: features that the site says mean so, letter for letter.
+
+    >>> [is_ampere_or_newer(feature) for feature in ("A100-SXM4-80GB", "rtx_3090", "sm80", "v100", "avx512")]
+    [True, True, True, False, False]
     """
     if feature in also:
         return True

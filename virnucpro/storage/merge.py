@@ -153,7 +153,7 @@ def merge_embeddings(
     if FileProof.of(index) != split.index:
         raise UserError(f"{index} is not what the split wrote, so it was damaged: run the same command again")
     chunk_files = verify_chunks(split, tensors, expected, threads=threads)
-    layout = table_layout(chunk_files, expected, dtype)
+    layout = table_layout(chunk_files, expected, dtype, records_per_file)
     if not layout.names:
         raise UserError(
             f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
@@ -163,10 +163,7 @@ def merge_embeddings(
     runs = chunk_runs(chunk_files)
     records = windowed = truncated = 0
     with ExitStack() as stack:
-        tables = [
-            stack.enter_context(open_table(name, Path(path), layout, origin, records_per_file))
-            for name, path in outputs.items()
-        ]
+        tables = [stack.enter_context(open_table(name, Path(path), layout, origin)) for name, path in outputs.items()]
         reader = stack.enter_context(RowReader(chunk_files))
         for rows in _gather(index, chunk_files, reader, layout):
             for table in tables:
@@ -190,7 +187,8 @@ def _remove_what_no_longer_belongs(
 ) -> None:
     """Tables of formats that are no longer asked for, and chunk files that are none of the sample's any more."""
     kept = {Path(path).name for path in outputs.values()}
-    old = [folder / name for name in TABLES.values() if name not in kept and (folder / name).exists()]
+    names = [table.name for table in TABLES.values() if table.name not in kept]
+    old = [folder / name for name in names if (folder / name).exists()]
     chunk_files = {Path(path).resolve() for path in tensors}
     for place in {path.parent for path in chunk_files}:
         old += sorted(path for path in place.glob("chunk_*.safetensors") if path not in chunk_files)

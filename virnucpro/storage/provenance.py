@@ -19,12 +19,12 @@ from virnucpro.storage.tables.rows import Layout
 from virnucpro.storage.verify import PROVENANCE
 
 
-def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype: str) -> Layout:
+def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype: str, records_per_file: int) -> Layout:
     """What the tables of these chunk files (verified: all alike) will hold; without any, what was expected of them."""
     if not chunks:
         layers, pooling = tuple(json.loads(expected["layers"])), json.loads(expected["pooling"])
         means_of, residues_of = (layers if kind in pooling else () for kind in POOLINGS)
-        return Layout(json.loads(expected["embed_dim"]), means_of, residues_of, dtype)
+        return Layout(json.loads(expected["embed_dim"]), means_of, residues_of, dtype, records_per_file)
     means: list[int] = []
     residues: list[int] = []
     embed_dim = 0
@@ -33,7 +33,7 @@ def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype
         if kind in ("mean", "residues"):
             (means if kind == "mean" else residues).append(int(layer))
             embed_dim = chunks[0].layout[name][1][1]
-    return Layout(embed_dim, tuple(sorted(means)), tuple(sorted(residues)), dtype)
+    return Layout(embed_dim, tuple(sorted(means)), tuple(sorted(residues)), dtype, records_per_file)
 
 
 def provenance(

@@ -59,6 +59,7 @@ def locate_checkpoint(model: str, log: Log, *, url: str = CHECKPOINT_URL) -> Pat
     except DownloadError as error:
         raise UserError(
             f"cannot download {model}: {error}. Fetch {source} on a machine with network and put it at {target}, "
-            "or set `model:` to the path of a copy; a download that broke off goes on at the next run"
+            "or set `model:` to the path of a copy, or TORCH_HOME to a folder of yours; a download that broke off goes "
+            "on at the next run"
         ) from None
     return target

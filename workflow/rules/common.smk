@@ -28,7 +28,7 @@ from virnucpro.config import load_config, planning_architecture
 from virnucpro.base.errors import UserError
 from virnucpro.run_state import made_before, other_samples, run_state, stale_tables
 from virnucpro.storage.state import MISSING
-from virnucpro.storage.tables import FOLDERS, TABLES
+from virnucpro.storage.tables import TABLES
 
 if Path("config.yaml").is_file():
 
@@ -110,7 +110,9 @@ def tied(reason, output, given=(), **products):
         for key, files in products.items()
     }
     made = [str(output), *chain.from_iterable(products.values())]
-    products["given"] = ancient([str(file) for file in given])
+    # Snakemake fails a job whose output is older than an input, be it ancient, as files with a date to come are.
+    files = [str(file) for file in given if Path(file).stat().st_mtime < time.time()]
+    products["given"] = ancient(files)
     if not workflow.is_main_process:
         return products
     products["changed"] = [str(changed())]
@@ -227,13 +229,13 @@ def embed_time(wildcards, input, threads, attempt):
 
 
 def table(name):
-    path = SAMPLE / TABLES[name]
-    return directory(path) if name in FOLDERS else path
+    path = SAMPLE / TABLES[name].name
+    return directory(path) if TABLES[name].is_folder else path
 
 
 def all_tables():
     """What the merges make, of every sample and in every format: gone or newly asked for, it is made again."""
-    files = [SAMPLE / TABLES[name] for name in run.formats]
+    files = [SAMPLE / TABLES[name].name for name in run.formats]
     return expand([*files, SAMPLE / "embeddings.json"], sample=run.samples)
 
 

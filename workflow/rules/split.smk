@@ -19,6 +19,7 @@ checkpoint split_proteins:
         mem_mb=lambda wildcards, input, attempt: attempt * (2000 + input.size_mb),
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
+        files=lambda wildcards: list(map(str, run.samples[wildcards.sample])),
         chunk_residues=run.chunk_residues,
         multiple_of=run.chunks_multiple_of,
         embed_dim=run.embed_dim,

@@ -20,6 +20,7 @@ rule translate_contigs:
         mem_mb=lambda wildcards, attempt: attempt * 2000,
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
+        files=lambda wildcards: list(map(str, run.samples[wildcards.sample])),
         window=run.nucleotide_window,
         policies=asdict(run.policies),
     script:

@@ -8,7 +8,7 @@ from virnucpro.jobs import job
 
 with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     split_proteins(
-        [Path(file) for file in snakemake.input.get("translated") or snakemake.input.given],
+        [Path(file) for file in snakemake.input.get("translated") or snakemake.params.files],
         Path(snakemake.output.index),
         Path(snakemake.output.chunks),
         Path(snakemake.output.skipped),

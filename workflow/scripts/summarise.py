@@ -5,7 +5,7 @@ from pathlib import Path
 from virnucpro.base.digest import file_sha256
 from virnucpro.base.products import write_products
 from virnucpro.jobs import job
-from virnucpro.report.figures import RUN_PLOTS, plot_run
+from virnucpro.report.run_plots import RUN_PLOTS, plot_run
 from virnucpro.report.summary import summarise
 from virnucpro.storage.identity import reports_origin
 

@@ -11,6 +11,6 @@ from virnucpro.storage.identity import translation_origin
 with job(f"translate_contigs {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     window, policies = snakemake.params.window, InputPolicies(**snakemake.params.policies)
     outputs = [Path(snakemake.output[name]) for name in ("proteins", "nucleotides", "skipped")]
-    contigs = [Path(file) for file in snakemake.input.given]
+    contigs = [Path(file) for file in snakemake.params.files]
     counts = translate_contigs(contigs, *outputs, window=window, policies=policies, logger=log)
     write_products(Path(snakemake.output.record), translation_origin(counts.inputs, window, policies), outputs)

@@ -17,11 +17,12 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 _replace = os.replace
 
 
-def _strike(plan: str, source: object, target: object) -> bool:
+def _strike(plan: str, source: str, target: str) -> bool:
     """Do what the plan says; True when the file has been taken care of."""
     with open(plan) as file:
         word, _, rest = file.read().strip().partition(" ")
@@ -53,12 +54,12 @@ def _strike(plan: str, source: object, target: object) -> bool:
     return False
 
 
-def _replace_or_fail(source, target, **options):
+def _replace_or_fail(source: Any, target: Any, **options: Any) -> None:
     plan = os.path.join(os.environ["VIRNUCPRO_TEST_FAULTS"], os.path.basename(target))
-    if os.path.exists(plan) and _strike(plan, source, target):
+    if os.path.exists(plan) and _strike(plan, os.fspath(source), os.fspath(target)):
         return
     _replace(source, target, **options)
 
 
 if "VIRNUCPRO_TEST_FAULTS" in os.environ:
-    os.replace = _replace_or_fail
+    os.replace = _replace_or_fail  # type: ignore[assignment]

@@ -1,64 +1,131 @@
-"""What the tables are called, for those that only name them.
+"""Merged tables: the formats there are, and writing and reading a table of any of them.
 
-The formats that a merged table can have, by the names that the configuration uses.
+Each format has a module of its own that writes and reads it. Needs the standard library alone until a table is opened:
+the process that plans a run asks for names only, and not everyone has h5py, pyarrow and torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from virnucpro.base.atomic import atomic_directory, atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.storage.report_record import Provenance
-from virnucpro.storage.tables.rows import Layout, TableWriter
+
+if TYPE_CHECKING:
+    from virnucpro.storage.tables.rows import Embeddings, Layout, ResidueEmbeddings, TableWriter
+
+
+class TableFormat(NamedTuple):
+    """One format: its table's name in a sample's folder, whether that is a folder, our module, and the library."""
+
+    name: str
+    is_folder: bool
+    module: str
+    library: str
+
 
 TABLES = {
-    "parquet": "embeddings.parquet",
-    "hdf5": "embeddings.h5",
-    "virnucpro_pt": "virnucpro_pt",
-    "npy": "embeddings_npy",
+    "parquet": TableFormat("embeddings.parquet", False, "parquet", "pyarrow"),
+    "hdf5": TableFormat("embeddings.h5", False, "hdf5", "h5py"),
+    "virnucpro_pt": TableFormat("virnucpro_pt", True, "virnucpro_pt", "torch"),
+    "npy": TableFormat("embeddings_npy", True, "npy", "numpy"),
 }
-"""What a format's table is called in a sample's folder."""
+"""The formats, by the names that the configuration uses."""
 
 
-FOLDERS = frozenset({"virnucpro_pt", "npy"})
-"""Formats whose table is a folder of files."""
+class _Module(Protocol):
+    """What each format's module has."""
+
+    def write_table(self, path: Path, layout: Layout, provenance: Provenance) -> TableWriter: ...
+
+    def read_embeddings(self, path: Path, layer: int | None) -> Embeddings: ...
+
+    def read_residues(self, path: Path, layer: int | None) -> ResidueEmbeddings: ...
+
+
+def check_formats(names: Sequence[str]) -> None:
+    """See that tables of these formats can be written and read here, before anything is computed for them.
+
+    Raises:
+        UserError: no format, one that is not known, or one whose library is not installed.
+    """
+    unknown = [name for name in names if name not in TABLES]
+    if unknown or not names:
+        raise UserError(f"unknown table formats {unknown}: give one or more of {', '.join(TABLES)}")
+    for name in names:
+        if find_spec(TABLES[name].library) is None:
+            raise UserError(
+                f"the format {name} needs the package {TABLES[name].library}, which is not installed: "
+                'pip install "virnucpro[data]"'
+            )
+
+
+def _module(name: str) -> _Module:
+    check_formats([name])
+    return cast(_Module, import_module(f"{__name__}.{TABLES[name].module}"))
 
 
 @contextmanager
-def open_table(
-    name: str, path: Path, layout: Layout, provenance: Provenance, records_per_file: int
-) -> Iterator[TableWriter]:
+def open_table(name: str, path: Path, layout: Layout, provenance: Provenance) -> Iterator[TableWriter]:
     """A writer of the format called ``name``; its file or folder is in place when the block ends well.
 
     Raises:
-        UserError: a format that is not known, or that cannot hold what ``layout`` says.
+        UserError: a format that is not known, whose library is not installed, or that cannot hold what ``layout`` says.
     """
-    # Each is imported when it is used: h5py and torch are slow to load, and not everyone has both.
-    if name == "parquet":
-        from virnucpro.storage.tables.parquet import ParquetTable
+    module = _module(name)
+    put_in_place = atomic_directory if TABLES[name].is_folder else atomic_path
+    with put_in_place(path) as temporary, module.write_table(temporary, layout, provenance) as table:
+        yield table
+        table.finish()
 
-        with atomic_path(path) as temporary, closing(ParquetTable(temporary, layout, provenance)) as table:
-            yield table
-    elif name == "hdf5":
-        from virnucpro.storage.tables.hdf5 import Hdf5Table
 
-        with atomic_path(path) as temporary, closing(Hdf5Table(temporary, layout, provenance)) as table:
-            yield table
-    elif name == "virnucpro_pt":
-        from virnucpro.storage.tables.virnucpro_pt import VirnucproTable
+def read_embeddings(path: str | Path, layer: int | None = None) -> Embeddings:
+    """Read the mean vectors of a merged table: Parquet, HDF5, ``npy`` or ``virnucpro_pt``, known by its contents.
 
-        with (
-            atomic_directory(path) as temporary,
-            closing(VirnucproTable(temporary, layout, provenance, records_per_file)) as table,
-        ):
-            yield table
-    elif name == "npy":
-        from virnucpro.storage.tables.npy import NpyTable
+    ``npy`` is memory-mapped: nothing is read until rows are used. The others are read into memory.
 
-        with atomic_directory(path) as temporary, closing(NpyTable(temporary, layout, provenance)) as table:
-            yield table
-    else:
-        raise UserError(f"unknown table format {name!r}: give one of {', '.join(TABLES)}")
+    Args:
+        path: the file or folder that the merge wrote.
+        layer: which layer, when the table holds several.
+
+    Returns:
+        Ids and their vectors, (n, D), float32 or float16, in input order.
+
+    Raises:
+        UserError: there is no such table, it is damaged, it does not hold what is asked for, or the library for its
+            format is not installed.
+    """
+    return _module(_format_of(Path(path))).read_embeddings(Path(path), layer)
+
+
+def read_residues(path: str | Path, layer: int | None = None) -> ResidueEmbeddings:
+    """Read the per-residue vectors of a merged table; see :func:`read_embeddings`.
+
+    Returns:
+        Ids, vectors (sum of residues, D), and offsets (n + 1,): record i's are ``offsets[i]:offsets[i + 1]``.
+    """
+    return _module(_format_of(Path(path))).read_residues(Path(path), layer)
+
+
+def _format_of(path: Path) -> str:
+    """The format of a table, by its contents."""
+    if (path / "ids.txt").is_file():
+        return "npy"
+    if path.is_dir() and any(path.glob("output_*_ESM.pt")):
+        return "virnucpro_pt"
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise UserError(f"{path}: no table can be read there ({error.strerror}); check the path") from None
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if start == b"\x89HDF\r\n\x1a\n":
+        return "hdf5"
+    raise UserError(f"{path} is not a table of embeddings; give what the merge wrote ({', '.join(TABLES)})")

@@ -7,47 +7,81 @@ vector, (D,), or with per-residue pooling the matrix (residues, D). With several
 HDF5 takes ``/`` for a path, so ``file["a/b"]`` finds the dataset ``b`` in the group ``a``: ids with a slash are
 found by their own text, but stand one level down. An id that is no proper path (``/a``, ``a//b``, ``.``), or
 whose path another id bars (``a`` beside ``a/b``), is stored at the root as ``record 17`` (number in input order, from
-0). Both kinds carry the attributes ``id`` and ``record``;
-:func:`virnucpro.storage.tables.reading.read_embeddings` gives all of them by their own ids, in order.
+0). Both kinds carry the attributes ``id`` and ``record``; :func:`virnucpro.read_embeddings` gives all of them by their
+own ids, in order.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.errors import UserError
 from virnucpro.base.records import record_text
 from virnucpro.storage.report_record import Provenance
-from virnucpro.storage.tables.rows import Layout, Rows, as_dtype
+from virnucpro.storage.tables.guarded_file import GuardedFile
+from virnucpro.storage.tables.rows import (
+    Embeddings,
+    Layout,
+    ResidueEmbeddings,
+    Rows,
+    column_name,
+    damaged,
+    read_provenance,
+)
+
+_LARGEST_COMPACT = 60_000
+"""Bytes of a dataset that fits into its own header (64 KiB), which HDF5 protects with a checksum."""
+
+_LARGEST_CHUNK = 1 << 31
+"""Bytes; HDF5 allows up to 4 GiB."""
+
+
+_PAGE = 1 << 16
+_PAGE_BUFFER = 1 << 26
+"""Bytes. Small datasets are gathered into pages, which takes fewer calls and less time; the buffer is larger than
+HDF5's cache of headers. Matrices of residues would end each in a page that is partly empty."""
 
 
 class Hdf5Table:
-    """Writes one dataset a record and column, through h5py's low-level calls (a third of the time)."""
+    """Writes one dataset a record and column, through h5py's low-level calls (a third of the time).
+
+    Every byte has a checksum that HDF5 compares when it reads: headers and names by the file format (of 1.10 and later,
+    2016), small datasets because they are stored in their headers (which takes no more space, nor time), large ones,
+    which are matrices of residues, by the filter fletcher32 (4 bytes; about 1 ns a byte).
+    """
 
     def __init__(self, path: Path, layout: Layout, provenance: Provenance) -> None:
-        self._path = path
         self._layout = layout
-        # Readers of HDF5 1.10 and later (2016) open it; names are kept in the order of writing.
-        self._file = h5py.File(path, "w", libver=("v110", "v110"), track_order=True)
+        self._out = GuardedFile(path)
+        options: dict[str, Any] = {"driver": "fileobj", "fileobj": self._out, "libver": ("v110", "v110")}
+        if not layout.residues:
+            options |= {"fs_strategy": "page", "fs_page_size": _PAGE, "page_buf_size": _PAGE_BUFFER}
+        # Names are kept in the order of writing.
+        self._file = h5py.File(path, "w", track_order=True, **options)
         self._file.attrs["virnucpro"] = record_text(provenance)
         self._file.attrs["columns"] = json.dumps(list(layout.names.values()))
         self._links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         self._links.set_create_intermediate_group(True)
         self._links.set_char_encoding(h5py.h5t.CSET_UTF8)
+        self._compact = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        self._compact.set_layout(h5py.h5d.COMPACT)
         self._type = h5py.h5t.py_create(np.dtype(layout.dtype), logical=True)
         self._records = 0
 
+    def __enter__(self) -> Self:
+        return self
+
     def write(self, rows: Rows) -> None:
         columns = list(self._layout.names.items())
-        values = {
-            name: as_dtype((rows.mean if kind == "mean" else rows.residues)[layer], self._layout.dtype, self._path)
-            for (kind, layer), name in columns
-        }
+        values = {name: rows.values(kind, layer, self._layout.dtype) for (kind, layer), name in columns}
         for i, record_id in enumerate(rows.ids):
             name, is_plain = self._free_name(record_id)
             for (kind, _), column in columns:
@@ -63,10 +97,17 @@ class Hdf5Table:
             for key, fact in facts.items():
                 self._file[name].attrs[key] = fact
             self._records += 1
+            self._out.check()
 
     def _create(self, name: str, values: NDArray[Any]) -> None:
         space = h5py.h5s.create_simple(values.shape)
-        dataset = h5py.h5d.create(self._file.id, name.encode(), self._type, space, lcpl=self._links)
+        storage = self._compact
+        if values.nbytes > _LARGEST_COMPACT:
+            storage = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            rows = min(len(values), _LARGEST_CHUNK // values[0].nbytes)
+            storage.set_chunk((rows, *values.shape[1:]))
+            storage.set_fletcher32()
+        dataset = h5py.h5d.create(self._file.id, name.encode(), self._type, space, storage, self._links)
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
 
     def _free_name(self, record_id: str) -> tuple[str, bool]:
@@ -100,5 +141,82 @@ class Hdf5Table:
             return isinstance(found, h5py.Dataset)
         return any(isinstance(child, h5py.Dataset) for child in found.values())
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._file.close()
+        self._out.check()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with self._out:
+            self._file.close()
+
+
+write_table = Hdf5Table
+
+
+def read_embeddings(path: Path, layer: int | None) -> Embeddings:
+    """All vectors, read into one matrix."""
+    ids, parts, nothing = _read(path, "embedding", layer)
+    if any(part.shape != nothing.shape[1:] for part in parts):
+        raise damaged(path, f"not all vectors have {nothing.shape[1]} numbers")
+    return Embeddings(ids, np.stack(parts) if parts else nothing)
+
+
+def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
+    """All matrices, joined."""
+    ids, parts, nothing = _read(path, "residues", layer)
+    if any(part.shape[1:] != nothing.shape[1:] for part in parts):
+        raise damaged(path, f"not all residues have {nothing.shape[1]} numbers")
+    offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    return ResidueEmbeddings(ids, np.concatenate([nothing, *parts]), offsets)
+
+
+def _read(path: Path, word: str, layer: int | None) -> tuple[list[str], list[NDArray[Any]], NDArray[Any]]:
+    """Ids and arrays of a column, in input order, and an array of no vectors, which has their width and dtype."""
+    # h5py raises these for what is damaged.
+    try:
+        with h5py.File(path, "r") as file:
+            if "columns" not in file.attrs or "virnucpro" not in file.attrs:
+                raise UserError(f"{path} was not written by virnucpro; read it with h5py")
+            provenance = read_provenance(file.attrs["virnucpro"], path)
+            columns = json.loads(file.attrs["columns"])
+            column = column_name(word, layer, columns, provenance, path)
+            ids, arrays = _read_column(file, column if len(columns) > 1 else None)
+            if len(ids) != provenance["counts"]["records"]:
+                raise damaged(path, f"{len(ids)} records of {provenance['counts']['records']}")
+            return ids, arrays, np.empty((0, provenance["embed_dim"]), provenance["dtype"])
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(path, error) from None
+
+
+def _read_column(file: h5py.File, column: str | None) -> tuple[list[str], list[NDArray[Any]]]:
+    """Ids and arrays, in input order; ``column`` is None where each record is a dataset itself."""
+    plain: list[tuple[str, NDArray[Any]]] = []
+    placed: list[tuple[int, str, NDArray[Any]]] = []
+    for name, found in _records(file, column):
+        # Low-level calls: with a million datasets, the objects that h5py makes of each take most of the time.
+        values = found if column is None else h5py.h5d.open(found, column.encode())
+        array = np.empty(values.shape, values.dtype)
+        values.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+        if h5py.h5a.get_num_attrs(found) and h5py.h5a.exists(found, b"record"):
+            attributes = file[name].attrs
+            placed.append((int(attributes["record"]), str(attributes["id"]), array))
+        else:
+            plain.append((name, array))
+    # Ids that are stored under another name, or one level down, know their place; the rest is in order.
+    for number, record_id, array in sorted(placed, key=lambda item: item[0]):
+        plain.insert(number, (record_id, array))
+    return [record_id for record_id, _ in plain], [array for _, array in plain]
+
+
+def _records(group: h5py.Group, column: str | None, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and identifier of every record (a dataset, or a group of columns), those one level down included."""
+    for name in group:
+        found = h5py.h5o.open(group.id, name.encode())
+        if isinstance(found, h5py.h5d.DatasetID) or (column is not None and _has_column(found, column)):
+            yield f"{above}{name}", found
+        else:
+            yield from _records(group[name], column, f"{above}{name}/")
+
+
+def _has_column(group: Any, column: str) -> bool:
+    return column.encode() in group and isinstance(h5py.h5o.open(group, column.encode()), h5py.h5d.DatasetID)

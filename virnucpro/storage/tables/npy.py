@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -17,31 +18,43 @@ from numpy.typing import NDArray
 
 from virnucpro.base.records import record_text
 from virnucpro.storage.report_record import Provenance
-from virnucpro.storage.tables.rows import Layout, Rows, as_dtype
-
-_HEADER = 128
-"""Bytes of a .npy file before its values, for every shape that fits (numpy's format pads them to a multiple of 64)."""
+from virnucpro.storage.tables.rows import (
+    Embeddings,
+    Layout,
+    ResidueEmbeddings,
+    Rows,
+    column_name,
+    damaged,
+    read_provenance,
+)
 
 
 class _GrowingArray:
-    """A .npy file whose number of rows is known when it is closed."""
+    """A .npy file whose number of rows is known when it is finished.
+
+    It is not mapped while it is written: a full disk under a map kills the process.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], width: tuple[int, ...]) -> None:
         self._file: BinaryIO = path.open("wb")
         self._dtype, self._width, self._rows = dtype, width, 0
-        self._file.write(b" " * _HEADER)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        """NumPy leaves room in it for any number of rows, so that it can be written again in its place."""
+        descr = npy_format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self._rows, *self._width)}
+        npy_format.write_array_header_1_0(self._file, header)
 
     def append(self, values: NDArray[Any]) -> None:
         self._file.write(np.ascontiguousarray(values, self._dtype).data)
         self._rows += len(values)
 
-    def close(self) -> None:
-        shape = (self._rows, *self._width)
-        text = repr({"descr": npy_format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}).encode()
-        magic = npy_format.magic(1, 0)
-        length = _HEADER - len(magic) - 2
+    def finish(self) -> None:
         self._file.seek(0)
-        self._file.write(magic + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n")
+        self._write_header()
+
+    def close(self) -> None:
         self._file.close()
 
 
@@ -51,32 +64,88 @@ class NpyTable:
     def __init__(self, folder: Path, layout: Layout, provenance: Provenance) -> None:
         self._layout = layout
         self._folder = folder
+        (folder / "provenance.json").write_text(record_text(provenance))
         self._stack = ExitStack()
         self._ids = self._stack.enter_context((folder / "ids.txt").open("w", encoding="utf-8", newline="\n"))
         self._treatment = self._stack.enter_context((folder / "treatment.txt").open("w", encoding="ascii"))
-        self._arrays = {name: self._array(name, layout.dtype, layout.embed_dim) for name in layout.names.values()}
-        self._length = self._array("length", "int32")
+        self._arrays: dict[str, _GrowingArray] = {}
+        self._add("length", "int32")
+        for name in layout.names.values():
+            self._add(name, layout.dtype, layout.embed_dim)
         self._residues = 0
-        self._offsets = self._array("offsets", "int64") if layout.residues else None
-        if self._offsets is not None:
-            self._offsets.append(np.zeros(1, np.int64))
-        (folder / "provenance.json").write_text(record_text(provenance))
+        if layout.residues:
+            self._add("offsets", "int64")
+            self._arrays["offsets"].append(np.zeros(1, np.int64))
 
-    def _array(self, name: str, dtype: str, *width: int) -> _GrowingArray:
+    def _add(self, name: str, dtype: str, *width: int) -> None:
         array = _GrowingArray(self._folder / f"{name}.npy", np.dtype(dtype), width)
         self._stack.callback(array.close)
-        return array
+        self._arrays[name] = array
+
+    def __enter__(self) -> Self:
+        return self
 
     def write(self, rows: Rows) -> None:
         self._ids.writelines(f"{record_id}\n" for record_id in rows.ids)
         self._treatment.writelines(f"{word}\n" for word in rows.treatment)
-        self._length.append(rows.length)
+        self._arrays["length"].append(rows.length)
         for (kind, layer), name in self._layout.names.items():
-            values = (rows.mean if kind == "mean" else rows.residues)[layer]
-            self._arrays[name].append(as_dtype(values, self._layout.dtype, self._folder))
-        if self._offsets is not None:
-            self._offsets.append(rows.offsets[1:] + self._residues)
+            self._arrays[name].append(rows.values(kind, layer, self._layout.dtype))
+        if "offsets" in self._arrays:
+            self._arrays["offsets"].append(rows.offsets[1:] + self._residues)
             self._residues += int(rows.offsets[-1])
 
-    def close(self) -> None:
+    def finish(self) -> None:
+        for array in self._arrays.values():
+            array.finish()
         self._stack.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+
+write_table = NpyTable
+
+
+def read_embeddings(path: Path, layer: int | None) -> Embeddings:
+    """The matrix as a read-only map."""
+    ids, matrix = _ids(path), _array(path, _column(path, "embedding", layer), 2)
+    if len(ids) != len(matrix):
+        raise damaged(path, f"{len(ids)} ids, {len(matrix)} vectors")
+    return Embeddings(ids, matrix)
+
+
+def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
+    """The vectors as a read-only map."""
+    ids, values = _ids(path), _array(path, _column(path, "residues", layer), 2)
+    offsets = np.array(_array(path, "offsets", 1))
+    if len(offsets) != len(ids) + 1 or offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
+        raise damaged(path, f"{len(ids)} ids, {len(values)} vectors, and offsets that do not fit them")
+    return ResidueEmbeddings(ids, values, offsets)
+
+
+def _array(folder: Path, name: str, dimensions: int) -> NDArray[Any]:
+    path = folder / f"{name}.npy"
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise damaged(path, error) from None
+    if array.ndim != dimensions or array.dtype.kind not in "fi":
+        raise damaged(path, f"{array.dtype} {array.shape}")
+    return array
+
+
+def _column(folder: Path, word: str, layer: int | None) -> str:
+    provenance = read_provenance(_text(folder / "provenance.json"), folder)
+    return column_name(word, layer, [file.stem for file in folder.glob("*.npy")], provenance, folder)
+
+
+def _ids(folder: Path) -> list[str]:
+    return _text(folder / "ids.txt").split("\n")[:-1]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from None

@@ -3,13 +3,16 @@
 Columns: ``id``, ``length``, ``treatment``, ``precision``, ``replaced``, ``embedding``
 (``fixed_size_list<float>[D]``; ``embedding_{layer}`` for several layers) and, with per-residue pooling,
 ``residues`` (``large_list<fixed_size_list<float>[D]>``: values and offsets). The schema's metadata entry
-``virnucpro`` is the provenance as JSON.
+``virnucpro`` is the provenance as JSON. Each page has a checksum, which readers compare.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +22,15 @@ from numpy.typing import NDArray
 from virnucpro.base.records import record_text
 from virnucpro.storage.index import METADATA_KEY
 from virnucpro.storage.report_record import Provenance
-from virnucpro.storage.tables.rows import Layout, Rows, as_dtype
+from virnucpro.storage.tables.rows import (
+    Embeddings,
+    Layout,
+    ResidueEmbeddings,
+    Rows,
+    column_name,
+    damaged,
+    read_provenance,
+)
 
 _COMPRESSED = ("id", "length", "treatment", "precision", "replaced")
 
@@ -28,7 +39,6 @@ class ParquetTable:
     """Writes one row group each time it is given rows; floats are stored as they are, for they hardly compress."""
 
     def __init__(self, path: Path, layout: Layout, provenance: Provenance) -> None:
-        self._path = path
         self._layout = layout
         vector = pa.list_(pa.field("element", _arrow_type(layout.dtype), nullable=False), layout.embed_dim)
         fields = [
@@ -48,7 +58,11 @@ class ParquetTable:
             compression=dict.fromkeys(_COMPRESSED, "zstd"),
             use_dictionary=["treatment", "precision", "replaced"],
             write_statistics=["id", "length"],
+            write_page_checksum=True,
         )
+
+    def __enter__(self) -> Self:
+        return self
 
     def write(self, rows: Rows) -> None:
         columns = [
@@ -59,22 +73,72 @@ class ParquetTable:
             pa.array(rows.replaced, pa.int32()),
         ]
         for (kind, layer), name in self._layout.names.items():
-            values = (rows.mean if kind == "mean" else rows.residues)[layer]
+            values = rows.values(kind, layer, self._layout.dtype)
             arrow_type = self._schema.field(name).type
             if kind == "mean":
-                columns.append(self._vectors(values, arrow_type))
+                columns.append(_vectors(values, arrow_type))
             else:
-                vectors = self._vectors(values, arrow_type.value_type)
+                vectors = _vectors(values, arrow_type.value_type)
                 columns.append(pa.LargeListArray.from_arrays(pa.array(rows.offsets), vectors, type=arrow_type))
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema), row_group_size=len(rows))
 
-    def _vectors(self, values: NDArray[Any], arrow_type: pa.DataType) -> pa.Array:
-        narrow = np.ascontiguousarray(as_dtype(values, self._layout.dtype, self._path))
-        return pa.FixedSizeListArray.from_arrays(pa.array(narrow.reshape(-1)), type=arrow_type)
-
-    def close(self) -> None:
+    def finish(self) -> None:
         self._writer.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._writer.close()
+
+
+write_table = ParquetTable
+
+
+def _vectors(values: NDArray[Any], arrow_type: pa.DataType) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), type=arrow_type)
 
 
 def _arrow_type(dtype: str) -> pa.DataType:
     return pa.float16() if dtype == "float16" else pa.float32()
+
+
+@contextmanager
+def _opened(path: Path, word: str, layer: int | None) -> Iterator[tuple[pq.ParquetFile, str]]:
+    """The file, and the name of the column to read; damage that is found in the block becomes one sentence."""
+    try:
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            schema = file.schema_arrow
+            entry = (schema.metadata or {}).get(METADATA_KEY)
+            provenance = read_provenance(None if entry is None else entry.decode("utf-8", "replace"), path)
+            yield file, column_name(word, layer, schema.names, provenance, path)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, pa.ArrowException) as error:
+        raise damaged(path, error) from None
+
+
+def read_embeddings(path: Path, layer: int | None) -> Embeddings:
+    """Row group by row group into one matrix, so that the floats are in memory once."""
+    with _opened(path, "embedding", layer) as (file, column):
+        vector = file.schema_arrow.field(column).type
+        matrix = np.empty((file.metadata.num_rows, vector.list_size), vector.value_type.to_pandas_dtype())
+        ids: list[str] = []
+        for batch in file.iter_batches(batch_size=8192, columns=["id", column]):
+            start = len(ids)
+            ids += batch.column("id").to_pylist()
+            values = batch.column(column).flatten().to_numpy()
+            matrix[start : len(ids)] = values.reshape(-1, vector.list_size)
+        if len(ids) != len(matrix):
+            raise ValueError(f"{len(ids)} rows of {len(matrix)}")
+        return Embeddings(ids, matrix)
+
+
+def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
+    """Batch by batch, joined at the end."""
+    with _opened(path, "residues", layer) as (file, column):
+        vector = file.schema_arrow.field(column).type.value_type
+        ids: list[str] = []
+        parts = [np.empty((0, vector.list_size), vector.value_type.to_pandas_dtype())]
+        lengths = [np.zeros(1, np.int64)]
+        for batch in file.iter_batches(batch_size=256, columns=["id", column]):
+            ids += batch.column("id").to_pylist()
+            lists = batch.column(column)
+            parts.append(lists.flatten().flatten().to_numpy().reshape(-1, vector.list_size))
+            lengths.append(lists.value_lengths().to_numpy())
+        return ResidueEmbeddings(ids, np.concatenate(parts), np.cumsum(np.concatenate(lengths), dtype=np.int64))

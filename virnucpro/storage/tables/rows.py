@@ -1,15 +1,20 @@
-"""What merged tables have in common, whatever their format: their columns, and the rows that are written."""
+"""What merged tables have in common, whatever their format: their columns, what is written, and what is read."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import RecordError, checked_entries
+from virnucpro.storage.report_record import Provenance
 
 Floats = NDArray[Any]
 """float32, or float16 where a chunk file was written so."""
@@ -20,13 +25,15 @@ class Layout:
     """What a table holds for each protein.
 
     ``means`` and ``residues`` give the layers of the mean vectors and of the per-residue matrices; ``embed_dim``
-    is the model's width D; ``dtype`` is ``float32`` or ``float16``.
+    is the model's width D; ``dtype`` is ``float32`` or ``float16``. Formats of several files have
+    ``records_per_file`` records in each.
     """
 
     embed_dim: int
     means: tuple[int, ...]
     residues: tuple[int, ...]
     dtype: str = "float32"
+    records_per_file: int = 10_000
 
     @property
     def names(self) -> dict[tuple[str, int], str]:
@@ -58,25 +65,89 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def values(self, kind: str, layer: int, dtype: str) -> Floats:
+        """The ``mean`` or ``residues`` of a layer as the table's dtype.
+
+        Raises:
+            UserError: a value is too large for float16 (over 65504).
+        """
+        values = (self.mean if kind == "mean" else self.residues)[layer]
+        if values.dtype == dtype:
+            return values
+        with np.errstate(over="ignore"):
+            narrow = values.astype(dtype)
+        if not np.isfinite(narrow).all():
+            row = int(np.flatnonzero(~np.isfinite(narrow).all(axis=1))[0])
+            record = row if kind == "mean" else int(np.searchsorted(self.offsets, row, side="right")) - 1
+            raise UserError(
+                f"the embedding of {self.ids[record][:80]!r} in layer {layer} has values that {dtype} cannot hold; "
+                "set merge dtype to float32"
+            )
+        return narrow
+
 
 class TableWriter(Protocol):
-    """A writer of one format: made with the path to write to, given rows in order, closed."""
+    """A writer of one format: a context manager that is given rows in order and finished when all were written."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
 
     def write(self, rows: Rows) -> None: ...
 
-    def close(self) -> None: ...
+    def finish(self) -> None: ...
 
 
-def as_dtype(values: Floats, dtype: str, path: Path) -> NDArray[Any]:
-    """Values as the table's dtype.
+class Embeddings(NamedTuple):
+    """Mean vectors: ``ids[i]`` has the vector ``matrix[i]``, (n, D), in input order."""
+
+    ids: list[str]
+    matrix: NDArray[Any]
+
+
+class ResidueEmbeddings(NamedTuple):
+    """Per-residue vectors: ``ids[i]`` has the matrix ``values[offsets[i]:offsets[i + 1]]``, (residues, D)."""
+
+    ids: list[str]
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+
+
+def damaged(path: Path, reason: object) -> UserError:
+    """What a reader raises for a table that cannot be what the merge wrote."""
+    lines = str(reason).splitlines() or [type(reason).__name__]
+    return UserError(f"{path} was damaged or cut short ({lines[0][:200]}); delete it and run the merge again")
+
+
+def read_provenance(text: str | None, path: Path) -> dict[str, Any]:
+    """A table's provenance, as it stands in it; empty where other programs wrote the table again without it.
 
     Raises:
-        UserError: a value is too large for float16 (over 65504).
+        UserError: it is damaged.
     """
-    if values.dtype == dtype:
-        return values
-    with np.errstate(over="ignore"):
-        narrow = values.astype(dtype)
-    if not np.isfinite(narrow).all():
-        raise UserError(f"{path}: an embedding has values that {dtype} cannot hold; set merge dtype to float32")
-    return narrow
+    try:
+        return checked_entries(text, Provenance.FORMAT, path) if text is not None else {}
+    except RecordError as error:
+        raise damaged(path, f"its provenance {error.reason}") from None
+
+
+def column_name(word: str, layer: int | None, names: Collection[str], provenance: Mapping[str, Any], path: Path) -> str:
+    """The column to read: ``embedding``, or ``embedding_{layer}`` in a table of several layers.
+
+    Args:
+        word: ``embedding`` or ``residues``.
+        layer: the layer that is wanted; None for the only one.
+        names: the table's columns.
+
+    Raises:
+        UserError: the table has no such column.
+    """
+    layers = provenance.get("layers", [])
+    found = sorted(name for name in names if re.fullmatch(rf"{word}(_\d+)?", name))
+    wanted = word if layer is None or (found == [word] and layers == [layer]) else f"{word}_{layer}"
+    if wanted in found:
+        return wanted
+    have = f"it has {', '.join(found)} of layer {', '.join(map(str, layers))}" if found else "it has none of that kind"
+    raise UserError(f"{path} has no column {wanted} ({have}); name a layer that it has")

@@ -8,8 +8,15 @@ its own (10,000) for them to match. ``provenance.json`` lies beside; VirNucPro i
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
+from types import TracebackType
+from typing import IO, Self, cast
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -18,24 +25,36 @@ from numpy.typing import NDArray
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import record_text
 from virnucpro.storage.report_record import Provenance
-from virnucpro.storage.tables.rows import Layout, Rows
+from virnucpro.storage.tables.guarded_file import GuardedFile
+from virnucpro.storage.tables.rows import (
+    Embeddings,
+    Layout,
+    ResidueEmbeddings,
+    Rows,
+    column_name,
+    damaged,
+    read_provenance,
+)
 
 
 class VirnucproTable:
-    """Writes a file whenever ``records_per_file`` records are there, the rest (or an empty first one) on closing."""
+    """Writes a file whenever ``records_per_file`` records are there, the rest (or an empty first one) at the end."""
 
-    def __init__(self, folder: Path, layout: Layout, provenance: Provenance, records_per_file: int) -> None:
+    def __init__(self, folder: Path, layout: Layout, provenance: Provenance) -> None:
         if len(layout.means) != 1:
             raise UserError(
                 "the format virnucpro_pt holds one mean vector a protein: set pooling to mean and give one layer"
             )
         self._folder = folder
         self._layer = layout.means[0]
-        self._records_per_file = records_per_file
+        self._records_per_file = layout.records_per_file
         self._ids: list[str] = []
         self._vectors: list[NDArray[np.float32]] = []
         self._files = 0
         (folder / "provenance.json").write_text(record_text(replace(provenance, dtype="float32")))
+
+    def __enter__(self) -> Self:
+        return self
 
     def write(self, rows: Rows) -> None:
         start = 0
@@ -51,10 +70,66 @@ class VirnucproTable:
     def _save(self) -> None:
         self._files += 1
         # The tensors are rows of one storage, which torch.save writes once.
-        rows = list(torch.from_numpy(np.concatenate(self._vectors)).unbind(0)) if self._vectors else []
-        torch.save({"proteins": self._ids, "data": rows}, self._folder / f"output_{self._files}_ESM.pt")
+        vectors = list(torch.from_numpy(np.concatenate(self._vectors)).unbind(0)) if self._vectors else []
+        with GuardedFile(self._folder / f"output_{self._files}_ESM.pt") as file:
+            torch.save({"proteins": self._ids, "data": vectors}, cast(IO[bytes], file))
+            file.check()
         self._ids, self._vectors = [], []
 
-    def close(self) -> None:
+    def finish(self) -> None:
         if self._ids or not self._files:
             self._save()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Nothing is open between two files."""
+
+
+write_table = VirnucproTable
+
+
+def read_embeddings(path: Path, layer: int | None) -> Embeddings:
+    """All files in order, joined."""
+    beside = path / "provenance.json"
+    provenance = read_provenance(beside.read_text(errors="replace") if beside.is_file() else None, beside)
+    if layer is not None:
+        column_name("embedding", layer, ["embedding"], provenance, path)
+    numbers = sorted(
+        int(found[1]) for file in path.iterdir() if (found := re.fullmatch(r"output_(\d+)_ESM\.pt", file.name))
+    )
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise damaged(path, f"of {len(numbers)} files the last is output_{numbers[-1]}_ESM.pt")
+    ids: list[str] = []
+    vectors: list[NDArray[np.float32]] = []
+    for number in numbers:
+        file = path / f"output_{number}_ESM.pt"
+        names, its_vectors = _read_file(file)
+        if len(names) != len(its_vectors):
+            raise damaged(file, f"{len(names)} ids, {len(its_vectors)} vectors")
+        ids += names
+        vectors += its_vectors
+    if any(vector.ndim != 1 or vector.shape != vectors[0].shape for vector in vectors):
+        raise damaged(path, "vectors of several shapes")
+    return Embeddings(ids, np.stack(vectors) if vectors else np.empty((0, provenance.get("embed_dim", 0)), np.float32))
+
+
+_DAMAGE = (
+    *(OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
+    *(EOFError, BadZipFile, UnpicklingError, struct.error, zlib.error),
+)
+"""What zipfile and torch raise for files that are not what was written."""
+
+
+def _read_file(path: Path) -> tuple[list[str], list[NDArray[np.float32]]]:
+    try:
+        with ZipFile(path) as archive:
+            bad = archive.testzip()  # torch itself does not compare the checksums
+        if bad is not None:
+            raise BadZipFile(f"its entry {bad} does not have its checksum")
+        content = torch.load(path, weights_only=True, map_location="cpu")  # runs no code, whatever the file holds
+        return list(content["proteins"]), [vector.numpy() for vector in content["data"]]
+    except _DAMAGE as error:
+        raise damaged(path, error) from None
+
+
+def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
+    raise UserError(f"{path} holds mean vectors only; read the per-residue ones from parquet, hdf5 or npy")

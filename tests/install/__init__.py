@@ -1,0 +1,1 @@
+"""Installing: what pip finds, what make does, what a wheel brings."""
