@@ -52,31 +52,31 @@ def measure(
     architecture: Architecture,
     stressed: bool,
     precisions: Sequence[str],
-    place: torch.device,
+    device: torch.device,
     count: int,
     shortest: int,
 ) -> list[Row]:
     """The rows of one model with one kind of weights."""
-    state = stored_weights(architecture, stressed, place)
+    state = stored_weights(architecture, stressed, device)
     proteins = random_proteins(count, 1022, shortest)
     kind = "stressed" if stressed else "random"
-    truth, _ = embed_by_fair_esm(state, architecture, proteins, place, torch.float32)
+    truth, _ = embed_by_fair_esm(state, architecture, proteins, device, torch.float32)
     rows = []
     for precision in precisions:
         dtype = DTYPES[precision]
         theirs = None
         if dtype in (torch.float16, torch.bfloat16):
-            theirs, _ = embed_by_fair_esm(state, architecture, proteins, place, dtype)
+            theirs, _ = embed_by_fair_esm(state, architecture, proteins, device, dtype)
             rows.append(row(size, kind, f"fair-esm {precision}", "its own", theirs, truth, None))
-        ours, _, how = embed_packed(state, architecture, proteins, place, dtype, LOGGER)
+        ours, _, how = embed_packed(state, architecture, proteins, device, dtype, LOGGER)
         ratio = None if theirs is None else largest_ratio(ours, theirs, truth)
         rows.append(row(size, kind, f"virnucpro {precision}", how, ours, truth, ratio))
     return rows
 
 
-def stored_weights(architecture: Architecture, stressed: bool, place: torch.device) -> dict[str, Tensor]:
+def stored_weights(architecture: Architecture, stressed: bool, device: torch.device) -> dict[str, Tensor]:
     """float32 tensors on the device whose values float16 holds exactly."""
-    state = random_state_dict(architecture, seed=1, outliers=stressed, device=place)
+    state = random_state_dict(architecture, seed=1, outliers=stressed, device=device)
     return {name: tensor.half().float() for name, tensor in state.items()}
 
 
@@ -115,8 +115,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="start no further model after this long")
     parser.add_argument("--output", type=Path, help="write the rows as JSON too")
     arguments = parser.parse_args()
-    place = parse_device(arguments.device)
-    print(f"{device_name(place)}, torch {torch.__version__}, {arguments.proteins} proteins\n{HEADER}", flush=True)
+    device = parse_device(arguments.device)
+    print(f"{device_name(device)}, torch {torch.__version__}, {arguments.proteins} proteins\n{HEADER}", flush=True)
     rows: list[Row] = []
     started = time.monotonic()
     with exact_products():
@@ -126,7 +126,7 @@ def main() -> None:
                     print(f"{size}: not begun, the time is up", flush=True)
                     continue
                 found = measure(
-                    size, SIZES[size], stressed, arguments.precisions, place, arguments.proteins, arguments.shortest
+                    size, SIZES[size], stressed, arguments.precisions, device, arguments.proteins, arguments.shortest
                 )
                 rows += found
                 print("\n".join(map(format_row, found)), flush=True)

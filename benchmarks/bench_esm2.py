@@ -51,36 +51,36 @@ class Measured:
     times_fair_esm: float | None = None
 
 
-def synchronise(place: torch.device) -> None:
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def best_of(run: Callable[[], object], place: torch.device, repeats: int) -> float:
+def best_of(run: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Seconds of the fastest of some runs after one that warms up."""
     run()
     seconds = []
     for _ in range(repeats):
-        synchronise(place)
+        synchronise(device)
         started = time.perf_counter()
         run()
-        synchronise(place)
+        synchronise(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
 
 
-def matmul_ceiling(architecture: Architecture, place: torch.device, dtype: torch.dtype) -> float:
+def matmul_ceiling(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of ``F.linear`` on random data at the model's shapes: tokens x d x 4 d, and back.
 
     For float8 it is the scaled product that :mod:`virnucpro.models.esm2.float8` calls.
     """
-    tokens, dim = (32768, architecture.embed_dim) if place.type == "cuda" else (4096, architecture.embed_dim)
+    tokens, dim = (32768, architecture.embed_dim) if device.type == "cuda" else (4096, architecture.embed_dim)
     rates = []
     for wide, narrow in ((4 * dim, dim), (dim, 4 * dim)):
-        x = torch.randn(tokens, narrow, device=place).to(dtype)
-        weight = torch.randn(wide, narrow, device=place).to(dtype)
-        scales = torch.ones(tokens, 1, device=place), torch.ones(wide, 1, device=place)
-        count = 30 if place.type == "cuda" else 2
+        x = torch.randn(tokens, narrow, device=device).to(dtype)
+        weight = torch.randn(wide, narrow, device=device).to(dtype)
+        scales = torch.ones(tokens, 1, device=device), torch.ones(wide, 1, device=device)
+        count = 30 if device.type == "cuda" else 2
         product = partial(F.linear, x, weight)
         if dtype == DTYPES["fp8"]:
             from virnucpro.models.esm2.float8 import scaled_product  # needs Triton
@@ -91,35 +91,35 @@ def matmul_ceiling(architecture: Architecture, place: torch.device, dtype: torch
             for _ in range(count):
                 product()
 
-        rates.append(count * 2 * tokens * wide * narrow / best_of(run, place, 3))
+        rates.append(count * 2 * tokens * wide * narrow / best_of(run, device, 3))
     return max(rates)
 
 
-def copy_ceiling(place: torch.device) -> float:
+def copy_ceiling(device: torch.device) -> float:
     """Bytes per second that a copy within the device moves, read and written."""
-    size = (4 << 30) if place.type == "cuda" else (256 << 20)
-    source, target = (torch.zeros(size, dtype=torch.uint8, device=place) for _ in range(2))
-    return 2 * size / best_of(lambda: target.copy_(source), place, 3)
+    size = (4 << 30) if device.type == "cuda" else (256 << 20)
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * size / best_of(lambda: target.copy_(source), device, 3)
 
 
 def measure(
-    model: str, kind: str, engine: str, dtype: torch.dtype, place: torch.device, ceiling: float, scale: float
+    model: str, kind: str, engine: str, dtype: torch.dtype, device: torch.device, ceiling: float, scale: float
 ) -> Measured:
     """Time one engine; ``scale`` makes the work smaller for slower ones."""
     architecture = SIZES[model]
-    operations = (GPU_OPERATIONS if place.type == "cuda" else CPU_OPERATIONS) * scale
+    operations = (GPU_OPERATIONS if device.type == "cuda" else CPU_OPERATIONS) * scale
     lengths = lengths_of(kind, count_for(kind, architecture, operations))
     proteins = proteins_of(lengths)
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
-    run = MAKERS[engine](architecture, proteins, place, dtype)
-    seconds = best_of(run, place, 2 if engine.startswith("ours") else 1)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    run = MAKERS[engine](architecture, proteins, device, dtype)
+    seconds = best_of(run, device, 2 if engine.startswith("ours") else 1)
     del run
     gc.collect()
     torch.cuda.empty_cache()
     tokens = int((lengths + 2).sum())
     rate = useful_operations(architecture, lengths) / seconds
-    peak = torch.cuda.max_memory_allocated(place) / 2**30 if place.type == "cuda" else 0.0
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
     name = f"{engine} {dtype_name(dtype)}"
     return Measured(
         model, kind, name, len(lengths), tokens, seconds, tokens / seconds, rate / 1e12, rate / ceiling, peak
@@ -138,10 +138,10 @@ MAKERS: dict[str, Callable[..., engines.Run]] = {
 
 
 def plan(
-    place: torch.device, half: torch.dtype, others: list[str], fused: bool
+    device: torch.device, half: torch.dtype, others: list[str], fused: bool
 ) -> list[tuple[str, torch.dtype, float]]:
     """Engines in order: name, dtype, and how much of the full work they get."""
-    cuda = place.type == "cuda"
+    cuda = device.type == "cuda"
     found = []
     if "fair-esm" in others:
         found.append(("fair-esm, 4096", torch.float32, 1 / 16 if cuda else 1 / 3))
@@ -157,7 +157,7 @@ def plan(
         found.append(("ours, fused", half, 1.0))
         if half != torch.bfloat16:
             found.append(("ours, fused", torch.bfloat16, 1.0))
-        if torch.cuda.get_device_capability(place) >= FLOAT8:
+        if torch.cuda.get_device_capability(device) >= FLOAT8:
             found.append(("ours, fused", DTYPES["fp8"], 1.0))
     return found
 
@@ -192,30 +192,31 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="start nothing more after this long")
     parser.add_argument("--output", type=Path, help="keep the results as JSON")
     arguments = parser.parse_args()
-    place = parse_device(arguments.device)
-    half = resolve_precision(arguments.precision, place)
-    models = arguments.models or (["650M", "3B"] if place.type == "cuda" else ["8M"])
-    fused = place.type == "cuda" and not arguments.no_fused
-    copied = copy_ceiling(place)
-    print(f"{date.today()}, {device_name(place)}, torch {torch.__version__}, copy {copied / 1e9:,.0f} GB/s", flush=True)
+    device = parse_device(arguments.device)
+    half = resolve_precision(arguments.precision, device)
+    models = arguments.models or (["650M", "3B"] if device.type == "cuda" else ["8M"])
+    fused = device.type == "cuda" and not arguments.no_fused
+    copied = copy_ceiling(device)
+    name = device_name(device)
+    print(f"{date.today()}, {name}, torch {torch.__version__}, copy {copied / 1e9:,.0f} GB/s", flush=True)
     started = time.monotonic()
     rows: list[Measured] = []
     ceilings: dict[str, float] = {}
     with exact_products():
         for model in models:
-            wanted = dict.fromkeys(dtype for _, dtype, _ in plan(place, half, arguments.peers, fused))
-            ceiling = {dtype: matmul_ceiling(SIZES[model], place, dtype) for dtype in wanted}
+            wanted = dict.fromkeys(dtype for _, dtype, _ in plan(device, half, arguments.peers, fused))
+            ceiling = {dtype: matmul_ceiling(SIZES[model], device, dtype) for dtype in wanted}
             ceilings |= {f"{model} {dtype_name(dtype)}": rate for dtype, rate in ceiling.items()}
             listed = ", ".join(f"{dtype_name(dtype)} {rate / 1e12:.3g}" for dtype, rate in ceiling.items())
             print(f"\n{model}: matmul ceiling in TFLOP/s: {listed}\n{HEADER}", flush=True)
             for kind in arguments.kinds:
                 slow = None
-                for engine, dtype, scale in plan(place, half, arguments.peers, fused):
+                for engine, dtype, scale in plan(device, half, arguments.peers, fused):
                     if time.monotonic() - started > arguments.seconds:
                         print(f"{model} {kind} {engine}: not begun, the time is up", flush=True)
                         continue
                     try:
-                        one = measure(model, kind, engine, dtype, place, ceiling[dtype], scale)
+                        one = measure(model, kind, engine, dtype, device, ceiling[dtype], scale)
                     except (ImportError, RuntimeError) as error:
                         print(f"{model} {kind} {engine}: {str(error).splitlines()[0]}", flush=True)
                         continue
@@ -224,7 +225,7 @@ def main() -> None:
                     rows.append(one)
                     print(format_row(one), flush=True)
     if arguments.output:
-        facts: dict[str, object] = {"date": str(date.today()), "device": device_name(place), "torch": torch.__version__}
+        facts: dict[str, object] = {"date": str(date.today()), "device": name, "torch": torch.__version__}
         facts |= {"python": platform.python_version(), "copy_bytes_per_second": copied, "matmul_ceilings": ceilings}
         arguments.output.write_text(json.dumps(facts | {"rows": [asdict(one) for one in rows]}, indent=1) + "\n")
 

@@ -38,10 +38,10 @@ from virnucpro.weights.prepare import prepare_weights
 LETTERS = np.frombuffer(("?" * FIRST_RESIDUE + RESIDUES).encode(), dtype=np.uint8)
 
 
-def write_weights(folder: Path, architecture: Architecture, place: torch.device) -> None:
+def write_weights(folder: Path, architecture: Architecture, device: torch.device) -> None:
     """w.safetensors with random float16 weights."""
     checkpoint = folder / "esm2_bench.pt"
-    write_checkpoint(checkpoint, architecture, dtype=torch.float16, regression=False, device=place)
+    write_checkpoint(checkpoint, architecture, dtype=torch.float16, regression=False, device=device)
     prepare_weights(str(checkpoint), folder / "w.safetensors", log=lambda line: None)
     checkpoint.unlink()
 
@@ -75,7 +75,7 @@ def compare_with_forward(
     folder: Path, architecture: Architecture, count: int, devices: list[str], kernels: str
 ) -> None:
     """Print the job's rates beside the forward's."""
-    place = parse_device(devices[0])
+    device = parse_device(devices[0])
     lengths = lengths_of("swiss", count)
     proteins = proteins_of(lengths)
     tokens = int((lengths + 2).sum())
@@ -88,10 +88,10 @@ def compare_with_forward(
         flush=True,
     )
     with exact_products():
-        dtype = resolve_precision("auto", place)
+        dtype = resolve_precision("auto", device)
         some = proteins[:: max(1, count // 10000)]
-        run = engines.ours(architecture, some, place, dtype, fused=kernels == "auto" and place.type == "cuda")
-        seconds = best_of(run, place, 1)
+        run = engines.ours(architecture, some, device, dtype, fused=kernels == "auto" and device.type == "cuda")
+        seconds = best_of(run, device, 1)
     rate = sum(len(ids) + 2 for ids in some) / seconds
     print(
         f"pure forward on {devices[0]}: {rate:,.0f} tokens/s; share of it: loop "

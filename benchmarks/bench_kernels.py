@@ -31,30 +31,30 @@ Entry = tuple[str, Callable[[], object], float]
 """Name, what is timed, and its operations or bytes."""
 
 
-def attention_entries(heads: int, head_dim: int, tokens: int, kind: str, place: torch.device) -> list[Entry]:
+def attention_entries(heads: int, head_dim: int, tokens: int, kind: str, device: torch.device) -> list[Entry]:
     """The same batch through every attention that runs here."""
     lengths = np.sort(lengths_of(kind, tokens // 20))[::-1] + 2
     lengths = lengths[len(lengths) // 4 :]  # the middle of the distribution; longest first, as the runner packs
     lengths = lengths[: int(np.searchsorted(lengths.cumsum(), tokens, side="right"))]
-    segments = Segments.from_lengths(lengths.tolist(), place)
-    packed = torch.randn(int(lengths.sum()), 3, heads, head_dim, device=place, dtype=torch.float16)
+    segments = Segments.from_lengths(lengths.tolist(), device)
+    packed = torch.randn(int(lengths.sum()), 3, heads, head_dim, device=device, dtype=torch.float16)
     packed[:, 0] *= head_dim**-0.5
     q, k, v = packed.unbind(1)
     found: list[PackedAttention] = [TritonAttention()]
-    found.append(VarlenAttention() if place.type == "cuda" else RunsAttention())
+    found.append(VarlenAttention() if device.type == "cuda" else RunsAttention())
     operations = float(4 * (lengths.astype(float) ** 2).sum() * heads * head_dim)
     return [(f"attention {kind}: {one.name}", partial(one, q, k, v, segments), operations) for one in found]
 
 
-def kernel_entries(dim: int, heads: int, tokens: int, place: torch.device) -> list[Entry]:
+def kernel_entries(dim: int, heads: int, tokens: int, device: torch.device) -> list[Entry]:
     """The fused kernels, with the bytes that they read and write."""
-    x = torch.randn(tokens, dim, device=place)
-    zeros, ones = torch.zeros(dim, device=place), torch.ones(dim, device=place)
-    hidden = torch.randn(tokens, 4 * dim, device=place, dtype=torch.float16)
-    qkv = torch.randn(tokens, 3 * dim, device=place, dtype=torch.float16)
-    angles = torch.rand(tokens, 1, dim // heads // 2, device=place)
-    bias = torch.zeros(4 * dim, device=place, dtype=torch.float16)
-    addend = torch.zeros(tokens, dim, device=place, dtype=torch.bfloat16)
+    x = torch.randn(tokens, dim, device=device)
+    zeros, ones = torch.zeros(dim, device=device), torch.ones(dim, device=device)
+    hidden = torch.randn(tokens, 4 * dim, device=device, dtype=torch.float16)
+    qkv = torch.randn(tokens, 3 * dim, device=device, dtype=torch.float16)
+    angles = torch.rand(tokens, 1, dim // heads // 2, device=device)
+    bias = torch.zeros(4 * dim, device=device, dtype=torch.float16)
+    addend = torch.zeros(tokens, dim, device=device, dtype=torch.bfloat16)
     rotate = partial(kernels.rotate_qk, qkv, bias[: 3 * dim], angles.cos(), angles.sin(), heads, 0.125)
     add_norm = partial(kernels_fp8.add_norm, x, addend, zeros, ones, zeros, 1e-5)
     values = tokens * dim
@@ -64,7 +64,7 @@ def kernel_entries(dim: int, heads: int, tokens: int, place: torch.device) -> li
         ("GELU", partial(kernels.gelu, hidden, bias), 16.0 * values),
         ("GELU by torch", partial(F.gelu, hidden), 16.0 * values),
     ]
-    if place.type != "cuda" or torch.cuda.get_device_capability(place) >= (8, 9):
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
         found += [
             ("addition and norm to fp8", add_norm, 11.0 * values),
             ("GELU to fp8", partial(kernels_fp8.gelu, hidden.bfloat16(), bias), 12.0 * values),
@@ -72,13 +72,13 @@ def kernel_entries(dim: int, heads: int, tokens: int, place: torch.device) -> li
     return found
 
 
-def product_entries(dim: int, tokens: int, place: torch.device) -> list[Entry]:
+def product_entries(dim: int, tokens: int, device: torch.device) -> list[Entry]:
     """The largest products, with and without bias, and with counts of tokens that are multiples of less and less."""
     found: list[Entry] = []
     for name, outputs in (("qkv", 3 * dim), ("fc1", 4 * dim)):
-        weight = torch.randn(outputs, dim, device=place, dtype=torch.float16)
-        bias = torch.randn(outputs, device=place, dtype=torch.float16)
-        x = torch.randn(tokens, dim, device=place, dtype=torch.float16)
+        weight = torch.randn(outputs, dim, device=device, dtype=torch.float16)
+        bias = torch.randn(outputs, device=device, dtype=torch.float16)
+        x = torch.randn(tokens, dim, device=device, dtype=torch.float16)
         operations = 2.0 * dim * outputs
         found.append((f"{name}, with bias", partial(F.linear, x, weight, bias), tokens * operations))
         found += [
@@ -88,17 +88,17 @@ def product_entries(dim: int, tokens: int, place: torch.device) -> list[Entry]:
     return found
 
 
-def measure(entries: list[Entry], place: torch.device, rounds: int) -> None:
+def measure(entries: list[Entry], device: torch.device, rounds: int) -> None:
     """Print a line for each entry."""
     seconds: dict[str, list[float]] = {name: [] for name, _, _ in entries}
-    repeats = 8 if place.type == "cuda" else 1
+    repeats = 8 if device.type == "cuda" else 1
     for number in range(rounds + 1):
         for name, run, _ in entries:
-            synchronise(place)
+            synchronise(device)
             started = time.perf_counter()
             for _ in range(repeats):
                 run()
-            synchronise(place)
+            synchronise(device)
             if number:  # the first round compiles and warms up
                 seconds[name].append((time.perf_counter() - started) / repeats)
     for name, _, amount in entries:
@@ -113,15 +113,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    place, sizes = parse_device(arguments.device), SIZES[arguments.model]
-    print(f"{arguments.model}, {arguments.tokens} tokens, {device_name(place)}, torch {torch.__version__}")
+    device, sizes = parse_device(arguments.device), SIZES[arguments.model]
+    print(f"{arguments.model}, {arguments.tokens} tokens, {device_name(device)}, torch {torch.__version__}")
     print("| kernel | microseconds | rate |\n|---|---|---|", flush=True)
     with exact_products(), torch.inference_mode():
         for kind in ("orf", "300", "long", "swiss"):
-            entries = attention_entries(sizes.heads, sizes.head_dim, arguments.tokens, kind, place)
-            measure(entries, place, arguments.rounds)
-        measure(kernel_entries(sizes.embed_dim, sizes.heads, arguments.tokens, place), place, arguments.rounds)
-        measure(product_entries(sizes.embed_dim, arguments.tokens, place), place, arguments.rounds)
+            entries = attention_entries(sizes.heads, sizes.head_dim, arguments.tokens, kind, device)
+            measure(entries, device, arguments.rounds)
+        measure(kernel_entries(sizes.embed_dim, sizes.heads, arguments.tokens, device), device, arguments.rounds)
+        measure(product_entries(sizes.embed_dim, arguments.tokens, device), device, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model
-from virnucpro.engine.run import Outputs
+from virnucpro.engine.run import Outputs, default_budget
 from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
@@ -30,7 +30,7 @@ Run = Callable[[], None]
 def ours(
     architecture: Architecture,
     proteins: Proteins,
-    place: torch.device,
+    device: torch.device,
     dtype: torch.dtype,
     *,
     fused: bool,
@@ -41,13 +41,15 @@ def ours(
     Raises:
         RuntimeError: fused kernels were asked for and do not run.
     """
-    state = random_state_dict(architecture, device=place)
+    state = random_state_dict(architecture, device=device)
     kernels = "auto" if fused else "eager"
-    model = build_model(state, architecture, device=place, dtype=dtype, kernels=kernels, logger=LOGGER)
+    model = build_model(state, architecture, device=device, dtype=dtype, kernels=kernels, logger=LOGGER)
     if fused and model.facts.layers_run == "eager":
         raise RuntimeError("the fused kernels do not run; see the log")
     lengths = np.array([len(ids) for ids in proteins])
     names = [""] * len(proteins)
+    # Once, because what the first run leaves in torch's cache is not free for CUDA.
+    budget = budget or default_budget(architecture.embed_dim, device, 1, dtype)
 
     def run() -> None:
         packed = PackedPieces(proteins, cut_into_pieces(lengths, "full", 1, 0), ESM2_FAMILY.tokenizer)
@@ -59,10 +61,10 @@ def ours(
 
 
 def fair_esm(
-    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 4096
+    architecture: Architecture, proteins: Proteins, device: torch.device, dtype: torch.dtype, *, budget: int = 4096
 ) -> Run:
     """fair-esm as its ``scripts/extract.py`` drives it: sorted by length, padded, 4096 tokens a batch by default."""
-    with torch.device(place):
+    with torch.device(device):
         model = ESM2(architecture.layers, architecture.embed_dim, architecture.heads).eval().to(dtype)
     batches = padded_batches(proteins, budget)
     last = architecture.layers
@@ -70,7 +72,7 @@ def fair_esm(
     def run() -> None:
         with torch.inference_mode():
             for tokens, lengths in batches:
-                hidden = model(tokens.to(place), repr_layers=[last])["representations"][last]
+                hidden = model(tokens.to(device), repr_layers=[last])["representations"][last]
                 means = [hidden[row, 1 : length + 1].mean(0) for row, length in enumerate(lengths)]
                 torch.stack(means).float().cpu()
 

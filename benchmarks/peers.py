@@ -19,7 +19,7 @@ from virnucpro.models.esm2.sizes import Architecture
 
 
 def transformers_sdpa(
-    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 32768
+    architecture: Architecture, proteins: Proteins, device: torch.device, dtype: torch.dtype, *, budget: int = 32768
 ) -> Run:
     """transformers' ``EsmModel`` with SDPA attention, sorted by length and padded.
 
@@ -29,34 +29,34 @@ def transformers_sdpa(
     transformers: Any = import_module("transformers")
     config = transformers.EsmConfig(**_sizes(architecture))
     config._attn_implementation = "sdpa"
-    with torch.device(place):
+    with torch.device(device):
         model: nn.Module = transformers.EsmModel(config, add_pooling_layer=False)
-    return _padded_run(model.eval().to(dtype), proteins, place, budget)
+    return _padded_run(model.eval().to(dtype), proteins, device, budget)
 
 
 def faesm_sdpa(
-    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 32768
+    architecture: Architecture, proteins: Proteins, device: torch.device, dtype: torch.dtype, *, budget: int = 32768
 ) -> Run:
     """faesm's ``FAEsmModel`` with SDPA attention, as without flash-attn; sorted by length and padded.
 
     Raises:
         ImportError: faesm is not installed, or transformers is too new for it.
     """
-    return _padded_run(faesm_model(architecture, place, dtype), proteins, place, budget)
+    return _padded_run(faesm_model(architecture, device, dtype), proteins, device, budget)
 
 
 def fastplms_sdpa(
-    architecture: Architecture, proteins: Proteins, place: torch.device, dtype: torch.dtype, *, budget: int = 32768
+    architecture: Architecture, proteins: Proteins, device: torch.device, dtype: torch.dtype, *, budget: int = 32768
 ) -> Run:
     """FastPLMs' ``FastEsmModel`` with SDPA attention, its default; sorted by length and padded.
 
     Raises:
         ImportError: FastPLMs' sources are not on the path, or do not fit the installed transformers.
     """
-    return _padded_run(fastplms_model(architecture, place, dtype), proteins, place, budget)
+    return _padded_run(fastplms_model(architecture, device, dtype), proteins, device, budget)
 
 
-def faesm_model(architecture: Architecture, place: torch.device, dtype: torch.dtype) -> nn.Module:
+def faesm_model(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Random weights, named as in transformers' ``EsmModel``.
 
     Raises:
@@ -66,12 +66,12 @@ def faesm_model(architecture: Architecture, place: torch.device, dtype: torch.dt
     transformers: Any = import_module("transformers")
     config = transformers.EsmConfig(**_sizes(architecture))
     config.use_fa = False
-    with torch.device(place):
+    with torch.device(device):
         model: nn.Module = faesm.FAEsmModel(config, add_pooling_layer=False)
     return model.eval().to(dtype)
 
 
-def fastplms_model(architecture: Architecture, place: torch.device, dtype: torch.dtype) -> nn.Module:
+def fastplms_model(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Random weights, named as in transformers' ``EsmModel`` with ``esm.`` before.
 
     Raises:
@@ -79,7 +79,7 @@ def fastplms_model(architecture: Architecture, place: torch.device, dtype: torch
     """
     fastplms: Any = import_module("fastplms.models.esm2.modeling_fastesm")
     config = fastplms.FastEsmConfig(**_sizes(architecture), attn_backend="sdpa")
-    with torch.device(place):
+    with torch.device(device):
         model: nn.Module = fastplms.FastEsmModel(config, add_pooling_layer=False)
     return model.eval().to(dtype)
 
@@ -101,13 +101,13 @@ def batch_means(model: nn.Module, tokens: Tensor, lengths: list[int]) -> Tensor:
     return means
 
 
-def _padded_run(model: nn.Module, proteins: Proteins, place: torch.device, budget: int) -> Run:
+def _padded_run(model: nn.Module, proteins: Proteins, device: torch.device, budget: int) -> Run:
     batches = padded_batches(proteins, budget)
 
     def run() -> None:
         with torch.inference_mode():
             for tokens, lengths in batches:
-                batch_means(model, tokens.to(place), lengths).cpu()
+                batch_means(model, tokens.to(device), lengths).cpu()
 
     return run
 

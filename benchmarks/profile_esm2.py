@@ -42,18 +42,18 @@ def main() -> None:
     parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
     parser.add_argument("--kernels", type=int, default=12, help="name this many kernels too")
     arguments = parser.parse_args()
-    place = parse_device(arguments.device)
-    cuda = place.type == "cuda"
+    device = parse_device(arguments.device)
+    cuda = device.type == "cuda"
     architecture = SIZES[arguments.model]
     proteins = proteins_of(lengths_of("swiss", count_for("swiss", architecture, 4e14 if cuda else 1e11)))
-    dtype = resolve_precision(arguments.precision, place)
+    dtype = resolve_precision(arguments.precision, device)
     with exact_products():
-        run = engines.ours(architecture, proteins, place, dtype, fused=cuda and not arguments.no_fused)
+        run = engines.ours(architecture, proteins, device, dtype, fused=cuda and not arguments.no_fused)
         run()
         with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
             run()
             if cuda:
-                torch.cuda.synchronize(place)
+                torch.cuda.synchronize(device)
     seconds: dict[str, float] = defaultdict(float)
     kernels: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
@@ -61,7 +61,7 @@ def main() -> None:
         seconds[class_of(event.key)] += spent
         kernels[event.key] += spent
     total = sum(seconds.values())
-    print(f"{arguments.model} on {device_name(place)}, {dtype}, {total:.3f} s in kernels")
+    print(f"{arguments.model} on {device_name(device)}, {dtype}, {total:.3f} s in kernels")
     for name, spent in sorted(seconds.items(), key=lambda item: -item[1]):
         print(f"{100 * spent / total:5.1f} %  {name}")
     for name, spent in sorted(kernels.items(), key=lambda item: -item[1])[: arguments.kernels]:

@@ -31,20 +31,14 @@ from tests.architecture import (
 
 UPWARD = {
     ("chunking.split", "storage.index"),
-    ("kernels.float8", "models.esm2.model"),
-    ("kernels.pointwise", "models.esm2.model"),
 }
 """Imports against the order, to be removed."""
 
-LAZY_FOR_NOTHING = {
-    ("engine.worker", "base.settings"),
-    ("engine.worker", "weights.manifest"),
-    ("storage.tables", "storage.tables.npy"),
-}
+LAZY_FOR_NOTHING: set[tuple[str, str]] = set()
 """Imports inside of functions that keep no library away, to be removed."""
 
 LONGEST = 400
-TOO_LONG = {"models.esm2.model"}
+TOO_LONG: set[str] = set()
 """Files of more than 400 lines, to be shortened."""
 
 SHORT, SHORT_FILES = 50, 8
@@ -61,7 +55,6 @@ TAKE_ANYTHING = {
 
 UNTYPED = {
     "config.RunConfig.embedding",
-    "engine.worker.send",
 }
 """Those that are to be given a type."""
 

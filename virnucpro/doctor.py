@@ -57,7 +57,7 @@ class Finding:
 
 
 def run_doctor(
-    model: str, device: str, *, proteins: int = 24, longest: int = 1022, logger: logging.Logger
+    model: str, device: str | torch.device, *, proteins: int = 24, longest: int = 1022, logger: logging.Logger
 ) -> list[Finding]:
     """Compare every precision that the device computes with fair-esm in float32.
 
@@ -69,17 +69,17 @@ def run_doctor(
     Raises:
         UserError: an unknown model or device, or a model that does not fit.
     """
-    place = parse_device(device)
+    device = parse_device(device)
     architecture, state = load_checkpoint(locate_checkpoint(model, logger.info))
     tokens = random_proteins(proteins, longest)
     try:
-        findings = _findings(state, architecture, tokens, place, logger)
+        findings = _findings(state, architecture, tokens, device, logger)
     except torch.OutOfMemoryError:
         raise UserError(
             f"{model} in float32, which the doctor compares with, needs about {architecture.parameters * 4e-9:.0f} GB, "
-            f"and {place} has not that much free: take a smaller model, or fewer or shorter proteins"
+            f"and {device} has not that much free: take a smaller model, or fewer or shorter proteins"
         ) from None
-    for line in format_findings(findings, model, device_name(place)).splitlines():
+    for line in format_findings(findings, model, device_name(device)).splitlines():
         logger.info(line)
     return findings
 
@@ -88,21 +88,21 @@ def _findings(
     state: State,
     architecture: Architecture,
     tokens: Sequence[np.ndarray],
-    place: torch.device,
+    device: torch.device,
     logger: logging.Logger,
 ) -> list[Finding]:
     findings = []
-    with exact_products(), current_device(place):
-        truth, seconds = embed_by_fair_esm(state, architecture, tokens, place, torch.float32)
+    with exact_products(), current_device(device):
+        truth, seconds = embed_by_fair_esm(state, architecture, tokens, device, torch.float32)
         count = sum(len(ids) + 2 for ids in tokens)
         findings.append(compare("fair-esm float32", "its own", truth, truth, count / seconds))
-        for dtype in _dtypes(place):
+        for dtype in _dtypes(device):
             name = dtype_name(dtype)
-            if dtype in (torch.float16, torch.bfloat16) and place.type == "cuda":
-                theirs, seconds = embed_by_fair_esm(state, architecture, tokens, place, dtype)
+            if dtype in (torch.float16, torch.bfloat16) and device.type == "cuda":
+                theirs, seconds = embed_by_fair_esm(state, architecture, tokens, device, dtype)
                 findings.append(compare(f"fair-esm {name}", "its own", theirs, truth, count / seconds))
             try:
-                ours, seconds, how = embed_packed(state, architecture, tokens, place, dtype, logger)
+                ours, seconds, how = embed_packed(state, architecture, tokens, device, dtype, logger)
             except UserError as error:
                 if dtype != DTYPES["fp8"]:
                     raise
@@ -146,14 +146,14 @@ Embedded = list[tuple[Tensor, Tensor]]
 """For each protein float32 residues ``(L, D)`` and their mean ``(D,)``, on the CPU."""
 
 
-def _dtypes(place: torch.device) -> list[torch.dtype]:
+def _dtypes(device: torch.device) -> list[torch.dtype]:
     found = [torch.float32]
-    if place.type == "cuda":
-        best = resolve_precision("auto", place)
+    if device.type == "cuda":
+        best = resolve_precision("auto", device)
         found += [best] if best != torch.float32 else []
-        if capability(place) >= AMPERE:
+        if capability(device) >= AMPERE:
             found.append(DTYPES["bf16"])
-        if capability(place) >= FLOAT8:
+        if capability(device) >= FLOAT8:
             found.append(DTYPES["fp8"])
     return found
 
@@ -171,7 +171,7 @@ def compare(name: str, computed_by: str, found: Embedded, truth: Embedded, rate:
 
 
 def embed_by_fair_esm(
-    state: State, architecture: Architecture, proteins: Sequence[np.ndarray], place: torch.device, dtype: torch.dtype
+    state: State, architecture: Architecture, proteins: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype
 ) -> tuple[Embedded, float]:
     """Embed with fair-esm's own model and its own cast, protein by protein.
 
@@ -185,42 +185,42 @@ def embed_by_fair_esm(
         model = ESM2(
             architecture.layers, architecture.embed_dim, architecture.heads, token_dropout=architecture.token_dropout
         )
-    model.load_state_dict({name: tensor.to(place, torch.float32) for name, tensor in state.items()}, False, True)
+    model.load_state_dict({name: tensor.to(device, torch.float32) for name, tensor in state.items()}, False, True)
     # Cast as fair-esm's users do, its rotary frequencies included.
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            _materialise(model, name, place)
+            _materialise(model, name, device)
     model = model.eval().to(dtype)
 
     def run() -> Embedded:
         found = []
         for ids in proteins:
-            tokens = torch.tensor([[CLS, *ids.tolist(), EOS]], device=place)
+            tokens = torch.tensor([[CLS, *ids.tolist(), EOS]], device=device)
             hidden = model(tokens, repr_layers=[architecture.layers])["representations"][architecture.layers][0, 1:-1]
             found.append((hidden.float().cpu(), hidden.float().mean(0).cpu()))
         return found
 
-    return timed(run, place)
+    return timed(run, device)
 
 
-def _materialise(model: ESM2, name: str, place: torch.device) -> None:
+def _materialise(model: ESM2, name: str, device: torch.device) -> None:
     """Zeros for a head that the checkpoint does not bring (the contact head); it is not used here."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     shape = getattr(module, leaf).shape
-    setattr(module, leaf, torch.nn.Parameter(torch.zeros(shape, device=place), requires_grad=False))
+    setattr(module, leaf, torch.nn.Parameter(torch.zeros(shape, device=device), requires_grad=False))
 
 
 def embed_packed(
     state: State,
     architecture: Architecture,
     proteins: Sequence[np.ndarray],
-    place: torch.device,
+    device: torch.device,
     dtype: torch.dtype,
     logger: logging.Logger,
 ) -> tuple[Embedded, float, str]:
     """Embed as a job does: the embeddings, the seconds of a second run, and what computed them."""
-    model = build_model(state, architecture, device=place, dtype=dtype, logger=logger)
+    model = build_model(state, architecture, device=device, dtype=dtype, logger=logger)
     lengths = np.array([len(ids) for ids in proteins])
     packed = PackedPieces(proteins, cut_into_pieces(lengths, "full", 1, 0), ESM2_FAMILY.tokenizer)
     last = architecture.layers
@@ -232,24 +232,24 @@ def embed_packed(
         residues = torch.split(torch.from_numpy(outputs.residues[last]), lengths.tolist())
         return list(zip(residues, torch.from_numpy(outputs.mean[last]), strict=True))
 
-    embedded, seconds = timed(run, place)
+    embedded, seconds = timed(run, device)
     return embedded, seconds, f"{model.facts.attention}, {model.facts.layers_run}"
 
 
-def timed(run: Callable[[], Embedded], place: torch.device) -> tuple[Embedded, float]:
+def timed(run: Callable[[], Embedded], device: torch.device) -> tuple[Embedded, float]:
     """The result of a second run, and its seconds; the first one warms up."""
     with torch.inference_mode():
         run()
-        with _synchronised(place):
+        with _synchronised(device):
             started = time.perf_counter()
             found = run()
     return found, time.perf_counter() - started
 
 
 @contextmanager
-def _synchronised(place: torch.device) -> Iterator[None]:
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
+def _synchronised(device: torch.device) -> Iterator[None]:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     yield
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

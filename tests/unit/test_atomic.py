@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.base.atomic import atomic_directory, atomic_path
+from virnucpro.base.atomic import atomic_directory, atomic_path, scratch_directory
 from virnucpro.base.errors import UserError
 
 
@@ -129,3 +129,24 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*table: No space left"):
         fill_the_disk(tmp_path / "table")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scratch_folder_goes_with_its_block_or_with_the_next_writer(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    code = f"""
+import os, signal
+from pathlib import Path
+from virnucpro.base.atomic import scratch_directory
+with scratch_directory(Path({str(target)!r})) as folder:
+    (folder / "part").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    with scratch_directory(target) as folder:
+        assert list(tmp_path.iterdir()) == [folder], "what the killed one left is gone"
+        with atomic_path(target) as beside:
+            beside.write_text("whole")
+        assert folder.is_dir(), "our own writer leaves it alone"
+    assert list(tmp_path.iterdir()) == [target]

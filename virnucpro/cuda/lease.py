@@ -95,9 +95,9 @@ def lease_devices(
             "%d GPUs wanted, %d to be had (%s): going on with those", count, len(wanted), _describe(inherited)
         )
         count = len(wanted)
-    places = _lock_paths(wanted, directory or LEASE_DIRECTORY, scope)
+    lock_files = _lock_paths(wanted, directory or LEASE_DIRECTORY, scope)
     with ExitStack() as locks:
-        taken = _wait_for(places, count, locks, logger, poll_seconds, report_seconds)
+        taken = _wait_for(lock_files, count, locks, logger, poll_seconds, report_seconds)
         tokens = [device.token for device in taken]
         with _environment(",".join(tokens) if value is None else value):
             logger.info("Leased GPU %s", ", ".join(tokens))
@@ -139,7 +139,7 @@ def _lock_paths(devices: Sequence[VisibleDevice], directory: Path, scope: str) -
 
 
 def _wait_for(
-    places: Mapping[Path, VisibleDevice],
+    lock_files: Mapping[Path, VisibleDevice],
     count: int,
     locks: ExitStack,
     logger: logging.Logger,
@@ -149,18 +149,18 @@ def _wait_for(
     """Try until ``count`` of the locks are ours; ``locks`` closes them."""
     started = time.monotonic()
     next_report = started
-    turn = next(iter(places)).parent / "turn.lock"
+    turn = next(iter(lock_files)).parent / "turn.lock"
     while True:
         # One tries at a time: two that want two of two devices cannot take one each forever.
         with ExitStack() as held:
             has_turn = _try_lock(turn, held)
-            if has_turn and (taken := _try_all(places, count, locks)):
+            if has_turn and (taken := _try_all(lock_files, count, locks)):
                 return taken
         now = time.monotonic()
         # The turn is held for an instant at a time, so a wait for it is worth a line only when it lasts.
         if now >= next_report and (has_turn or now > started + poll_seconds):
-            names = ", ".join(device.token for device in places.values())
-            holders = lease_holders(list(places) if has_turn else [turn])
+            names = ", ".join(device.token for device in lock_files.values())
+            holders = lease_holders(list(lock_files) if has_turn else [turn])
             logger.info(
                 "Waiting for %s, for %.0f s so far; held by process %s",
                 f"{count} free GPU of {names}" if has_turn else f"{turn}, which no job holds for long",
@@ -172,11 +172,11 @@ def _wait_for(
         time.sleep(pause * random.uniform(0.5, 1.0))  # apart from the others that wait
 
 
-def _try_all(places: Mapping[Path, VisibleDevice], count: int, locks: ExitStack) -> list[VisibleDevice]:
+def _try_all(lock_files: Mapping[Path, VisibleDevice], count: int, locks: ExitStack) -> list[VisibleDevice]:
     """Lock ``count`` devices at once, without waiting, or none."""
     with ExitStack() as mine:
         taken: list[VisibleDevice] = []
-        for path, device in places.items():
+        for path, device in lock_files.items():
             if _try_lock(path, mine):
                 taken.append(device)
             if len(taken) == count:
