@@ -73,12 +73,13 @@ def split(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 def stub_identity(options: argparse.Namespace) -> EmbeddingIdentity:
     """What the stub's chunk files say that they are."""
-    from virnucpro.storage.chunk_metadata import EmbeddingIdentity, LongProteins
+    from virnucpro.base.settings import LongProteins
+    from virnucpro.storage.chunk_metadata import EmbeddingIdentity
 
     return EmbeddingIdentity(
         pooling=("mean",),
         precision="fp16",
-        long_proteins=LongProteins("window", 1022, 511),
+        long_proteins=LongProteins(),
         model="esm2_stub",
         weights_sha256="0" * 64,
         embed_dim=options.embed_dim,

@@ -23,7 +23,7 @@ from benchmarks.bench_esm2 import best_of
 from benchmarks.workloads import SIZES, lengths_of, proteins_of
 from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.records import write_record
-from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.base.settings import EmbeddingSettings, LongProteins
 from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.cuda.devices import parse_device
 from virnucpro.engine.job import embed_chunk
@@ -107,7 +107,7 @@ def growth(folder: Path, device: str, base: int) -> None:
         print(f"{base * factor:>8} proteins: loop {statistics.seconds:8.2f} s, whole {whole:8.2f} s", flush=True)
     for length in (100, 200, 500, 1000, 2000, 4000):
         write_chunk(folder, proteins_of(lengths_of(str(length), max(4, base * 300 * 4 // length))))
-        statistics, _ = run_job(folder, EmbeddingSettings(long_policy="full"), [device])
+        statistics, _ = run_job(folder, EmbeddingSettings(long_proteins=LongProteins("full")), [device])
         print(f"length {length:>5}: {statistics.tokens_per_second:10,.0f} tokens/s", flush=True)
 
 

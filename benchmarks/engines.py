@@ -14,6 +14,7 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor
 
+from virnucpro.base.settings import LongProteins
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model
@@ -52,7 +53,7 @@ def ours(
     budget = budget or default_budget(architecture.embed_dim, device, 1, dtype)
 
     def run() -> None:
-        packed = PackedPieces(proteins, cut_into_pieces(lengths, "full", 1, 0), ESM2_FAMILY.tokenizer)
+        packed = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("full")), ESM2_FAMILY.tokenizer)
         outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim, per_residue=False)
         run_model(model, packed, outputs, names=names, token_budget=budget, logger=LOGGER)
         outputs.finish()

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from virnucpro.api import embed
     from virnucpro.base.errors import UserError
+    from virnucpro.base.settings import LongProteins
     from virnucpro.storage.tables import read_embeddings, read_residues
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "embed", "read_embeddings", "read_residues"]
+__all__ = ["LongProteins", "UserError", "__version__", "embed", "read_embeddings", "read_residues"]
 
 _HOMES = {
     "embed": "virnucpro.api",
+    "LongProteins": "virnucpro.base.settings",
     "UserError": "virnucpro.base.errors",
     "read_embeddings": "virnucpro.storage.tables",
     "read_residues": "virnucpro.storage.tables",

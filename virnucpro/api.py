@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from virnucpro.base.digest import FileDigests
+from virnucpro.base.errors import UserError
 from virnucpro.base.lock import alone_in
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
+from virnucpro.base.paths import user_path
+from virnucpro.base.settings import (
+    EmbeddingSettings,
+    InputPolicies,
+    LongProteins,
+    TableSettings,
+    checked,
+    default,
+    resolve_layers,
+)
 from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
 from virnucpro.chunking.size import chunk_size
-from virnucpro.config import is_checkpoint_path
+from virnucpro.models.reference import ModelRef
 from virnucpro.run_state import DIGESTS, wanted_weights
-from virnucpro.storage.identity import TableSettings, identity, table_settings
+from virnucpro.storage.identity import identity, table_settings
 from virnucpro.storage.state import RunState, SampleRequest
 from virnucpro.storage.tables import TABLES, check_formats
 from virnucpro.weights.manifest import read_manifest
@@ -26,20 +36,19 @@ def embed(
     fasta: str | Path | Sequence[str | Path],
     folder: str | Path,
     *,
-    model: str = "esm2_t36_3B_UR50D",
-    layers: Sequence[int | str] | int | str = "last",
-    pooling: Sequence[str] = ("mean",),
-    precision: str = "auto",
-    long_policy: str = "window",
-    longest: int = 1022,
-    overlap: int = 511,
-    empty_records: str = "error",
-    duplicate_ids: str = "error",
-    empty_samples: str = "error",
-    suspicious: str = "refuse",
-    formats: Sequence[str] = ("parquet",),
-    dtype: str = "float32",
-    chunk_residues: int | None = None,
+    model: str | Path | ModelRef = default("model"),
+    layers: Sequence[int | str] | int | str = default("layers"),
+    pooling: Sequence[str] | str = default("pooling"),
+    precision: str = default("precision"),
+    long_proteins: LongProteins | Mapping[str, int | str] | str = LongProteins(),
+    empty_records: str = default("empty_records"),
+    duplicate_ids: str = default("duplicate_ids"),
+    empty_samples: str = default("empty_samples"),
+    suspicious: str = default("suspicious"),
+    formats: Sequence[str] | str = default("merge.formats"),
+    dtype: str = default("merge.dtype"),
+    records_per_file: int = default("merge.records_per_file"),
+    chunk_residues: int | str = default("chunk_residues"),
     devices: Sequence[str] | None = None,
     weights_folder: str | Path | None = None,
     logger: logging.Logger | None = None,
@@ -53,16 +62,12 @@ def embed(
     Args:
         fasta: one or several protein FASTA files, plain or packed.
         folder: where results go.
-        model: a released model's name, ``esm2_demo`` (random weights, to try things out), or a checkpoint's path.
-        layers: ``"last"``, a number (negative ones count from the end), or several.
-        pooling: ``"mean"``, ``"per_residue"``, or both.
-        precision: ``"auto"``, ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``.
-        long_policy, longest, overlap: what is done to proteins of more than ``longest`` residues.
+        model, layers, pooling, precision, formats, dtype, records_per_file, chunk_residues: as in config.yaml;
+            ``virnucpro.base.settings.SETTINGS`` says what each may be. One alone stands for a list of one.
+        long_proteins: what is done to proteins of more than ``longest`` residues; a mapping of its fields, or the
+            policy alone, will do.
         empty_records, duplicate_ids, empty_samples, suspicious: what is done about records that can't simply be
-            embedded (see :class:`virnucpro.base.settings.InputPolicies`); ``skipped.tsv`` lists the skipped ones.
-        formats: of the tables: ``"parquet"``, ``"hdf5"``, ``"virnucpro_pt"``, ``"npy"``.
-        dtype: of the tables, ``"float32"`` or ``"float16"``.
-        chunk_residues: residues that are embedded between two savings.
+            embedded; ``skipped.tsv`` lists the skipped ones.
         devices: ``"cuda:0"``, ``"cpu"``, ...; None takes every GPU that the process sees, or the CPU.
         weights_folder: where converted weights are kept; by default ``folder / "weights"``.
 
@@ -80,30 +85,27 @@ def embed(
     from virnucpro.weights.prepare import prepare_weights
 
     log = logger or logging.getLogger(__name__)
-    folder = Path(folder)
-    check_formats(formats)
-    inputs = tuple([Path(fasta)] if isinstance(fasta, (str, Path)) else [Path(file) for file in fasta])
+    folder = user_path(folder, "folder")
+    weights_folder = user_path(weights_folder or folder / "weights", "weights_folder")
     settings = EmbeddingSettings(
-        layers=(layers,) if isinstance(layers, (int, str)) else tuple(layers),
-        pooling=tuple(pooling),
-        precision=precision,
-        long_policy=long_policy,
-        longest=longest,
-        overlap=overlap,
+        checked("layers", layers), checked("pooling", pooling), precision, LongProteins.of(long_proteins)
     )
     policies = InputPolicies(empty_records, duplicate_ids, empty_samples, suspicious)
-    tables = TableSettings(tuple(formats), dtype, 10_000)
+    tables = TableSettings(checked("merge.formats", formats), dtype, records_per_file)
+    check_formats(tables.formats)
+    wanted = checked("chunk_residues", chunk_residues)
+    model = ModelRef.of(model)
+    tables.check(model.resolve(settings.layers), settings.pooling)
+    inputs = _files([fasta] if isinstance(fasta, (str, Path)) else fasta)
     with alone_in(folder):
         digests = FileDigests(folder / DIGESTS)
-        checkpoint = Path(model).expanduser() if is_checkpoint_path(model) else None
-        weights = wanted_weights(model, checkpoint, Path(weights_folder or folder / "weights"), digests)
+        weights = wanted_weights(model, weights_folder, digests)
         if RunState({}, weights, digests).weights_stale() is not None:
             prepare_weights(model, weights.file, source_sha256=weights.source_sha256, log=log.info)
         manifest = read_manifest(weights.file)
         kept = len(resolve_layers(settings.layers, manifest.layers))
-        wanted = "auto" if chunk_residues is None else chunk_residues
         size = chunk_size(wanted, embed_dim=manifest.embed_dim, layers=kept, pooling=settings.pooling)
-        split = SplitSettings(*size, manifest.embed_dim, long_policy, longest, overlap, policies)
+        split = SplitSettings(*size, manifest.embed_dim, settings.long_proteins, policies)
         request = SampleRequest(folder, inputs, None, split, settings, tables)
         state = RunState({SAMPLE: request}, weights, digests)
         if (reason := state.split_stale(SAMPLE)) is not None:
@@ -115,9 +117,7 @@ def embed(
                 chunk_residues=size.residues,
                 multiple_of=size.multiple_of,
                 embed_dim=manifest.embed_dim,
-                policy=long_policy,
-                longest=longest,
-                overlap=overlap,
+                long_proteins=settings.long_proteins,
                 policies=policies,
                 logger=log,
             )
@@ -138,7 +138,7 @@ def embed(
             log.info("embedding %s (%s)", chunk, reason)
             manifest_file = source.with_suffix(".json")
             embed_chunk(source, manifest_file, weights.file, output, settings, devices=devices, logger=log)
-        outputs = {name: folder / TABLES[name].name for name in formats}
+        outputs = {name: folder / TABLES[name].name for name in tables.formats}
         if (reason := state.tables_stale(SAMPLE)) is not None:
             log.info("writing %s (%s)", ", ".join(map(str, outputs.values())), reason)
             merge_embeddings(
@@ -149,9 +149,23 @@ def embed(
                 request.report,
                 expected=expected,
                 made_from=table_settings(settings, tables),
-                dtype=dtype,
-                command=f"virnucpro.embed({[str(path) for path in inputs]}, {str(folder)!r}, model={model!r}, ...)",
+                dtype=tables.dtype,
+                records_per_file=tables.records_per_file,
+                command=f"virnucpro.embed({list(map(str, inputs))}, {str(folder)!r}, model={str(model)!r}, ...)",
                 logger=log,
             )
         digests.save()
-    return outputs[formats[0]]
+    return outputs[tables.formats[0]]
+
+
+def _files(given: Sequence[str | Path]) -> tuple[Path, ...]:
+    """The FASTA files, each of them there: known before a model is downloaded for them."""
+    files = tuple(user_path(file, "fasta") for file in given)
+    if not files:
+        raise UserError("no FASTA file was given: name at least one")
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file}: there is no such file")
+        if file.is_dir():
+            raise UserError(f"{file} is a folder: name the FASTA files in it")
+    return files

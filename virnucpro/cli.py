@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from virnucpro import __version__
+from virnucpro.base.settings import LONGEST
 from virnucpro.jobs import job
+from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
+from virnucpro.steps import add_steps
+
+OPTIONS = ("model", *EMBEDDING, *POLICIES, "chunk_residues", *TABLES)
+"""Settings of the workflow that ``virnucpro embed`` has too."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,24 +41,17 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--model", default="esm2_t33_650M_UR50D", help="name or checkpoint (default: %(default)s)")
     doctor.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
     doctor.add_argument("--proteins", type=int, default=24, help="how many to run (default: %(default)s)")
-    doctor.add_argument("--longest", type=int, default=1022, help="residues of the longest (default: %(default)s)")
+    doctor.add_argument("--longest", type=int, default=LONGEST, help="residues of the longest (default: %(default)s)")
     doctor.set_defaults(run=_doctor)
 
     embed = commands.add_parser("embed", help="embed FASTA files into a folder, without Snakemake")
-    embed.add_argument("fasta", nargs="+", type=Path, help="protein FASTA, plain or gzip")
-    embed.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where results go")
-    embed.add_argument("--model", default="esm2_t36_3B_UR50D", help="name or checkpoint (default: %(default)s)")
-    embed.add_argument("--layers", nargs="+", type=_layer, default=["last"], help="default: last")
-    embed.add_argument("--pooling", nargs="+", choices=["mean", "per_residue"], default=["mean"])
-    embed.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16", "fp8"], default="auto")
-    embed.add_argument("--long", choices=["window", "truncate", "full"], default="window", help="long proteins")
-    embed.add_argument("--formats", nargs="+", choices=["parquet", "hdf5", "npy", "virnucpro_pt"], default=["parquet"])
+    embed.add_argument("fasta", nargs="+", type=path, help="protein FASTA, plain or packed")
+    embed.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="where results go")
+    add_options(embed, OPTIONS)
     embed.set_defaults(run=_embed)
+
+    add_steps(commands)
     return parser
-
-
-def _layer(text: str) -> int | str:
-    return text if text == "last" else int(text)
 
 
 # The imports stand in the functions because torch takes seconds to load.
@@ -85,18 +83,9 @@ def _embed(given: argparse.Namespace) -> None:
 
     from virnucpro.api import embed
 
-    table = embed(
-        given.fasta,
-        given.output,
-        model=given.model,
-        layers=given.layers,
-        pooling=given.pooling,
-        precision=given.precision,
-        long_policy=given.long,
-        formats=given.formats,
-        logger=logging.getLogger("virnucpro"),
-    )
-    print(table)
+    others = [key for key in OPTIONS if key not in LONG_PROTEINS]
+    options = {**values(given, others), "long_proteins": values(given, LONG_PROTEINS)}
+    print(embed(given.fasta, given.output, **options, logger=logging.getLogger("virnucpro")))
 
 
 if __name__ == "__main__":

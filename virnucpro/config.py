@@ -1,28 +1,37 @@
-"""The configuration of a run: defaults, validation and the samples, out of what the user gave."""
+"""The configuration of a run: what was given, checked, with a default for everything else.
+
+``python -m virnucpro.config`` prints its JSON schema (workflow/schemas/config.schema.yaml).
+"""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import re
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError, best_match
 
+from virnucpro.base.declaration import short
 from virnucpro.base.errors import UserError
-from virnucpro.base.settings import InputPolicies, resolve_layers
-from virnucpro.chunking.size import chunk_size
-from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_MODEL, ESM2_MODELS, Architecture, architecture_by_name
+from virnucpro.base.paths import user_path, without_patterns
+from virnucpro.base.settings import (
+    GROUPS,
+    SETTINGS,
+    EmbeddingSettings,
+    InputPolicies,
+    LongProteins,
+    TableSettings,
+)
+from virnucpro.chunking.size import ChunkSize, chunk_size
+from virnucpro.config_files import Source
+from virnucpro.models.reference import ModelRef, planning_architecture
+from virnucpro.samples import find_samples
 
-COMPRESSION_ENDINGS = (".gz", ".bgz")
-FASTA_ENDINGS = (".fasta", ".fas", ".fa", ".faa", ".fna", ".ffn", ".fsa", ".pep", ".mpfa", ".txt")
-TABLE_ENDINGS = (".tsv", ".csv")
+DEFAULT = Source("default", {})
 
 
 @dataclass(frozen=True)
@@ -32,263 +41,170 @@ class RunConfig:
     samples: dict[str, tuple[Path, ...]]
     input: str
     policies: InputPolicies
-    nucleotide_window: int
+    window: int
     results: Path
     resources: Path
-    model: str
-    layers: tuple[int | str, ...]
-    pooling: tuple[str, ...]
-    precision: str
-    chunk_residues: int
-    chunks_multiple_of: int
-    long_policy: str
-    longest: int
-    overlap: int
-    formats: tuple[str, ...]
-    dtype: str
-    records_per_file: int
+    model: ModelRef
+    embedding: EmbeddingSettings
+    tables: TableSettings
+    chunk_size: ChunkSize
     gpus_per_job: int
     prefer_features: tuple[str, ...]
-
-    @property
-    def embedding(self) -> dict[str, Any]:
-        """The arguments of :class:`virnucpro.base.settings.EmbeddingSettings`."""
-        names = ("layers", "pooling", "precision", "long_policy", "longest", "overlap")
-        return {name: getattr(self, name) for name in names}
 
     @property
     def split_policies(self) -> InputPolicies:
         """What is done about a sample's proteins; translated frames of repeats may look like anything."""
         return replace(self.policies, suspicious="accept") if self.input == "nucleotide" else self.policies
 
-    @property
-    def model_path(self) -> Path | None:
-        """The checkpoint that the user named by its path, if it was named so."""
-        return Path(self.model) if is_checkpoint_path(self.model) else None
 
-    @property
-    def model_name(self) -> str:
-        """The model's name: fair-esm's, or the stem of the checkpoint's file."""
-        return self.model_path.stem if self.model_path else self.model
-
-    @property
-    def embed_dim(self) -> int:
-        """Embedding size where the name tells it, else that of the 3B model; for planning only."""
-        return planning_architecture(self.model).embed_dim
-
-
-def is_checkpoint_path(model: str) -> bool:
-    """Whether ``model`` names a file and not one of the known models."""
-    return model != DEMO_MODEL and model not in ESM2_MODELS and (model.endswith(".pt") or "/" in model)
-
-
-def planning_architecture(model: str) -> Architecture:
-    """Sizes to plan with before a checkpoint has been read: a path is taken for the 3B model."""
-    if is_checkpoint_path(model):
-        by_stem = {**ESM2_MODELS, DEMO_MODEL: DEMO_ARCHITECTURE}
-        return by_stem.get(Path(model).stem, ESM2_MODELS["esm2_t36_3B_UR50D"])
-    return architecture_by_name(model)
-
-
-def load_config(given: Mapping[str, Any], schema_path: Path, *, beside: Path) -> RunConfig:
-    """Fill in the defaults, validate, and find the sample files.
+def load_config(*sources: Source) -> RunConfig:
+    """Check what the sources give, fill in the defaults, and find the sample files.
 
     Args:
-        given: what Snakemake read from config files and ``--config``.
-        schema_path: the JSON schema (YAML) that holds every key's description and default.
-        beside: folder where relative paths are looked for after the working directory.
+        sources: where settings are given; a later one wins, setting by setting (``samples`` as a whole).
 
     Raises:
-        UserError: for an unknown key, a wrong value, a missing sample file or two samples of one name.
+        UserError: an unknown key, a value that is not allowed, settings that exclude each other, a missing file or two
+            samples of one name.
     """
-    schema = yaml.safe_load(schema_path.read_text(encoding="utf-8"))
-    numbered = {key: value if key == "samples" else _with_numbers(value) for key, value in given.items()}
-    config = with_defaults(numbered, schema)
-    error = best_match(Draft202012Validator(schema).iter_errors(config))
-    if error is not None:
-        raise UserError(sentence(error))
-    layers = _as_tuple(config["layers"])
-    _check_model(config["model"], layers)
-    pooling = _as_tuple(config["pooling"])
-    long_proteins, merge = config["long_proteins"], config["merge"]
-    if long_proteins["policy"] == "window" and long_proteins["overlap"] >= long_proteins["longest"]:
-        raise UserError(
-            f"config key long_proteins.overlap ({long_proteins['overlap']}) must be less than "
-            f"long_proteins.longest ({long_proteins['longest']})"
-        )
-    if "virnucpro_pt" in merge["formats"] and ("mean" not in pooling or len(layers) != 1):
-        raise UserError("merge format virnucpro_pt holds one mean vector a protein: set pooling to mean and one layer")
-    width = planning_architecture(config["model"]).embed_dim
-    size = chunk_size(config["chunk_residues"], embed_dim=width, layers=len(layers), pooling=pooling)
+    chosen = {key: setting.default for key, setting in SETTINGS.items()}
+    origin = dict.fromkeys(SETTINGS, DEFAULT)
+    for source in sources:
+        given = _checked(source)
+        chosen |= given
+        origin |= dict.fromkeys(given, source)
+    with _named(origin["model"]):
+        model = ModelRef.of(chosen["model"], origin["model"].folder)
+        if model.path is not None:
+            without_patterns(model.path, "setting 'model'")
+    if origin["samples"] is DEFAULT and not Path(chosen["samples"]).exists():
+        raise UserError("no sample is given: set samples in config.yaml, or add --config samples=my.faa")
+    with _named(origin["samples"]):
+        samples = find_samples(chosen["samples"], origin["samples"].folder)
+    long_proteins = LongProteins(**_group(chosen, "long_proteins"))
+    embedding = EmbeddingSettings(**_fields(chosen, "layers", "pooling", "precision"), long_proteins=long_proteins)
+    tables = TableSettings(**_group(chosen, "merge"))
+    layers = model.resolve(embedding.layers)
+    tables.check(layers, embedding.pooling)
+    width = planning_architecture(model).embed_dim
     return RunConfig(
-        samples=find_samples(config["samples"], beside),
-        input=config["input"],
-        policies=InputPolicies(**{field.name: config[field.name] for field in fields(InputPolicies)}),
-        nucleotide_window=config["nucleotide"]["window"],
-        results=Path(config["results"]),
-        resources=Path(config["resources"]),
-        model=config["model"],
-        layers=layers,
-        pooling=pooling,
-        precision=config["precision"],
-        chunk_residues=size.residues,
-        chunks_multiple_of=size.multiple_of,
-        long_policy=long_proteins["policy"],
-        longest=long_proteins["longest"],
-        overlap=long_proteins["overlap"],
-        formats=tuple(merge["formats"]),
-        dtype=merge["dtype"],
-        records_per_file=merge["records_per_file"],
-        gpus_per_job=config["gpus_per_job"],
-        prefer_features=tuple(config["prefer_features"]),
+        samples=samples,
+        policies=InputPolicies(**_fields(chosen, *(field.name for field in fields(InputPolicies)))),
+        results=_folder("results", chosen, origin),
+        resources=_folder("resources", chosen, origin),
+        model=model,
+        embedding=embedding,
+        tables=tables,
+        chunk_size=chunk_size(chosen["chunk_residues"], embed_dim=width, layers=len(layers), pooling=embedding.pooling),
+        **_fields(chosen, "input", "gpus_per_job", "prefer_features"),
+        **_group(chosen, "nucleotide"),
     )
 
 
-def _check_model(model: str, layers: tuple[int | str, ...]) -> None:
-    """Find out what is wrong with the model and its layers before any job runs, as far as the name tells."""
-    if not is_checkpoint_path(model):
-        resolve_layers(layers, architecture_by_name(model).layers)
-    elif not Path(model).expanduser().is_file():
-        known = ", ".join(ESM2_MODELS)
-        raise UserError(f"model {model} does not exist: give the path of a checkpoint, or one of {known}")
+def merged(sources: Sequence[Source]) -> dict[str, Any]:
+    """The settings as they were given, each from the last source that gives it; groups are mappings again."""
+    found: dict[str, Any] = {}
+    for source in sources:
+        for key, value in source.settings.items():
+            found[key] = {**found.get(key, {}), **value} if key in GROUPS else value
+    return found
 
 
-def with_defaults(config: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``config`` with the schema's defaults for every key that is missing, nested ones too."""
-    filled = dict(config)
-    for key, part in schema.get("properties", {}).items():
-        if key not in filled and "default" in part:
-            filled[key] = deepcopy(part["default"])
-        if isinstance(filled.get(key), Mapping) and "properties" in part:
-            filled[key] = with_defaults(dict(filled[key]), part)
-    return filled
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of config.yaml, for editors and the workflow catalogue."""
+    properties: dict[str, Any] = {}
+    for key, setting in SETTINGS.items():
+        group, _, name = key.rpartition(".")
+        if group and group not in properties:
+            properties[group] = {
+                "description": GROUPS[group],
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {},
+                "default": {},
+            }
+        (properties[group]["properties"] if group else properties)[name] = setting.schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "virnucpro configuration",
+        "description": "Every key of config.yaml, with what it means and what it is when left out.",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+    }
 
 
-def _with_numbers(value: Any) -> Any:
-    """Whole numbers inside lists and mappings, which Snakemake's ``--config key=[1,2]`` leaves as text."""
-    if isinstance(value, Mapping):
-        return {key: _with_numbers(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_with_numbers(part) for part in value]
-    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else value
+def schema_text() -> str:
+    """The schema as the file workflow/schemas/config.schema.yaml holds it."""
+    head = "# Made by: python -m virnucpro.config > workflow/schemas/config.schema.yaml\n"
+    # Written and read again, so that a part that stands in two places is written out in both.
+    plain = json.loads(json.dumps(json_schema()))
+    return head + yaml.safe_dump(plain, sort_keys=False, width=110, allow_unicode=True)
 
 
-def sentence(error: ValidationError) -> str:
-    """One sentence for a user out of a JSON schema error."""
-    where = ".".join(str(part) for part in error.absolute_path)
-    schema = cast("dict[str, Any]", error.schema)
-    if error.validator == "additionalProperties":
-        known = list(schema["properties"])
-        unknown = [key for key in cast("dict[str, Any]", error.instance) if key not in known]
-        guess = difflib.get_close_matches(str(unknown[0]), known, n=1)
-        inside = f" in {where}" if where else ""
-        hint = f"did you mean {guess[0]!r}?" if guess else f"known keys are {', '.join(known)}"
-        return f"config key {unknown[0]!r}{inside} is not known: {hint}"
-    allowed = _described(schema)
-    return f"config key {where!r} can't be {error.instance!r}: it must be {allowed}"
+def _checked(source: Source) -> dict[str, Any]:
+    """The settings of a source by their whole names, each in its own type."""
+    found: dict[str, Any] = {}
+    with _named(source):
+        for key, value in source.settings.items():
+            if key not in GROUPS:
+                _check(found, key, value, "")
+            elif isinstance(value, Mapping):
+                for name, inner in value.items():
+                    _check(found, name, inner, f"{key}.")
+            else:
+                raise UserError(f"setting {key!r} can't be {short(value)}: it must be a mapping of {_names(f'{key}.')}")
+    return found
 
 
-def _described(schema: Mapping[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_described(part) for part in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(map(str, schema["enum"]))
-    if "const" in schema:
-        return str(schema["const"])
-    kinds = {"string": "text", "integer": "a whole number", "array": "a list", "object": "a mapping"}
-    kind = kinds.get(schema.get("type", ""), str(schema.get("type")))
-    if "minimum" in schema:
-        kind += f" of {schema['minimum']} or more"
-    if schema.get("minLength") or schema.get("minItems") or schema.get("minProperties"):
-        kind += " that is not empty"
-    if schema.get("type") == "array" and "items" in schema:
-        kind += f", each {_described(schema['items'])}"
-    return kind
+@contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """Say where a setting stands that a sentence is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} ({source.name})") from None
 
 
-def find_samples(samples: Any, beside: Path) -> dict[str, tuple[Path, ...]]:
-    """Samples by name, each with its FASTA files, out of any of the forms that the config allows.
-
-    Raises:
-        UserError: for a missing file, an impossible name, or two files of one sample name.
-    """
-    found: dict[str, list[Path]] = {}
-    for name, file in _named_files(samples, beside):
-        if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-            raise UserError(
-                f"sample name {name!r} can't be a folder's name: use letters, digits, '.', '_', '+' and '-' "
-                "(name it in a samples table)"
-            )
-        found.setdefault(name, []).append(_existing(file, beside))
-    return {name: tuple(files) for name, files in found.items()}
+def _check(found: dict[str, Any], name: Any, value: Any, group: str) -> None:
+    setting = SETTINGS.get(f"{group}{name}") if isinstance(name, str) and "." not in name else None
+    if setting is None:
+        known = _names(group)
+        guess = difflib.get_close_matches(str(name), known.split(", "), n=1)
+        inside = f" in {group[:-1]}" if group else ""
+        hint = f"did you mean {guess[0]!r}?" if guess else f"known are {known}"
+        raise UserError(f"setting {short(name)}{inside} is not known: {hint}")
+    if value is None:
+        raise UserError(f"setting {setting.key!r} has no value: give one, or leave the key out")
+    found[setting.key] = setting.check(value)
 
 
-def _named_files(samples: Any, beside: Path) -> Iterator[tuple[str, str]]:
-    if isinstance(samples, Mapping):
-        for name, files in samples.items():
-            yield from ((str(name), file) for file in _split_commas(files))
-        return
-    files = _split_commas(samples)
-    if len(files) == 1 and files[0].lower().endswith(TABLE_ENDINGS):
-        yield from _table_rows(_existing(files[0], beside))
-        return
-    seen: dict[str, str] = {}
-    for file in files:
-        name = sample_name(file)
-        if name in seen:
-            raise UserError(
-                f"{seen[name]} and {file} would both be sample {name!r}: give them names, "
-                "as a mapping of name to file or in a samples table"
-            )
-        seen[name] = file
-        yield name, file
+def _names(group: str) -> str:
+    if group:
+        return ", ".join(key.removeprefix(group) for key in SETTINGS if key.startswith(group))
+    return ", ".join(dict.fromkeys(key.partition(".")[0] for key in SETTINGS))
 
 
-def _table_rows(table: Path) -> Iterator[tuple[str, str]]:
-    delimiter = "," if table.suffix.lower() == ".csv" else "\t"
-    with table.open(newline="", encoding="utf-8-sig") as handle:
-        rows = csv.DictReader(handle, delimiter=delimiter)
-        missing = {"sample", "path"} - set(rows.fieldnames or ())
-        if missing:
-            raise UserError(f"samples table {table} lacks the column {' and '.join(sorted(missing))} in its first line")
-        empty = True
-        for row in rows:
-            name, path = (row["sample"] or "").strip(), (row["path"] or "").strip()
-            if not name and not path:
-                continue
-            if not name or not path:
-                raise UserError(f"samples table {table}, line {rows.line_num}: sample and path must both be given")
-            empty = False
-            yield name, path
-        if empty:
-            raise UserError(f"samples table {table} has no rows: add a line with a sample and a path")
+def _fields(chosen: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: chosen[key] for key in keys}
 
 
-def sample_name(file: str) -> str:
-    """The file's name without its endings: ``reads/a.b.faa.gz`` is ``a.b``."""
-    name = Path(file).name
-    for endings in (COMPRESSION_ENDINGS, FASTA_ENDINGS):
-        for ending in endings:
-            if name.lower().endswith(ending) and len(name) > len(ending):
-                name = name[: -len(ending)]
-                break
-    return name
+def _group(chosen: Mapping[str, Any], group: str) -> dict[str, Any]:
+    return {SETTINGS[key].name: value for key, value in chosen.items() if key.startswith(f"{group}.")}
 
 
-def _existing(file: str, beside: Path) -> Path:
-    path = Path(file).expanduser()
-    for candidate in (path, beside / path):
-        if candidate.is_file():
-            return candidate
-    state = "is a folder, not a file" if path.is_dir() else "does not exist"
-    raise UserError(f"sample file {file} {state}: correct samples in config.yaml or on the command line")
+def _folder(key: str, chosen: Mapping[str, Any], origin: Mapping[str, Source]) -> Path:
+    """A folder of ours: every rule's files are named after it."""
+    what = f"setting {key!r}"
+    with _named(origin[key]):
+        path = without_patterns(user_path(chosen[key], what), what)
+        try:
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{what}: {path} is a file, not a folder: name another")
+        except OSError as error:
+            raise UserError(f"{what}: {path} cannot be looked at ({error.strerror})") from None
+    return path
 
 
-def _split_commas(files: Any) -> list[str]:
-    if isinstance(files, str):
-        return [part.strip() for part in files.split(",") if part.strip()]
-    return [str(file) for file in files]
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list) else (value,)
+if __name__ == "__main__":
+    print(schema_text(), end="")

@@ -18,6 +18,7 @@ from esm.model.esm2 import ESM2
 from torch import Tensor
 
 from virnucpro.base.errors import UserError
+from virnucpro.base.settings import LONGEST, LongProteins
 from virnucpro.cuda.devices import AMPERE, capability, current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.embed import run_model
@@ -57,7 +58,7 @@ class Finding:
 
 
 def run_doctor(
-    model: str, device: str | torch.device, *, proteins: int = 24, longest: int = 1022, logger: logging.Logger
+    model: str, device: str | torch.device, *, proteins: int = 24, longest: int = LONGEST, logger: logging.Logger
 ) -> list[Finding]:
     """Compare every precision that the device computes with fair-esm in float32.
 
@@ -222,7 +223,7 @@ def embed_packed(
     """Embed as a job does: the embeddings, the seconds of a second run, and what computed them."""
     model = build_model(state, architecture, device=device, dtype=dtype, logger=logger)
     lengths = np.array([len(ids) for ids in proteins])
-    packed = PackedPieces(proteins, cut_into_pieces(lengths, "full", 1, 0), ESM2_FAMILY.tokenizer)
+    packed = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("full")), ESM2_FAMILY.tokenizer)
     last = architecture.layers
 
     def run() -> Embedded:

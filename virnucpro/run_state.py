@@ -6,15 +6,17 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virnucpro.base.digest import FileDigests
-from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.chunking.manifest import SplitSettings
-from virnucpro.config import RunConfig
-from virnucpro.storage.identity import TableSettings
+from virnucpro.models.reference import ModelRef, planning_architecture
 from virnucpro.storage.report_record import REPORT
 from virnucpro.storage.state import MISSING, RunState, SampleRequest, WeightsRequest
 from virnucpro.weights.manifest import weights_name
+
+if TYPE_CHECKING:
+    from virnucpro.config import RunConfig  # reads YAML, which the package in Python does without
 
 DIGESTS = ".digests.json"
 """In the folder of results: the sha256 of files that were read, so that they are not read again (see FileDigests)."""
@@ -23,33 +25,24 @@ DIGESTS = ".digests.json"
 def run_state(run: RunConfig) -> RunState:
     """What a configuration asks for, to be compared with the files that are there."""
     digests = FileDigests(run.results / DIGESTS)
-    split = SplitSettings(
-        *(run.chunk_residues, run.chunks_multiple_of, run.embed_dim, run.long_policy, run.longest, run.overlap),
-        policies=run.split_policies,
-    )
-    embedding = EmbeddingSettings(**run.embedding)
-    tables = TableSettings(run.formats, run.dtype, run.records_per_file)
-    window = run.nucleotide_window if run.input == "nucleotide" else None
+    width = planning_architecture(run.model).embed_dim
+    split = SplitSettings(*run.chunk_size, width, run.embedding.long_proteins, run.split_policies)
+    window = run.window if run.input == "nucleotide" else None
     samples = {
-        name: SampleRequest(run.results / name, files, window, split, embedding, tables, run.policies)
+        name: SampleRequest(run.results / name, files, window, split, run.embedding, run.tables, run.policies)
         for name, files in run.samples.items()
     }
-    return RunState(samples, wanted_weights(run.model, run.model_path, run.resources, digests), digests)
+    return RunState(samples, wanted_weights(run.model, run.resources, digests), digests)
 
 
-def wanted_weights(model: str, checkpoint: Path | None, folder: Path, digests: FileDigests) -> WeightsRequest:
-    """The weights of a model, and where they are kept.
-
-    Args:
-        checkpoint: the model's file, when it was given by its path: it is then known by its contents.
+def wanted_weights(model: ModelRef, folder: Path, digests: FileDigests) -> WeightsRequest:
+    """The weights of a model, and where they are kept; a checkpoint given by its path is known by its contents.
 
     Raises:
         OSError: the checkpoint cannot be read.
     """
-    if checkpoint is None:
-        return WeightsRequest(model, folder / f"{model}.safetensors", None)
-    sha256 = digests.sha256(checkpoint)
-    name = weights_name(checkpoint, sha256)
+    sha256 = None if model.path is None else digests.sha256(model.path)
+    name = weights_name(model, sha256)
     return WeightsRequest(name, folder / f"{name}.safetensors", sha256)
 
 

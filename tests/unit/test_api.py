@@ -77,16 +77,48 @@ def test_a_changed_checkpoint_is_noticed(tmp_path: Path, fasta: Path) -> None:
     assert not np.allclose(found[0], found[1])
 
 
-def test_mistakes_are_one_clear_sentence(tmp_path: Path, fasta: Path) -> None:
+def test_one_word_stands_for_a_list_of_one(tmp_path: Path, fasta: Path) -> None:
+    options: dict[str, Any] = {
+        "model": "esm2_demo",
+        "devices": ["cpu"],
+        "pooling": "mean",
+        "formats": "hdf5",
+        "layers": -1,
+    }
+    table = embed(fasta, tmp_path / "out", **options, long_proteins="truncate")
+    assert table.name == "embeddings.h5"
+    assert len(read_embeddings(table).ids) == 5
+
+
+def test_mistakes_are_one_clear_sentence_before_anything_is_done(
+    tmp_path: Path, fasta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model was looked for before the arguments were right")
+
+    monkeypatch.setattr("virnucpro.weights.prepare.prepare_weights", never)
     mistakes: list[tuple[dict[str, Any], str]] = [
-        ({"formats": ["csv"]}, "unknown table formats"),
+        ({"formats": ["csv"]}, "'merge.formats' can't be 'csv'"),
+        ({"formats": []}, "'merge.formats' can't be"),
         ({"model": "esm3"}, "esm3"),
-        ({"pooling": ["max"]}, "pooling 'max' is not known"),
+        ({"model": tmp_path / "missing.pt"}, "missing.pt does not exist"),
+        ({"pooling": ["max"]}, "'pooling' can't be 'max'"),
         ({"layers": [9]}, "layer 9 does not exist"),
+        ({"dtype": "float64"}, "'merge.dtype' can't be 'float64'"),
+        ({"chunk_residues": 0}, "'chunk_residues' can't be 0"),
+        ({"long_proteins": {"overlap": 2000}}, "must be less than"),
+        ({"long_proteins": {"polcy": "full"}}, "'polcy' in long_proteins is not known"),
+        ({"pooling": "per_residue", "formats": "virnucpro_pt"}, "virnucpro_pt holds one mean vector"),
+        ({"layers": [0, 4], "formats": "virnucpro_pt"}, "give one layer"),
     ]
     for options, message in mistakes:
         with pytest.raises(UserError, match=message):
             embed(fasta, tmp_path / "out", **{"model": "esm2_demo", "devices": ["cpu"], **options})
-    with pytest.raises(UserError, match="there is no such file"):
-        embed(tmp_path / "none", tmp_path / "out", model="esm2_demo", devices=["cpu"])
-    assert not (tmp_path / "out" / "embeddings.parquet").exists()
+    for input, message in (
+        (tmp_path / "none", "there is no such file"),
+        ([], "no FASTA file"),
+        (tmp_path, "is a folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            embed(input, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from virnucpro.base.records import RecordError
+from virnucpro.base.settings import LongProteins
 from virnucpro.storage.chunk_metadata import (
     ChunkMetadata,
     ChunkSource,
     DeviceRun,
     EmbeddingIdentity,
-    LongProteins,
     RunStatistics,
 )
 

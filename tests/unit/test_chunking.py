@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record
-from virnucpro.base.settings import InputPolicies
+from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.manifest import ChunkManifest, read_split
 from virnucpro.chunking.size import chunk_count
@@ -209,14 +209,12 @@ def test_costs_are_the_operations_of_the_model() -> None:
     lengths = np.array([1, 300, 1022, 1023, 1533, 1534, 7000, 34350])
     for policy in ("full", "truncate", "window"):
         for longest, overlap in ((1022, 511), (1022, 0), (100, 99)):
-            pieces = cut_into_pieces(lengths, policy, longest, overlap)
+            pieces = cut_into_pieces(lengths, LongProteins(policy, longest, overlap))
             tokens = pieces.length + 2
             each = tokens * (24 * 2560**2 + 4 * tokens * 2560) / (24 * 2560**2)
             wanted = np.bincount(pieces.row, each, len(lengths))
-            found = protein_costs(lengths, embed_dim=2560, policy=policy, longest=longest, overlap=overlap)
+            found = protein_costs(lengths, embed_dim=2560, long_proteins=LongProteins(policy, longest, overlap))
             np.testing.assert_allclose(found, wanted, rtol=1e-12)
-    with pytest.raises(UserError, match="unknown policy"):
-        protein_costs(lengths, embed_dim=8, policy="half", longest=10, overlap=5)
 
 
 def skewed_lengths(seed: int, n: int = 40_000) -> NDArray[np.int64]:
@@ -239,7 +237,7 @@ def ends_of(costs: Sequence[float], gpus: int) -> list[float]:
 @pytest.mark.parametrize("policy", ["window", "full"])
 def test_the_slowest_of_equal_gpus_is_within_five_per_cent(gpus: int, policy: str) -> None:
     lengths = skewed_lengths(gpus)
-    costs = protein_costs(lengths, embed_dim=2560, policy=policy, longest=1022, overlap=511)
+    costs = protein_costs(lengths, embed_dim=2560, long_proteins=LongProteins(policy))
     count = chunk_count(int(lengths.sum()), len(lengths), 500_000, multiple_of=gpus)
     chunk = assign_chunks(costs, count)
     ends = ends_of(np.bincount(chunk, costs).tolist(), gpus)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from virnucpro.base.settings import LongProteins
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
@@ -15,7 +16,7 @@ MODEL_3B = ESM2_MODELS["esm2_t36_3B_UR50D"]
 
 def chunk(lengths: list[int], policy: str = "window") -> ChunkManifest:
     """What the split would say of a chunk of these lengths."""
-    cost = protein_costs(np.array(lengths), embed_dim=MODEL_3B.embed_dim, policy=policy, longest=1022, overlap=511)
+    cost = protein_costs(np.array(lengths), embed_dim=MODEL_3B.embed_dim, long_proteins=LongProteins(policy))
     return ChunkManifest("chunk_00000", len(lengths), sum(lengths), round(float(cost.sum())), "00")
 
 

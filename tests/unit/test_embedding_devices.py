@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virnucpro.base.settings import LongProteins
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.engine.batch import cut_into_pieces
 from virnucpro.engine.devices import balanced_shares, join_parts, write_part
@@ -84,7 +85,7 @@ def test_precisions_of_different_devices_are_told_apart(tmp_path: Path) -> None:
 
 @given(lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=200), shares=st.integers(1, 8))
 def test_shares_hold_every_protein_once_and_cost_the_same(lengths: list[int], shares: int) -> None:
-    costs = protein_costs(np.array(lengths), embed_dim=320, policy="window", longest=1022, overlap=511)
+    costs = protein_costs(np.array(lengths), embed_dim=320, long_proteins=LongProteins())
     rows = balanced_shares(costs, shares)
     assert sorted(row for own in rows for row in own.tolist()) == list(range(len(lengths)))
     held = [costs[own].sum() for own in rows]
@@ -95,8 +96,8 @@ def test_shares_hold_every_protein_once_and_cost_the_same(lengths: list[int], sh
 def test_shares_are_of_what_is_run(policy: str) -> None:
     """Two proteins of 30,000 residues among many of 300, on four devices, counted in operations of the pieces."""
     lengths = np.array([30_000, 30_000] + [300] * 1000)
-    costs = protein_costs(lengths, embed_dim=320, policy=policy, longest=1022, overlap=511)
-    pieces = cut_into_pieces(lengths, policy, 1022, 511)
+    costs = protein_costs(lengths, embed_dim=320, long_proteins=LongProteins(policy))
+    pieces = cut_into_pieces(lengths, LongProteins(policy, 1022, 511))
     tokens = pieces.length + 2.0
     operations = np.bincount(pieces.row, 24 * 320**2 * tokens + 4 * 320 * tokens**2)
     held = [operations[own].sum() for own in balanced_shares(costs, 4)]

@@ -24,7 +24,7 @@ from tests.oracle import fair_esm, oracle_residues, random_protein
 from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, LongProteins, resolve_layers
 from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.engine import devices as devices_module
 from virnucpro.engine import embed as embed_module
@@ -92,7 +92,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def test_a_chunk_equals_fair_esm_in_every_layer_and_pooling(tmp_path: Path, weights: Path, oracle: ESM2) -> None:
-    settings = EmbeddingSettings(layers=(0, 1, 2, "last"), pooling=BOTH, long_policy="full")
+    settings = EmbeddingSettings(layers=(0, 1, 2, "last"), pooling=BOTH, long_proteins=LongProteins("full"))
     file = embed(tmp_path, weights, PROTEINS, settings)
     expected = oracle_residues(oracle, PROTEINS, [0, 1, 2, 3])
     for row in range(len(PROTEINS)):
@@ -104,7 +104,7 @@ def test_a_chunk_equals_fair_esm_in_every_layer_and_pooling(tmp_path: Path, weig
 
 
 def test_windows_average_what_fair_esm_gives_for_each(tmp_path: Path, weights: Path, oracle: ESM2) -> None:
-    settings = EmbeddingSettings(layers=(2, 3), pooling=BOTH, longest=100, overlap=40)
+    settings = EmbeddingSettings(layers=(2, 3), pooling=BOTH, long_proteins=LongProteins("window", 100, 40))
     file = embed(tmp_path, weights, [PROTEINS[2], PROTEINS[3]], settings)
     starts = [0, 33, 66]  # of 166 residues: two steps of 60 at most, evenly spread
     windows = oracle_residues(oracle, [PROTEINS[2][start : start + 100] for start in starts], [2, 3])
@@ -120,7 +120,7 @@ def test_windows_average_what_fair_esm_gives_for_each(tmp_path: Path, weights: P
 
 
 def test_truncation_is_esm_extracts(tmp_path: Path, weights: Path, oracle: ESM2) -> None:
-    settings = EmbeddingSettings(pooling=BOTH, long_policy="truncate", longest=50)
+    settings = EmbeddingSettings(pooling=BOTH, long_proteins=LongProteins("truncate", 50))
     file = embed(tmp_path, weights, [PROTEINS[2], PROTEINS[0]], settings)
     expected = oracle_residues(oracle, [PROTEINS[2][:50], PROTEINS[0]], [3])
     for row in (0, 1):
@@ -197,7 +197,7 @@ def test_what_overflows_in_float16_is_done_again_in_float32(tmp_path: Path, capl
     state = overflowing_checkpoint(tmp_path / "esm2_loud.pt")
     prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", log=print)
     sequences = ["MKLVAG", "MKLWVAG", "ACDEFGHIK", "WW" + "A" * 90, "G" * 80]
-    settings = EmbeddingSettings(precision="fp16", pooling=BOTH, longest=60, overlap=20)
+    settings = EmbeddingSettings(precision="fp16", pooling=BOTH, long_proteins=LongProteins("window", 60, 20))
     file = embed(tmp_path, tmp_path, sequences, settings)
     assert file.read("precision").tolist() == [0, 1, 0, 1, 0]
     assert json.loads(file.metadata["precisions"]) == ["float16", "float32"]
@@ -322,10 +322,11 @@ def test_settings_are_checked() -> None:
         {"pooling": ("max",)},
         {"pooling": ()},
         {"layers": ()},
-        {"long_policy": "drop"},
-        {"longest": 0},
-        {"overlap": 1022},
-        {"overlap": -1},
+        {"long_proteins": "drop"},
+        {"long_proteins": {"longest": 0}},
+        {"long_proteins": {"overlap": 1022}},
+        {"long_proteins": {"overlap": -1}},
+        {"kernels": "fast"},
         {"token_budget": 0},
     )
     for wrong in mistakes:

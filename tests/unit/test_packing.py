@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virnucpro.base.settings import LongProteins
 from virnucpro.chunking.size import SPECIAL_TOKENS
 from virnucpro.engine.batch import PackedPieces, batch_end, cut_into_pieces, padding_avoided
 from virnucpro.models.esm2.alphabet import CLS, EOS
@@ -20,7 +21,9 @@ CPU = torch.device("cpu")
 
 def work_of(lengths: list[int], longest: int = 8, overlap: int = 3) -> PackedPieces:
     proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
-    return PackedPieces(proteins, cut_into_pieces(np.array(lengths), "window", longest, overlap), ESM2_FAMILY.tokenizer)
+    return PackedPieces(
+        proteins, cut_into_pieces(np.array(lengths), LongProteins("window", longest, overlap)), ESM2_FAMILY.tokenizer
+    )
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 60))
@@ -75,7 +78,7 @@ def test_costs_count_the_special_tokens_of_every_family() -> None:
 def test_several_special_tokens_on_either_side() -> None:
     tokenizer = SimpleNamespace(begin=(30, 31), end=(32, 33, 34))
     proteins = [np.array([5, 6, 7, 8, 9], np.uint16)]
-    packed = PackedPieces(proteins, cut_into_pieces(np.array([5]), "window", 3, 1), tokenizer)
+    packed = PackedPieces(proteins, cut_into_pieces(np.array([5]), LongProteins("window", 3, 1)), tokenizer)
     assert packed.tokens.dtype == np.uint16
     assert packed.tokens.tolist() == [30, 31, 5, 6, 7, 32, 33, 34, 30, 31, 7, 8, 9, 32, 33, 34]
     assert packed.weights.tolist() == [0, 0, 1, 1, 0.5, 0, 0, 0, 0, 0, 0.5, 1, 1, 0, 0, 0]

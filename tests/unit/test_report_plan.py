@@ -15,10 +15,10 @@ from tests.unit.test_report_plots import protein
 from virnucpro.chunking.size import ChunkSize, chunk_size
 from virnucpro.chunking.split import split_proteins
 from virnucpro.config import RunConfig, load_config
+from virnucpro.config_files import Source
 from virnucpro.report.plan import H200_TOKENS_PER_SECOND, plan, planned_text
 from virnucpro.sequences.amount import Amount, estimate
 
-ROOT = Path(__file__).parents[2]
 LENGTHS = [30, 40, 50, 200, 300]
 TEXT = "".join(f">p{length} some words > here\n{protein(length)[:25]}\n{protein(length)[25:]}\n" for length in LENGTHS)
 
@@ -30,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(**config: Any) -> RunConfig:
         given = {"samples": "own.faa", "chunk_residues": 200, **config}
-        return load_config(given, ROOT / "workflow/schemas/config.schema.yaml", beside=tmp_path)
+        return load_config(Source("the test", given))
 
     return make
 
@@ -44,7 +44,7 @@ def split(run: RunConfig) -> list[Path]:
 def finish(manifest: Path, run: RunConfig, **changes: Any) -> None:
     statistics = json.dumps({"tokens": 1000, "seconds": 2.0})
     metadata: dict[str, Any] = {
-        "model": run.model_name,
+        "model": run.model.name,
         "precision": "auto",
         "statistics": statistics,
         "device": "NVIDIA A100",
@@ -90,9 +90,9 @@ def test_the_number_of_chunks_foretold_is_the_number_that_is_split(run: Any) -> 
     records = [(f"p{number}", protein(300, number % 90)) for number in range(120)]
     Path("own.faa").write_text("".join(f">{name}\n{sequence}\n" for name, sequence in records))
     config = run(layers=[0], model="esm2_demo")
-    assert config.chunks_multiple_of == 1
+    assert config.chunk_size.multiple_of == 1
     for size in (ChunkSize(9_000, 8), ChunkSize(10_000, 8), ChunkSize(10_000, 1), ChunkSize(10**6, 8)):
-        (sample,) = plan(replace(config, chunk_residues=size.residues, chunks_multiple_of=size.multiple_of))
+        (sample,) = plan(replace(config, chunk_size=size))
         counts = split_proteins(
             [Path("own.faa")],
             Path("index"),
@@ -103,7 +103,7 @@ def test_the_number_of_chunks_foretold_is_the_number_that_is_split(run: Any) -> 
         assert sample.chunks == counts.chunks
         assert sample.tokens == counts.unique_residues + 2 * counts.unique
     assert chunk_size("auto", embed_dim=2560, layers=1, pooling=("mean",)) == ChunkSize(20_000_000, 8)
-    assert run(chunk_residues="auto").chunks_multiple_of == 8
+    assert run(chunk_residues="auto").chunk_size.multiple_of == 8
 
 
 def test_a_sample_without_proteins(run: Any) -> None:

@@ -104,10 +104,10 @@ def test_a_relative_path_a_home_path_and_wrong_ones(
     for model in ("esm2_small.pt", "./esm2_small.pt", "~/esm2_small.pt", str(source)):
         assert locate_checkpoint(model, silent).samefile(source)
     for model, says in [
-        ("esm2_smal.pt", "no checkpoint at"),
+        ("esm2_smal.pt", "esm2_smal.pt does not exist"),
         (str(tmp_path), "is a folder"),
         ("esm2_t36_3B", "esm2_t36_3B_UR50D"),
-        ("nowhere/x", "no checkpoint at"),
+        ("nowhere/x", "nowhere/x does not exist"),
     ]:
         with pytest.raises(UserError, match=says):
             locate_checkpoint(model, silent)

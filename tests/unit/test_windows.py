@@ -6,12 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virnucpro.base.settings import LongProteins
 from virnucpro.chunking.cost import embedded_residues
 from virnucpro.engine.batch import coverage, cut_into_pieces
 
 
 def window_starts(length: int, longest: int, overlap: int) -> list[int]:
-    pieces = cut_into_pieces(np.array([3, length]), "window", longest, overlap)
+    pieces = cut_into_pieces(np.array([3, length]), LongProteins("window", longest, overlap))
     starts: list[int] = pieces.start[pieces.row == 1].tolist()
     return starts
 
@@ -43,19 +44,22 @@ def test_the_usual_cases() -> None:
 
 def test_policies() -> None:
     lengths = np.array([10, 3, 4])
-    window = cut_into_pieces(lengths, "window", 4, 2)
+    window = cut_into_pieces(lengths, LongProteins("window", 4, 2))
     assert window.row.tolist() == [0, 0, 0, 0, 1, 2]
     assert window.start.tolist() == [0, 2, 4, 6, 0, 0]
     assert window.length.tolist() == [4, 4, 4, 4, 3, 4]
-    truncated = cut_into_pieces(lengths, "truncate", 4, 2)
+    truncated = cut_into_pieces(lengths, LongProteins("truncate", 4, 2))
     assert truncated.row.tolist() == [0, 1, 2]
     assert truncated.length.tolist() == [4, 3, 4]
-    full = cut_into_pieces(lengths, "full", 4, 2)
+    full = cut_into_pieces(lengths, LongProteins("full", 4, 2))
     assert full.length.tolist() == [10, 3, 4]
     assert full.start.tolist() == [0, 0, 0]
-    embedded = {policy: embedded_residues(lengths, policy, 4).tolist() for policy in ("window", "truncate", "full")}
+    embedded = {
+        policy: embedded_residues(lengths, LongProteins(policy, 4, 2)).tolist()
+        for policy in ("window", "truncate", "full")
+    }
     assert embedded == {"window": [10, 3, 4], "truncate": [4, 3, 4], "full": [10, 3, 4]}
-    assert [len(column) for column in cut_into_pieces(lengths[:0], "window", 4, 2)] == [0, 0, 0]
+    assert [len(column) for column in cut_into_pieces(lengths[:0], LongProteins("window", 4, 2))] == [0, 0, 0]
 
 
 def test_coverage_counts_windows_a_residue() -> None:

@@ -41,7 +41,7 @@ def assert_one_sentence(folder: Path, config: dict[str, object], words: list[str
         (b"This is a letter,\nnot sequences.\n", ["own.faa", "line 1", "FASTA"]),
         (b">a\nMKV\n>b\nMK7V\n", ["own.faa", "line 4", "'b'", "7"]),
         (b"", ["own.faa", "FASTA"]),
-        (gzip.compress(GOOD.encode() * 999)[:-20], ["own.faa", "gzip"]),
+        (gzip.compress(GOOD.encode() * 999)[:-20], ["own.faa", "cut short"]),
         (b"\x89PNG\r\n\x1a\n\0\0\0", ["own.faa"]),
     ],
     ids=["duplicate id", "empty record", "not FASTA", "digit", "empty file", "cut gzip", "binary"],
@@ -60,6 +60,9 @@ def test_a_wrong_fasta(text: bytes, words: list[str], tmp_path: Path) -> None:
         ({"samples": "missing.faa"}, ["missing.faa", "does not exist"]),
         ({"samples": "own.faa", "modle": "esm2_demo"}, ["'modle'", "'model'"]),
         ({"samples": "own.faa", "model": "missing.pt"}, ["missing.pt", "does not exist"]),
+        ({"samples": "{logs: own.faa}"}, ["'logs'", "a file or folder of ours"]),
+        ({"samples": "{a: own.faa, a: own.faa}"}, ["'a'", "twice"]),
+        ({"samples": "own.faa", "results": "out{x}"}, ["'results'", "out{x}", "Snakemake"]),
         ({"samples": "own.faa", "model": "esm2_demo", "layers": 5}, ["layer 5", "4 layers"]),
     ],
 )

@@ -1,104 +1,321 @@
-"""What is to be computed: layers, pooling, precision, and how long proteins are treated."""
+"""Every setting, stated once: what it means, what it may be, and what it is when nobody says.
+
+The configuration and its JSON schema, the arguments in Python, the options of the command line and the sentences of
+mistakes are all made of ``SETTINGS``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+from virnucpro.base.declaration import Setting, short
 from virnucpro.base.errors import UserError
-
-POOLINGS = ("mean", "per_residue")
-PRECISIONS = ("auto", "fp32", "fp16", "bf16", "fp8")
-LONG_POLICIES = ("window", "truncate", "full")
-KERNELS = ("auto", "eager")
-EMPTY_RECORDS = ("error", "skip")
-DUPLICATE_IDS = ("error", "skip", "number", "header")
-EMPTY_SAMPLES = ("error", "skip")
-SUSPICIOUS = ("refuse", "accept")
 
 LONGEST = 1022
 """Residues that fit into the 1024 tokens that ESM-2 was trained on, beside BOS and EOS."""
 
+COUNT = 2**31 - 1
+"""The largest number of things that one setting may ask for."""
+
+_FILES = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+    ]
+}
+
+GROUPS = {
+    "nucleotide": "How contigs are cut before translation (only read with input nucleotide).",
+    "long_proteins": "What happens to proteins longer than the model was trained on.",
+    "merge": "The tables that are written for each sample.",
+}
+"""Mappings in config.yaml, and what their settings are about."""
+
+SETTINGS = {
+    setting.key: setting
+    for setting in (
+        Setting(
+            "samples",
+            "What to embed: a FASTA file, a folder of them, a pattern such as data/*.faa, several of these (a list or "
+            "a comma-separated string), a mapping of sample name to file or files, or a table (.tsv or .csv with the "
+            "columns sample and path, several rows a sample for several files). Without a mapping or table, a sample "
+            "is named after its file, less the endings.",
+            "examples/viral_proteins.faa",
+            form={
+                "anyOf": [
+                    *_FILES["anyOf"],
+                    {"type": "object", "minProperties": 1, "additionalProperties": _FILES},
+                ]
+            },
+        ),
+        Setting(
+            "input",
+            "What the FASTA files hold. Nucleotide contigs are cut and translated in six frames as VirNucPro does.",
+            "protein",
+            words=("protein", "nucleotide"),
+        ),
+        Setting(
+            "nucleotide.window",
+            "Length of a window in base pairs; VirNucPro's classifiers were trained on 300 and 500.",
+            500,
+            numbers=(3, COUNT),
+        ),
+        Setting(
+            "empty_records",
+            "What to do about a record without residues (nothing, * or gaps alone): stop with an error, or skip it and "
+            "list it in results/{sample}/skipped.tsv.",
+            "error",
+            words=("error", "skip"),
+        ),
+        Setting(
+            "duplicate_ids",
+            "What to do about an id (a header's first word) that an earlier record of the sample has: stop with an "
+            "error, skip the repeat and list it, number repeats (id_2, id_3, ...), or take every record's whole header "
+            "as its id.",
+            "error",
+            words=("error", "skip", "number", "header"),
+        ),
+        Setting(
+            "empty_samples",
+            "What to do about a file without records, or a sample of which none is left (a negative control): stop "
+            "with an error, or skip it, which gives tables without rows.",
+            "error",
+            words=("error", "skip"),
+        ),
+        Setting(
+            "suspicious",
+            "What to do about records that are surely no proteins (DNA, alignments, messages of a server): refuse "
+            "them, or accept them as proteins.",
+            "refuse",
+            words=("refuse", "accept"),
+        ),
+        Setting("results", "Folder that everything computed goes to.", "results", text=True),
+        Setting(
+            "resources",
+            "Folder that converted model weights are kept in; may be shared by many runs.",
+            "resources",
+            text=True,
+        ),
+        Setting(
+            "model",
+            "A released model's name, the path of a checkpoint, or esm2_demo, which has random weights and means "
+            "nothing biologically (docs/models.md).",
+            "esm2_t36_3B_UR50D",
+            text=True,
+        ),
+        Setting(
+            "layers",
+            "Layer or layers whose representation is wanted; 0 is the scaled embedding, last is the last one (36 for "
+            "esm2_t36_3B_UR50D), negative numbers count from the end.",
+            ("last",),
+            words=("last",),
+            numbers=(-1000, 1000),
+            several=True,
+        ),
+        Setting(
+            "pooling",
+            "mean is one vector a protein (mean over its residues, without BOS and EOS), per_residue one vector a "
+            "residue; a list asks for both.",
+            ("mean",),
+            words=("mean", "per_residue"),
+            several=True,
+        ),
+        Setting(
+            "precision",
+            "Number format of the model: fp32, fp16, bf16, or auto, which is fp16 on a GPU that computes it fast (what "
+            "is not finite is computed again in a wider format) and fp32 on a CPU; or fp8, faster and less exact "
+            "(docs/accuracy.md).",
+            "auto",
+            words=("auto", "fp32", "fp16", "bf16", "fp8"),
+        ),
+        Setting(
+            "chunk_residues",
+            "Residues in a chunk, the unit of work that is embedded by one job and lost when that job is. auto is 20 "
+            "million (about ten minutes of esm2_t36_3B_UR50D on a data-centre GPU), less when whole residues are "
+            "written.",
+            "auto",
+            words=("auto",),
+            numbers=(1, 2**53),
+        ),
+        Setting(
+            "long_proteins.policy",
+            "window runs overlapping windows and averages each residue over the windows that cover it; truncate embeds "
+            "the first residues alone; full runs the whole protein in one pass.",
+            "window",
+            words=("window", "truncate", "full"),
+        ),
+        Setting("long_proteins.longest", "Residues in a window, or left by truncate.", LONGEST, numbers=(1, COUNT)),
+        Setting(
+            "long_proteins.overlap",
+            "Residues that neighbouring windows share at the least.",
+            LONGEST // 2,
+            numbers=(0, COUNT),
+        ),
+        Setting(
+            "merge.formats",
+            "parquet (one row a protein), hdf5 (one dataset a protein, as UniProt publishes them), npy (NumPy arrays "
+            "to map into memory), virnucpro_pt (the files that VirNucPro's own scripts read).",
+            ("parquet",),
+            words=("parquet", "hdf5", "npy", "virnucpro_pt"),
+            several=True,
+        ),
+        Setting(
+            "merge.dtype",
+            "Number format of the tables; virnucpro_pt is always float32.",
+            "float32",
+            words=("float32", "float16"),
+        ),
+        Setting("merge.records_per_file", "Proteins in each file of virnucpro_pt.", 10_000, numbers=(1, COUNT)),
+        Setting(
+            "gpus_per_job",
+            "GPUs that one embed job asks for; it uses them all. One is best unless jobs are few.",
+            1,
+            numbers=(0, 10_000),
+        ),
+        Setting(
+            "prefer_features",
+            "Node features of a Slurm cluster to prefer for GPU jobs, besides the names that are known to mean Ampere "
+            "or newer (ampere, hopper, a100, h100, sm80, ...); one that the cluster does not have is left out.",
+            (),
+            text=True,
+            several=True,
+            optional=True,
+        ),
+    )
+}
+"""Every key of config.yaml, in its order."""
+
+KERNELS = Setting(
+    "kernels",
+    "auto takes fused kernels on a CUDA GPU in half precision, where they run; eager takes torch's own operators.",
+    "auto",
+    words=("auto", "eager"),
+)
+TOKEN_BUDGET = Setting("token_budget", "Tokens of a batch.", None, numbers=(1, 2**53))
+
+
+def default(key: str) -> Any:
+    """What the setting is when nobody says."""
+    return SETTINGS[key].default
+
+
+def checked(key: str, value: Any) -> Any:
+    """What :meth:`Setting.check` makes of the value."""
+    return SETTINGS[key].check(value)
+
+
+def _check_fields(value: Any, group: str = "") -> None:
+    """Put each field that is a setting into its own type."""
+    for field in fields(value):
+        if setting := SETTINGS.get(group + field.name):
+            object.__setattr__(value, field.name, setting.check(getattr(value, field.name)))
+
 
 @dataclass(frozen=True)
-class EmbeddingSettings:
-    """Settings of one embedding job.
-
-    Attributes:
-        layers: numbers, negative ones counted from the last as -1, or "last"
-            (see :func:`resolve_layers`).
-        pooling: "mean" over the residues, "per_residue", or both.
-        precision: "auto" is fp16 where the GPU computes it fast, and fp32 on a CPU; "fp8" is for those who have
-            read what it costs (docs/accuracy.md).
-        long_policy: for proteins of more than ``longest`` residues: "window", "truncate" or "full".
-        longest: residues of a window, or kept by "truncate".
-        overlap: residues that neighbouring windows share at least.
-        token_budget: tokens of a batch; None takes it from the device's free memory.
-        kernels: "auto" takes fused kernels on a CUDA GPU in half precision, where they run; "eager" takes torch's
-            own operators.
+class LongProteins:
+    """What is done to proteins of more than ``longest`` residues.
 
     Raises:
-        UserError: a value is not one of those allowed.
+        UserError: a value is not allowed, or windows would overlap by their whole length.
     """
 
-    layers: tuple[int | str, ...] = ("last",)
-    pooling: tuple[str, ...] = ("mean",)
-    precision: str = "auto"
-    long_policy: str = "window"
-    longest: int = LONGEST
-    overlap: int = LONGEST // 2
-    token_budget: int | None = None
-    kernels: str = "auto"
+    policy: str = default("long_proteins.policy")
+    longest: int = default("long_proteins.longest")
+    overlap: int = default("long_proteins.overlap")
 
     def __post_init__(self) -> None:
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("long_proteins policy", self.long_policy, LONG_POLICIES)
-        _one_of("kernels", self.kernels, KERNELS)
-        for pooling in self.pooling:
-            _one_of("pooling", pooling, POOLINGS)
-        if not self.pooling or not self.layers:
-            raise UserError("nothing to compute: name at least one pooling and one layer")
-        longest_overlap = self.longest - 1 if self.long_policy == "window" else self.overlap
-        if self.longest < 1 or not 0 <= self.overlap <= longest_overlap:
+        _check_fields(self, "long_proteins.")
+        if self.policy == "window" and self.overlap >= self.longest:
             raise UserError(
-                f"long_proteins: longest ({self.longest}) must be at least 1 and "
-                f"overlap ({self.overlap}) from 0 to longest - 1"
+                f"setting 'long_proteins.overlap' ({self.overlap}) must be less than 'long_proteins.longest' "
+                f"({self.longest})"
             )
-        if self.token_budget is not None and self.token_budget < 1:
-            raise UserError(f"token budget {self.token_budget}: give at least 1")
+
+    @classmethod
+    def of(cls, given: LongProteins | Mapping[str, int | str] | str) -> LongProteins:
+        """From a mapping of its fields, or a policy alone."""
+        if isinstance(given, LongProteins):
+            return given
+        if isinstance(given, str):
+            return cls(given)
+        known = [field.name for field in fields(cls)]
+        if unknown := [name for name in given if name not in known]:
+            raise UserError(f"setting {short(unknown[0])} in long_proteins is not known: known are {', '.join(known)}")
+        values: dict[str, Any] = dict(given)
+        return cls(**values)
 
 
 @dataclass(frozen=True)
 class InputPolicies:
-    """What is done about records and samples that can't simply be embedded.
-
-    Attributes:
-        empty_records: a record without residues (nothing, ``*`` or gaps alone): "error", or "skip" it and list it.
-        duplicate_ids: an id that an earlier record of the sample has: "error"; "skip" the repeat and list it; "number"
-            repeats as ``id_2``, ``id_3``; or take every record's whole "header" as its id.
-        empty_samples: a file without records, or a sample of which none is left: "error", or "skip" it, which gives
-            tables without rows.
-        suspicious: what is surely no protein (nucleotides, alignments, messages): "refuse", or "accept" it as proteins.
+    """What is done about records and samples that can't simply be embedded; ``SETTINGS`` says what each may be.
 
     Raises:
         UserError: a value is not one of those allowed.
     """
 
-    empty_records: str = "error"
-    duplicate_ids: str = "error"
-    empty_samples: str = "error"
-    suspicious: str = "refuse"
+    empty_records: str = default("empty_records")
+    duplicate_ids: str = default("duplicate_ids")
+    empty_samples: str = default("empty_samples")
+    suspicious: str = default("suspicious")
 
     def __post_init__(self) -> None:
-        _one_of("empty_records", self.empty_records, EMPTY_RECORDS)
-        _one_of("duplicate_ids", self.duplicate_ids, DUPLICATE_IDS)
-        _one_of("empty_samples", self.empty_samples, EMPTY_SAMPLES)
-        _one_of("suspicious", self.suspicious, SUSPICIOUS)
+        _check_fields(self)
 
 
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name} {value!r} is not known: give one of {', '.join(allowed)}")
+@dataclass(frozen=True)
+class EmbeddingSettings:
+    """Settings of one embedding job; ``SETTINGS`` says what each may be.
+
+    Attributes:
+        layers: numbers, negative ones counted from the last as -1, or "last" (see :func:`resolve_layers`).
+        token_budget: tokens of a batch; None takes it from the device's free memory.
+
+    Raises:
+        UserError: a value is not one of those allowed.
+    """
+
+    layers: tuple[int | str, ...] = default("layers")
+    pooling: tuple[str, ...] = default("pooling")
+    precision: str = default("precision")
+    long_proteins: LongProteins = LongProteins()
+    token_budget: int | None = TOKEN_BUDGET.default
+    kernels: str = KERNELS.default
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        object.__setattr__(self, "long_proteins", LongProteins.of(self.long_proteins))
+        KERNELS.check(self.kernels)
+        if self.token_budget is not None:
+            TOKEN_BUDGET.check(self.token_budget)
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """The tables that are written; ``SETTINGS`` says what each may be.
+
+    Raises:
+        UserError: a value is not one of those allowed.
+    """
+
+    formats: tuple[str, ...] = default("merge.formats")
+    dtype: str = default("merge.dtype")
+    records_per_file: int = default("merge.records_per_file")
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "merge.")
+
+    def check(self, layers: Sequence[int | str], pooling: Sequence[str]) -> None:
+        """Refuse, before anything is computed, a format that cannot hold what is computed.
+
+        Raises:
+            UserError: virnucpro_pt with anything but one mean vector a protein.
+        """
+        if "virnucpro_pt" in self.formats and ("mean" not in pooling or len(layers) != 1):
+            raise UserError(
+                "merge format virnucpro_pt holds one mean vector a protein: set pooling to mean and give one layer"
+            )
 
 
 def resolve_layers(layers: Sequence[int | str] | int | str, count: int) -> tuple[int, ...]:
@@ -109,12 +326,9 @@ def resolve_layers(layers: Sequence[int | str] | int | str, count: int) -> tuple
     Raises:
         UserError: a layer that the model does not have, or no number and not "last".
     """
-    given: Sequence[int | str] = (layers,) if isinstance(layers, (int, str)) else layers
     resolved = set()
-    for layer in given:
-        if isinstance(layer, bool) or not (isinstance(layer, int) or layer == "last"):
-            raise UserError(f'layer {layer!r} is not known: give a number or "last"')
-        number = count if isinstance(layer, str) else layer + count + 1 if layer < 0 else layer
+    for layer in SETTINGS["layers"].check(layers):
+        number = count if layer == "last" else layer + count + 1 if layer < 0 else layer
         if not 0 <= number <= count:
             raise UserError(f"layer {layer} does not exist: the model has {count} layers, so give 0 to {count}")
         resolved.add(number)

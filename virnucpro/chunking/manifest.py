@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from virnucpro.base.digest import FileProof
 from virnucpro.base.records import read_record
-from virnucpro.base.settings import InputPolicies
+from virnucpro.base.settings import InputPolicies, LongProteins
 
 SPLIT_RECORD = "split.json"
 """Its name in the folder of chunks."""
@@ -43,10 +43,8 @@ class SplitSettings:
     chunk_residues: int
     multiple_of: int
     embed_dim: int
-    policy: str
-    longest: int
-    overlap: int
-    policies: InputPolicies = field(default_factory=InputPolicies)
+    long_proteins: LongProteins
+    policies: InputPolicies = InputPolicies()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from virnucpro.base.atomic import atomic_directory, atomic_path
 from virnucpro.base.digest import FileProof, digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
-from virnucpro.base.settings import InputPolicies
+from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name
 from virnucpro.chunking.size import chunk_count
@@ -83,10 +83,8 @@ def split_proteins(
     chunk_residues: int,
     embed_dim: int = 2560,
     multiple_of: int = 1,
-    policy: str = "window",
-    longest: int = 1022,
-    overlap: int = 511,
-    policies: InputPolicies | None = None,
+    long_proteins: LongProteins = LongProteins(),
+    policies: InputPolicies = InputPolicies(),
     logger: logging.Logger | None = None,
 ) -> SplitCounts:
     """Write a sample's index, its folder of chunks (``chunk_00000.fasta`` and ``.json`` each), and what was skipped.
@@ -102,7 +100,7 @@ def split_proteins(
         chunk_residues: residues in a chunk, about.
         embed_dim: the model's width, for the quadratic part of the cost.
         multiple_of: round the number of chunks up to a multiple of this (see :func:`chunk_count`).
-        policy, longest, overlap: how long proteins will be run (see :func:`protein_costs`).
+        long_proteins: how they will be run (see :func:`protein_costs`).
         policies: what is done about empty records, repeated ids and the like; by default they are errors.
 
     Raises:
@@ -110,10 +108,9 @@ def split_proteins(
     """
     if chunk_residues < 1:
         raise UserError(f"chunk_residues is {chunk_residues}; give a number of residues over 0")
-    policies = policies or InputPolicies()
     intake = Intake(inputs, PROTEINS, policies)
     seen = _digest_records(intake)
-    costs = protein_costs(seen.lengths, embed_dim=embed_dim, policy=policy, longest=longest, overlap=overlap)
+    costs = protein_costs(seen.lengths, embed_dim=embed_dim, long_proteins=long_proteins)
     plan = _plan(seen, costs, chunk_residues, multiple_of)
     is_new = plan.first == np.arange(len(plan.first))
     counts = SplitCounts(
@@ -130,7 +127,7 @@ def split_proteins(
         unknown=int(seen.is_unknown.sum()),
     )
     skipped = skipped or Path(chunks).with_name(SKIPPED_TABLE)
-    settings = SplitSettings(chunk_residues, multiple_of, embed_dim, policy, longest, overlap, policies)
+    settings = SplitSettings(chunk_residues, multiple_of, embed_dim, long_proteins, policies)
     with (
         atomic_path(index) as index_file,
         skipped_table(skipped) as skip,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from virnucpro.attention.segments import Segments, to_device
+from virnucpro.base.settings import LongProteins
 from virnucpro.chunking.cost import piece_counts, piece_lengths
 from virnucpro.models.base import Tokenizer
 
@@ -73,12 +74,12 @@ class Pieces(NamedTuple):
     length: np.ndarray
 
 
-def cut_into_pieces(lengths: np.ndarray, policy: str, longest: int, overlap: int) -> Pieces:
+def cut_into_pieces(lengths: np.ndarray, long_proteins: LongProteins) -> Pieces:
     """Pieces of proteins, windows evenly spread; arguments as for :func:`virnucpro.chunking.cost.piece_counts`."""
     lengths = np.asarray(lengths, dtype=np.int64)
-    counts = piece_counts(lengths, policy, longest, overlap)
+    counts = piece_counts(lengths, long_proteins)
     row = np.repeat(np.arange(len(lengths)), counts)
-    length = piece_lengths(lengths, policy, longest)
+    length = piece_lengths(lengths, long_proteins)
     number = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
     last_start = np.where(counts > 1, lengths - length, 0)
     return Pieces(row, number * last_start[row] // np.maximum(counts - 1, 1)[row], length[row])

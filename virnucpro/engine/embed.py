@@ -82,8 +82,8 @@ def embed_proteins(
     layers = resolve_layers(settings.layers, manifest.layers)
     tokens = [tokenizer.encode(protein.sequence, protein.id) for protein in proteins]
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-    pieces = cut_into_pieces(lengths, settings.long_policy, settings.longest, settings.overlap)
-    embedded = embedded_residues(lengths, settings.long_policy, settings.longest)
+    pieces = cut_into_pieces(lengths, settings.long_proteins)
+    embedded = embedded_residues(lengths, settings.long_proteins)
     names = [protein.id for protein in proteins]
 
     def load(precision: str, kernels: str) -> Model:
@@ -112,7 +112,7 @@ def embed_proteins(
             )
             model = _load_wider(load, facts, logger)
             again = Outputs(embedded[bad], layers, facts.embed_dim, per_residue=bool(outputs.residues))
-            own_pieces = cut_into_pieces(lengths[bad], settings.long_policy, settings.longest, settings.overlap)
+            own_pieces = cut_into_pieces(lengths[bad], settings.long_proteins)
             packed = PackedPieces([tokens[row] for row in bad], own_pieces, tokenizer)
             own_names = [names[row] for row in bad]
             more = run_model(model, packed, again, names=own_names, token_budget=settings.token_budget, logger=logger)

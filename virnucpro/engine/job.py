@@ -115,9 +115,7 @@ def _shares(
     costs = protein_costs(
         np.array([len(protein.sequence) for protein in proteins]),
         embed_dim=manifest.embed_dim,
-        policy=settings.long_policy,
-        longest=settings.longest,
-        overlap=settings.overlap,
+        long_proteins=settings.long_proteins,
     )
     return balanced_shares(costs, shares)
 

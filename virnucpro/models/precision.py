@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from virnucpro.base.errors import UserError
+from virnucpro.base.settings import SETTINGS
 from virnucpro.cuda.devices import AMPERE, capability
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
@@ -32,7 +33,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.float16 if capability(device) >= FAST_HALF else torch.float32
     if precision not in DTYPES:
-        raise UserError(f"precision {precision!r} is not known: give auto, {', '.join(DTYPES)}")
+        raise UserError(f"precision {precision!r} is not known: give {SETTINGS['precision'].allowed}")
     if precision == "bf16" and device.type == "cuda" and capability(device) < AMPERE:
         raise UserError(
             f"{torch.cuda.get_device_name(device)} does not compute bf16: take precision auto, fp16 or fp32"

@@ -96,7 +96,7 @@ def _not_split(run: RunConfig, name: str, files: Sequence[Path]) -> Planned:
         return Planned(f"Sample {name}: {size}; proteins are known once they are translated.", 0, 0, False)
     if not amount.records:
         return Planned(f"Sample {name}: no protein in it.", 0, 0, True)
-    chunks = chunk_count(amount.unique_letters, amount.unique, run.chunk_residues, run.chunks_multiple_of)
+    chunks = chunk_count(amount.unique_letters, amount.unique, *run.chunk_size)
     line = (
         f"Sample {name}: {about}{number(amount.records, 'protein')}, {number(amount.letters, 'residue')}; "
         f"not split yet, about {number(chunks, 'chunk')}."
@@ -125,7 +125,7 @@ def _rate(tensors: Path, digest: str, run: RunConfig) -> Rate | None:
         rate = Rate(float(statistics["tokens"]), float(statistics["seconds"]), metadata["device"])
     except (OSError, HeaderError, KeyError, ValueError):
         return None
-    wanted = {"model": run.model_name, "precision": run.precision, "chunk_digest": digest}
+    wanted = {"model": run.model.name, "precision": run.embedding.precision, "chunk_digest": digest}
     return rate if all(metadata.get(key) == value for key, value in wanted.items()) else None
 
 
@@ -136,8 +136,8 @@ def _time(run: RunConfig, tokens: int, rates: Sequence[Rate]) -> str:
         needed = duration(tokens * seconds / sum(rate.tokens for rate in rates))
         devices = ", ".join(dict.fromkeys(rate.device for rate in rates))
         return f"About {needed} on one device such as did the finished chunks ({devices})."
-    known = H200_TOKENS_PER_SECOND.get(run.model_name)
-    if known is None or run.precision == "fp32":
+    known = H200_TOKENS_PER_SECOND.get(run.model.name)
+    if known is None or run.embedding.precision == "fp32":
         return "The time that takes is known once the first chunk is done: then ask again."
     return (
         f"About {duration(tokens / known)} of GPU time on one NVIDIA H200 (measured there with torch 2.11: {known:,} "

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
-from virnucpro.base.settings import InputPolicies
+from virnucpro.base.settings import InputPolicies, default
 from virnucpro.sequences.fasta import FastaRecord, RawRecord, letter_error
 from virnucpro.sequences.frames import FRAMES, Windows, cut_windows, stop_free_frames
 from virnucpro.sequences.intake import Intake, Kind, Skipped, skipped_table
@@ -81,7 +81,7 @@ def translate_contigs(
     nucleotides: Path,
     skipped: Path | None = None,
     *,
-    window: int = 500,
+    window: int = default("nucleotide.window"),
     policies: InputPolicies | None = None,
     logger: logging.Logger | None = None,
 ) -> TranslationCounts:

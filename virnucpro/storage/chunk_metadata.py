@@ -13,15 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from virnucpro.base.records import RecordError, from_entries
-
-
-@dataclass(frozen=True)
-class LongProteins:
-    """What was done to proteins of more than ``longest`` residues; ``overlap`` is that of neighbouring windows."""
-
-    policy: str
-    longest: int
-    overlap: int
+from virnucpro.base.settings import LongProteins
 
 
 @dataclass(frozen=True)

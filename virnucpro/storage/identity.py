@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
-from virnucpro.storage.chunk_metadata import EmbeddingIdentity, LongProteins, SettingsIdentity, header_entries
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings, resolve_layers
+from virnucpro.storage.chunk_metadata import EmbeddingIdentity, SettingsIdentity, header_entries
 from virnucpro.weights.manifest import WeightsManifest
-
-
-@dataclass(frozen=True)
-class TableSettings:
-    """Which tables are written: their formats and number format, and the records in a file of ``virnucpro_pt``."""
-
-    formats: tuple[str, ...]
-    dtype: str
-    records_per_file: int
 
 
 def embedding_identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> EmbeddingIdentity:
@@ -39,7 +30,7 @@ def _settings_part(settings: EmbeddingSettings) -> SettingsIdentity:
     return SettingsIdentity(
         pooling=tuple(sorted(settings.pooling)),
         precision=settings.precision,
-        long_proteins=LongProteins(settings.long_policy, settings.longest, settings.overlap),
+        long_proteins=settings.long_proteins,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.base.records import from_entries
-from virnucpro.base.settings import POOLINGS
+from virnucpro.base.settings import SETTINGS
 from virnucpro.chunking.manifest import SplitRecord
 from virnucpro.models.esm2.sizes import DEMO_WARNING
 from virnucpro.storage.chunk_file import ChunkFile, decoded
@@ -23,7 +23,7 @@ def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype
     """What the tables of these chunk files (verified: all alike) will hold; without any, what was expected of them."""
     if not chunks:
         layers, pooling = tuple(json.loads(expected["layers"])), json.loads(expected["pooling"])
-        means_of, residues_of = (layers if kind in pooling else () for kind in POOLINGS)
+        means_of, residues_of = (layers if kind in pooling else () for kind in SETTINGS["pooling"].words)
         return Layout(json.loads(expected["embed_dim"]), means_of, residues_of, dtype, records_per_file)
     means: list[int] = []
     residues: list[int] = []

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from virnucpro.base.digest import FileProof
-from virnucpro.storage.chunk_metadata import LongProteins, RunStatistics
+from virnucpro.base.settings import LongProteins
+from virnucpro.storage.chunk_metadata import RunStatistics
 
 REPORT = "embeddings.json"
 """The record's name in a sample's folder."""

@@ -18,10 +18,9 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.products import Products, read_products, why_not, why_stale
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings, resolve_layers
 from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings, chunk_name, read_split
 from virnucpro.storage.identity import (
-    TableSettings,
     identity,
     reports_origin,
     settings_identity,
@@ -36,23 +35,10 @@ MISSING = "missing"
 
 
 @dataclass(frozen=True)
-class SampleRequest:
-    """What is wanted of one sample.
-
-    Attributes:
-        folder: where its results are.
-        inputs: its FASTA files, in order; contigs when there is a ``window``.
-        window: bases of a window that contigs are cut into; None for proteins.
-        policies: what is done about records of contigs that can't simply be translated.
-    """
+class SampleFiles:
+    """A sample's files, in the ``folder`` where its results are."""
 
     folder: Path
-    inputs: tuple[Path, ...]
-    window: int | None
-    split: SplitSettings
-    embedding: EmbeddingSettings
-    tables: TableSettings
-    policies: InputPolicies = field(default_factory=InputPolicies)
 
     @property
     def translation(self) -> Path:
@@ -78,6 +64,24 @@ class SampleRequest:
 
     def chunk_file(self, chunk: str) -> Path:
         return self.tensors / f"{chunk}.safetensors"
+
+
+@dataclass(frozen=True)
+class SampleRequest(SampleFiles):
+    """What is wanted of one sample.
+
+    Attributes:
+        inputs: its FASTA files, in order; contigs when there is a ``window``.
+        window: bases of a window that contigs are cut into; None for proteins.
+        policies: what is done about records of contigs that can't simply be translated.
+    """
+
+    inputs: tuple[Path, ...]
+    window: int | None
+    split: SplitSettings
+    embedding: EmbeddingSettings
+    tables: TableSettings
+    policies: InputPolicies = InputPolicies()
 
 
 @dataclass(frozen=True)

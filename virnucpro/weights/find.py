@@ -7,14 +7,10 @@ from pathlib import Path
 import torch
 
 from virnucpro.base.errors import UserError
-from virnucpro.models.esm2.sizes import CHECKPOINT_URL, DEMO_MODEL, DEMO_WARNING, ESM2_MODELS, architecture_by_name
+from virnucpro.models.esm2.sizes import CHECKPOINT_URL, DEMO_MODEL, DEMO_WARNING
 from virnucpro.models.esm2.synthetic import write_demo_checkpoint
+from virnucpro.models.reference import ModelRef
 from virnucpro.weights.download import DownloadError, Log, download
-
-
-def is_model_name(model: str) -> bool:
-    """Whether ``model`` is a name that we know (else it is taken for a path)."""
-    return model == DEMO_MODEL or model in ESM2_MODELS
 
 
 def cached_checkpoint(name: str) -> Path:
@@ -22,7 +18,7 @@ def cached_checkpoint(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
 
 
-def locate_checkpoint(model: str, log: Log, *, url: str = CHECKPOINT_URL) -> Path:
+def locate_checkpoint(model: str | ModelRef, log: Log, *, url: str = CHECKPOINT_URL) -> Path:
     """Give the path of a model's checkpoint, downloading it once where it is not there yet.
 
     Args:
@@ -35,24 +31,18 @@ def locate_checkpoint(model: str, log: Log, *, url: str = CHECKPOINT_URL) -> Pat
         UserError: an unknown name, no such file, or no way to download it; the message names the
             file to fetch and where to put it.
     """
-    if not is_model_name(model):
-        path = Path(model).expanduser()
-        if path.is_file():
-            return path
-        if path.is_dir():
-            raise UserError(f"model {model} is a folder: give the path of a checkpoint (.pt) in it")
-        if "/" in model or path.suffix:
-            raise UserError(f"no checkpoint at {path.absolute()}: correct `model:`, or give a model's name")
-        architecture_by_name(model)  # raises with the names that there are
-    target = cached_checkpoint(model)
-    if model == DEMO_MODEL:
+    model = ModelRef.of(model)
+    if model.path is not None:
+        return model.path
+    target = cached_checkpoint(model.name)
+    if model.name == DEMO_MODEL:
         log(f"WARNING: {DEMO_WARNING}")
         write_demo_checkpoint(target)
         return target
     if target.is_file():
         log(f"{model}: found {target}")
         return target
-    source = url.format(name=model)
+    source = url.format(name=model.name)
     log(f"{model}: downloading {source} to {target}")
     try:
         download(source, target, log)

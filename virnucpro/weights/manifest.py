@@ -9,6 +9,7 @@ from typing import BinaryIO, ClassVar
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record
 from virnucpro.base.safetensors_header import Header, HeaderError, read_header
+from virnucpro.models.reference import ModelRef
 from virnucpro.models.sizes import AnySizes
 
 METADATA_ENTRY = "virnucpro"
@@ -84,9 +85,9 @@ def read_weights_header(path: Path, file: BinaryIO) -> tuple[Header, WeightsMani
         raise UserError(f"the manifest in weights {path} {error.reason}: {WAY_OUT}") from None
 
 
-def weights_name(checkpoint: Path, source_sha256: str) -> str:
-    """The name of weights that were given by the path of their checkpoint: its stem, and digits of its sha256.
+def weights_name(model: ModelRef, source_sha256: str | None) -> str:
+    """The name of a model's weights: of one given by the path of its checkpoint the stem, and digits of its sha256.
 
     A file may be called like a released model or like another file; its contents decide.
     """
-    return f"{Path(checkpoint).stem}-{source_sha256[:12]}"
+    return model.name if model.path is None else f"{model.name}-{str(source_sha256)[:12]}"

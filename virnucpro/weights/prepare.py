@@ -10,17 +10,20 @@ import torch
 from virnucpro.base.digest import file_sha256
 from virnucpro.base.errors import UserError
 from virnucpro.models.esm2.checkpoint import verify_archive
-from virnucpro.models.esm2.sizes import DEMO_MODEL, DEMO_WARNING, ESM2_MODELS
+from virnucpro.models.esm2.sizes import DEMO_MODEL, DEMO_WARNING
 from virnucpro.models.esm2.synthetic import write_demo_checkpoint
 from virnucpro.models.families import read_checkpoint
 from virnucpro.models.precision import dtype_name
+from virnucpro.models.reference import KNOWN, ModelRef
 from virnucpro.weights.download import Log
 from virnucpro.weights.file import UNKNOWN, load_weights, write_weights
-from virnucpro.weights.find import is_model_name, locate_checkpoint
+from virnucpro.weights.find import locate_checkpoint
 from virnucpro.weights.manifest import WeightsManifest, weights_name
 
 
-def prepare_weights(model: str, output: Path, *, source_sha256: str | None = None, log: Log) -> WeightsManifest:
+def prepare_weights(
+    model: str | ModelRef, output: Path, *, source_sha256: str | None = None, log: Log
+) -> WeightsManifest:
     """Find or download a checkpoint, check all of it, and write its embedding part as safetensors.
 
     Neither the LM head nor the contact head is kept; every tensor keeps its stored dtype, and
@@ -36,7 +39,8 @@ def prepare_weights(model: str, output: Path, *, source_sha256: str | None = Non
         UserError: no checkpoint to be had, or one that is cut short, damaged, unsafe, of no known family, or
             changed meanwhile.
     """
-    if model == DEMO_MODEL:
+    model = ModelRef.of(model)
+    if model == ModelRef(DEMO_MODEL):
         log(f"WARNING: {DEMO_WARNING}")
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / f"{DEMO_MODEL}.pt"
@@ -45,24 +49,24 @@ def prepare_weights(model: str, output: Path, *, source_sha256: str | None = Non
     return _prepare(model, locate_checkpoint(model, log), Path(output), source_sha256, log)
 
 
-def _prepare(model: str, source: Path, output: Path, expected_sha256: str | None, log: Log) -> WeightsManifest:
+def _prepare(model: ModelRef, source: Path, output: Path, expected_sha256: str | None, log: Log) -> WeightsManifest:
     before = _stamp(source)
     checkpoint = read_checkpoint(source)
     sizes = checkpoint.architecture
-    if model in ESM2_MODELS and sizes != ESM2_MODELS[model]:
+    if model.path is None and sizes != KNOWN[model.name]:
         raise UserError(f"{source} is not {model}: it has {sizes}; delete it or move it away")
     log(f"checking {source}")
     verify_archive(source)
     source_sha256 = file_sha256(source)
     tensors = {name: checkpoint.state[name] for name in sizes.shapes()}
     manifest = WeightsManifest(
-        model=model if is_model_name(model) else weights_name(source, source_sha256),
+        model=weights_name(model, source_sha256),
         sha256=UNKNOWN,
         source_sha256=source_sha256,
         architecture=sizes,
         dtype=dtype_name(max(tensors.values(), key=torch.Tensor.numel).dtype),  # of nearly every number
         parameters=sizes.parameters,
-        demo=model == DEMO_MODEL,
+        demo=model == ModelRef(DEMO_MODEL),
     )
     log(f"writing {output}")
     manifest = write_weights(output, tensors, manifest, source=source)

@@ -8,41 +8,51 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
-WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
-ROOT = WORKFLOW.parent
+HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
+# The clone that this file lies in; none where Snakemake fetches the workflow by itself, from a Git repository or server.
+CLONE = None if "://" in HERE else Path(HERE).parents[1]
 
 # Jobs find the package where the workflow is, in conda environments and on cluster nodes too.
-if (ROOT / "virnucpro").is_dir():
-    sys.path.insert(0, str(ROOT))
+if CLONE is not None and (CLONE / "virnucpro").is_dir():
+    sys.path.insert(0, str(CLONE))
     os.environ |= {
         "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(ROOT), os.getenv("PYTHONPATH")])
+            filter(None, [str(CLONE), os.getenv("PYTHONPATH")])
         )
     }
 
-from virnucpro.slurm.resources import slurm_resources
-from virnucpro.slurm.sizing import embed_memory_mb, embed_minutes
-from virnucpro.base.records import read_record
-from virnucpro.chunking.manifest import ChunkManifest
-from virnucpro.config import load_config, planning_architecture
-from virnucpro.base.errors import UserError
-from virnucpro.run_state import made_before, other_samples, run_state, stale_tables
-from virnucpro.storage.state import MISSING
-from virnucpro.storage.tables import TABLES
-
-if Path("config.yaml").is_file():
-
-    configfile: "config.yaml"
-
-elif not config and (ROOT / "config.yaml").is_file():
-
-    configfile: str(ROOT / "config.yaml")
-
+try:
+    from virnucpro.base.errors import UserError
+    from virnucpro.base.records import read_record
+    from virnucpro.chunking.manifest import ChunkManifest
+    from virnucpro.config import load_config, merged
+    from virnucpro.config_files import config_sources
+    from virnucpro.models.reference import planning_architecture
+    from virnucpro.run_state import made_before, other_samples, run_state, stale_tables
+    from virnucpro.slurm.resources import slurm_resources
+    from virnucpro.slurm.sizing import embed_memory_mb, embed_minutes
+    from virnucpro.storage.state import MISSING
+    from virnucpro.storage.tables import TABLES
+except ImportError as error:
+    sys.exit(
+        f"error: {HERE} needs the package virnucpro of the same version in {sys.prefix} ({error}): install it with "
+        'pip install "virnucpro[workflow] @ git+URL@TAG", or run the workflow from a clone'
+    )
+if CLONE is None and workflow.deployment_settings.deployment_method:
+    sys.exit(
+        "error: the environments of conda hold what virnucpro needs but not virnucpro itself, which a clone brings: "
+        "clone the repository and give the path of its workflow/Snakefile, or leave conda out"
+    )
 
 try:
-    run = load_config(config, WORKFLOW / "schemas" / "config.schema.yaml", beside=ROOT)
+    sources = config_sources(workflow, config, CLONE)
+    run = load_config(*sources)
 except UserError as error:
     sys.exit(f"error: {error}")
+config = merged(sources)  # what scripts and reports see: as it was given
+if workflow.is_main_process:
+    read = ", ".join(source.name for source in sources) or "none are given"
+    logger.info(f"Settings: {read}; the rest are defaults.")
 
 # What is there, compared by content with what is asked for.
 state = run_state(run)
@@ -124,7 +134,7 @@ def tied(reason, output, given=(), **products):
 
 def checkpoint_of(wildcards):
     """What the weights are prepared from, where it is a file that the user named."""
-    given = [] if run.model_path is None else [run.model_path]
+    given = [] if run.model.path is None else [run.model.path]
     return tied(state.weights_stale(), WEIGHTS, given)
 
 
@@ -210,9 +220,9 @@ def embed_memory(wildcards, input, attempt):
     return embed_memory_mb(
         planning_architecture(run.model),
         read_record(Path(input.chunk_manifest[0]), ChunkManifest),
-        layers=len(run.layers),
-        mean="mean" in run.pooling,
-        per_residue="per_residue" in run.pooling,
+        layers=len(run.embedding.layers),
+        mean="mean" in run.embedding.pooling,
+        per_residue="per_residue" in run.embedding.pooling,
         gpus=run.gpus_per_job,
         attempt=attempt,
     )
@@ -235,7 +245,7 @@ def table(name):
 
 def all_tables():
     """What the merges make, of every sample and in every format: gone or newly asked for, it is made again."""
-    files = [SAMPLE / TABLES[name].name for name in run.formats]
+    files = [SAMPLE / TABLES[name].name for name in run.tables.formats]
     return expand([*files, SAMPLE / "embeddings.json"], sample=run.samples)
 
 

@@ -18,6 +18,6 @@ rule embed_esm2:
         mem_mb=embed_memory,
         runtime=embed_time,
     params:
-        settings=run.embedding,
+        settings=asdict(run.embedding),
     script:
         "../scripts/embed_esm2.py"

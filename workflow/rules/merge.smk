@@ -4,7 +4,7 @@ rule merge_embeddings:
     input:
         unpack(tables_of),
     output:
-        **{name: table(name) for name in run.formats},
+        **{name: table(name) for name in run.tables.formats},
         report=SAMPLE / "embeddings.json",
     log:
         LOGS / "{sample}" / "merge_embeddings.log",
@@ -17,9 +17,7 @@ rule merge_embeddings:
         runtime=lambda wildcards, attempt: attempt * 240,
     params:
         chunks=str(CHUNKS),
-        formats=run.formats,
-        dtype=run.dtype,
-        records_per_file=run.records_per_file,
-        settings=run.embedding,
+        tables=asdict(run.tables),
+        settings=asdict(run.embedding),
     script:
         "../scripts/merge_embeddings.py"

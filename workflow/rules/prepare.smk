@@ -17,7 +17,7 @@ rule prepare_weights:
         mem_mb=4000,
         runtime=240,
     params:
-        model=run.model,
+        model=str(run.model),
         source_sha256=state.weights.source_sha256,
     script:
         "../scripts/prepare_weights.py"

@@ -20,12 +20,10 @@ checkpoint split_proteins:
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
         files=lambda wildcards: list(map(str, run.samples[wildcards.sample])),
-        chunk_residues=run.chunk_residues,
-        multiple_of=run.chunks_multiple_of,
-        embed_dim=run.embed_dim,
-        policy=run.long_policy,
-        longest=run.longest,
-        overlap=run.overlap,
+        chunk_residues=run.chunk_size.residues,
+        multiple_of=run.chunk_size.multiple_of,
+        embed_dim=planning_architecture(run.model).embed_dim,
+        long_proteins=asdict(run.embedding.long_proteins),
         policies=asdict(run.split_policies),
     script:
         "../scripts/split_proteins.py"

@@ -21,7 +21,7 @@ rule translate_contigs:
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
         files=lambda wildcards: list(map(str, run.samples[wildcards.sample])),
-        window=run.nucleotide_window,
+        window=run.window,
         policies=asdict(run.policies),
     script:
         "../scripts/translate_contigs.py"

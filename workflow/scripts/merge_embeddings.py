@@ -4,9 +4,9 @@ import json
 import shlex
 from pathlib import Path
 
-from virnucpro.base.settings import EmbeddingSettings
+from virnucpro.base.settings import EmbeddingSettings, TableSettings
 from virnucpro.jobs import job
-from virnucpro.storage.identity import TableSettings, identity, table_settings
+from virnucpro.storage.identity import identity, table_settings
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.weights.manifest import read_manifest
 
@@ -18,12 +18,12 @@ def as_text(value):
 
 with job(f"merge_embeddings {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     settings = EmbeddingSettings(**snakemake.params.settings)
-    tables = TableSettings(tuple(snakemake.params.formats), snakemake.params.dtype, snakemake.params.records_per_file)
+    tables = TableSettings(**snakemake.params.tables)
     merge_embeddings(
         Path(snakemake.input.index[0]),
         Path(snakemake.params.chunks),
         [Path(file) for file in snakemake.input.chunk_files],
-        {name: Path(snakemake.output[name]) for name in snakemake.params.formats},
+        {name: Path(snakemake.output[name]) for name in tables.formats},
         Path(snakemake.output.report),
         expected=identity(read_manifest(Path(snakemake.input.weights[0])), settings),
         made_from=table_settings(settings, tables),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from virnucpro.base.settings import InputPolicies
+from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.split import split_proteins
 from virnucpro.jobs import job
 
@@ -15,9 +15,7 @@ with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as lo
         chunk_residues=snakemake.params.chunk_residues,
         multiple_of=snakemake.params.multiple_of,
         embed_dim=snakemake.params.embed_dim,
-        policy=snakemake.params.policy,
-        longest=snakemake.params.longest,
-        overlap=snakemake.params.overlap,
+        long_proteins=LongProteins(**snakemake.params.long_proteins),
         policies=InputPolicies(**snakemake.params.policies),
         logger=log,
     )

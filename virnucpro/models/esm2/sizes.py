@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from virnucpro.base.errors import UserError
-
 CHECKPOINT_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 """Where fair-esm itself downloads a model from (``esm.pretrained``)."""
 
@@ -67,21 +65,6 @@ ESM2_MODELS: dict[str, Architecture] = {
 
 
 DEMO_ARCHITECTURE = Architecture(layers=4, embed_dim=64, heads=4)
-
-
-def architecture_by_name(name: str) -> Architecture:
-    """The sizes of a model known by name, ``esm2_demo`` among them.
-
-    Raises:
-        UserError: for any other name.
-    """
-    if name == DEMO_MODEL:
-        return DEMO_ARCHITECTURE
-    try:
-        return ESM2_MODELS[name]
-    except KeyError:
-        known = ", ".join([*ESM2_MODELS, DEMO_MODEL])
-        raise UserError(f"unknown model {name!r}: give one of {known}, or the path of a checkpoint (.pt)") from None
 
 
 VOCABULARY = 33

@@ -1,0 +1,90 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from virnucpro.base.declaration import short
+from virnucpro.base.errors import UserError
+
+LONGEST_NAME = 255
+"""Bytes that Linux file systems take for the name of a file or folder."""
+
+LONGEST_PATH = 4000
+"""Bytes of a whole path; Linux takes 4096, and files of ours go below it."""
+
+
+def user_path(text: str | os.PathLike[str], what: str) -> Path:
+    """The path with ``~`` and ``~name`` replaced by the home folder.
+
+    Args:
+        what: for the sentence, such as ``"setting 'results'"``.
+
+    Raises:
+        UserError: there is no such user, or no file system takes such a name.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{what}: {short(str(text))} names the home folder of a user who does not exist") from None
+    if "\0" in str(path):
+        raise UserError(f"{what}: {short(str(text))} has a zero byte in it, which no file name can have")
+    if len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise UserError(
+            f"{what}: {short(str(text))} is longer than a file system takes ({LONGEST_NAME} bytes a name, "
+            f"{LONGEST_PATH} in all)"
+        )
+    return path
+
+
+def without_patterns(path: Path, what: str) -> Path:
+    """The path, where it has none of the signs by which Snakemake knows patterns: ``{}`` and ``<>``.
+
+    Raises:
+        UserError: it has one of them.
+    """
+    found = sorted(set(str(path)) & set("{}<>"))
+    if found:
+        raise UserError(
+            f"{what}: {str(path)!r} has {' and '.join(found)} in it, which mean patterns to Snakemake: "
+            "rename it, or give a link to it"
+        )
+    return path
+
+
+def matching(text: str, what: str, folder: Path | None) -> list[Path]:
+    """Files or folders that a path or pattern names: seen from the working folder, or else from ``folder``.
+
+    Args:
+        folder: of the file that the path stands in, if it stands in one.
+
+    Raises:
+        UserError: there is none, or there are different ones in both places.
+    """
+    path = user_path(text, what)
+    places = [Path()] if folder is None or path.is_absolute() else [Path(), folder]
+    try:
+        found = [paths for place in places if (paths := _at(place / path))]
+        if not found:
+            raise UserError(f"{what}: {text} does not exist{_seen_from(places)}")
+        if len({tuple(path.resolve() for path in paths) for paths in found}) > 1:
+            raise UserError(
+                f"{what}: {text} is both in the working folder and in {folder}: give the whole path of the one you mean"
+            )
+    except OSError as error:
+        raise UserError(f"{what}: {text} cannot be looked at ({error.strerror})") from None
+    return found[0]
+
+
+def _at(path: Path) -> list[Path]:
+    if path.exists():
+        return [path]
+    # Not Path.glob: it takes no pattern that begins at the root.
+    return sorted(map(Path, glob.glob(str(path), recursive=True))) if glob.has_magic(str(path)) else []  # noqa: PTH207
+
+
+def _seen_from(places: list[Path]) -> str:
+    names = [str(place.absolute()) for place in places]
+    return f" (looked for in {' and in '.join(dict.fromkeys(names))})"

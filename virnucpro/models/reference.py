@@ -1,0 +1,79 @@
+"""Which model a user means: a released one by its name, the demo, or a checkpoint by its path."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from virnucpro.base.declaration import short
+from virnucpro.base.errors import UserError
+from virnucpro.base.paths import matching
+from virnucpro.base.settings import default, resolve_layers
+from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_MODEL, ESM2_MODELS, Architecture
+
+LONGEST_STEM = 200
+"""Bytes of a checkpoint's name without its ending: files of ours are called after it and a digest."""
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model that we know by ``name`` (``path`` is None), or the checkpoint at ``path``, called after its file."""
+
+    name: str
+    path: Path | None = None
+
+    @classmethod
+    def of(cls, model: str | os.PathLike[str] | ModelRef, folder: Path | None = None) -> ModelRef:
+        """What ``model`` means: one of the names that we know, or else the path of a file.
+
+        Args:
+            folder: where a relative path is looked for after the working folder.
+
+        Raises:
+            UserError: neither a known name nor an existing file.
+        """
+        if isinstance(model, ModelRef):
+            return model
+        text = os.fspath(model)
+        if text in KNOWN:
+            return cls(text)
+        try:
+            path, *others = matching(text, "setting 'model'", folder)
+        except UserError as error:
+            if "/" in text or text.startswith("~") or Path(text).suffix:
+                raise
+            guess = difflib.get_close_matches(text, KNOWN, n=1)
+            hint = f"did you mean {guess[0]}? Else give" if guess else "give"
+            raise UserError(
+                f"unknown model {short(text)}: {hint} one of {', '.join(KNOWN)}, or the path of a checkpoint (.pt)"
+            ) from error
+        if others:
+            raise UserError(f"model {text} names {1 + len(others)} files: give the path of one checkpoint")
+        if not path.is_file():
+            raise UserError(f"model {text} is a folder: give the path of a checkpoint (.pt) in it")
+        if len(os.fsencode(path.stem)) > LONGEST_STEM:
+            raise UserError(f"model {short(text)}: its file name is longer than {LONGEST_STEM} bytes: rename it")
+        return cls(path.stem, path)
+
+    def __str__(self) -> str:
+        return self.name if self.path is None else str(self.path)
+
+    def resolve(self, layers: Sequence[int | str]) -> tuple[int | str, ...]:
+        """The layers by their numbers where the name tells how many there are, else as they were given.
+
+        Raises:
+            UserError: a layer that the model does not have.
+        """
+        return tuple(layers) if self.path is not None else resolve_layers(layers, KNOWN[self.name].layers)
+
+
+KNOWN = {**ESM2_MODELS, DEMO_MODEL: DEMO_ARCHITECTURE}
+"""Models that are known by name."""
+
+
+def planning_architecture(model: ModelRef) -> Architecture:
+    """Sizes to plan with before a checkpoint has been read: one whose name tells nothing is taken for the default."""
+    return KNOWN.get(model.name, KNOWN[default("model")])

@@ -1,0 +1,58 @@
+"""Settings as options of a command line: made of their declaration, under the same names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from virnucpro.base.declaration import Setting
+from virnucpro.base.errors import UserError
+from virnucpro.base.paths import user_path
+from virnucpro.base.settings import SETTINGS
+
+LONG_PROTEINS = ("long_proteins.policy", "long_proteins.longest", "long_proteins.overlap")
+POLICIES = ("empty_records", "duplicate_ids", "empty_samples", "suspicious")
+EMBEDDING = ("layers", "pooling", "precision", *LONG_PROTEINS)
+TABLES = ("merge.formats", "merge.dtype", "merge.records_per_file")
+
+
+def add_options(parser: argparse.ArgumentParser, keys: Iterable[str]) -> None:
+    """Give the parser the options of these settings: what each may be, its default and its help."""
+    for key in keys:
+        setting = SETTINGS[key]
+        defaults = setting.default if setting.several else (setting.default,)
+        choices = setting.words if setting.words and not setting.numbers else None
+        parser.add_argument(
+            _option(setting),
+            dest=key,
+            nargs="+" if setting.several else None,
+            choices=choices,
+            metavar=None if choices else "N" if setting.numbers else setting.name.upper(),
+            default=setting.default,
+            help=f"{setting.about.replace('%', '%%')} Default: {' '.join(map(str, defaults))}.",
+        )
+
+
+def values(given: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
+    """The settings that were given, each in its own type, by their names as arguments in Python.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+    return {SETTINGS[key].name: SETTINGS[key].check(getattr(given, key)) for key in keys}
+
+
+def path(text: str) -> Path:
+    """A path on the command line, with ``~`` as the shell would take it."""
+    try:
+        return user_path(text, "path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _option(setting: Setting) -> str:
+    """What a setting's option is called; that of a policy is named after what it is for."""
+    name = setting.key.partition(".")[0] if setting.name == "policy" else setting.name
+    return "--" + name.replace("_", "-")

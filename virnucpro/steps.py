@@ -1,0 +1,173 @@
+"""The workflow's steps as commands, one after the other by hand: each calls what the rule's script calls.
+
+A sample's folder holds what the workflow puts there, under the same names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+
+from virnucpro.base.digest import FileDigests, file_sha256
+from virnucpro.base.products import write_products
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
+from virnucpro.chunking.size import chunk_size
+from virnucpro.models.reference import ModelRef, planning_architecture
+from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
+from virnucpro.run_state import DIGESTS, wanted_weights
+from virnucpro.storage.identity import identity, reports_origin, table_settings, translation_origin
+from virnucpro.storage.state import SampleFiles
+from virnucpro.weights.manifest import read_manifest
+
+LOG = logging.getLogger("virnucpro")
+
+
+def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add a subcommand for each step."""
+    prepare = commands.add_parser("prepare", help="step: put a model's weights into a folder")
+    prepare.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="where weights are kept")
+    add_options(prepare, ["model"])
+    prepare.set_defaults(run=_prepare)
+
+    translate = commands.add_parser("translate", help="step: cut contigs into windows and translate them")
+    _takes_files(translate, "nucleotide FASTA")
+    add_options(translate, ["nucleotide.window", *POLICIES])
+    translate.set_defaults(run=_translate)
+
+    split = commands.add_parser("split", help="step: cut a sample's proteins into chunks")
+    _takes_files(split, "protein FASTA")
+    add_options(split, ["model", "layers", "pooling", "chunk_residues", *LONG_PROTEINS, *POLICIES])
+    split.set_defaults(run=_split)
+
+    embed_chunk = commands.add_parser("embed-chunk", help="step: embed one chunk of a split sample")
+    _takes_sample(embed_chunk)
+    embed_chunk.add_argument("chunk", help="its name, such as chunk_00000")
+    embed_chunk.add_argument("--devices", nargs="+", metavar="DEVICE", help="cpu, cuda:0, ... (default: all GPUs)")
+    add_options(embed_chunk, EMBEDDING)
+    embed_chunk.set_defaults(run=_embed_chunk)
+
+    merge = commands.add_parser("merge", help="step: verify a sample's embedded chunks and write its tables")
+    _takes_sample(merge)
+    add_options(merge, [*EMBEDDING, *TABLES])
+    merge.set_defaults(run=_merge)
+
+    summarise = commands.add_parser("summarise", help="step: sum up merged samples")
+    summarise.add_argument("samples", nargs="+", type=path, metavar="FOLDER", help="folders of merged samples")
+    summarise.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="where summaries go")
+    summarise.set_defaults(run=_summarise)
+
+
+def _takes_files(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("fasta", nargs="+", type=path, help=f"{what}, plain or packed")
+    parser.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="the sample's folder")
+
+
+def _takes_sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=path, metavar="FOLDER", help="the sample's folder")
+    parser.add_argument("--weights", type=path, required=True, help="the file that virnucpro prepare has written")
+
+
+def _embedding(given: argparse.Namespace) -> EmbeddingSettings:
+    long_proteins = LongProteins(**values(given, LONG_PROTEINS))
+    return EmbeddingSettings(**values(given, EMBEDDING[: -len(LONG_PROTEINS)]), long_proteins=long_proteins)
+
+
+# The imports stand in the functions because torch and pyarrow take seconds to load.
+
+
+def _prepare(given: argparse.Namespace) -> None:
+    from virnucpro.weights.prepare import prepare_weights
+
+    model = ModelRef.of(given.model)
+    wanted = wanted_weights(model, given.output, FileDigests(given.output / DIGESTS))
+    prepare_weights(model, wanted.file, source_sha256=wanted.source_sha256, log=LOG.info)
+    print(wanted.file)
+
+
+def _translate(given: argparse.Namespace) -> None:
+    from virnucpro.sequences.translation import translate_contigs
+
+    (window,) = values(given, ["nucleotide.window"]).values()
+    policies = InputPolicies(**values(given, POLICIES))
+    sample = SampleFiles(given.output)
+    outputs = [given.output / name for name in ("translated.faa", "translated.fna", "skipped_contigs.tsv")]
+    counts = translate_contigs(given.fasta, *outputs, window=window, policies=policies, logger=LOG)
+    write_products(sample.translation, translation_origin(counts.inputs, window, policies), outputs)
+    print(outputs[0])
+
+
+def _split(given: argparse.Namespace) -> None:
+    from virnucpro.chunking.split import split_proteins
+
+    sample = SampleFiles(given.output)
+    model = ModelRef.of(given.model)
+    wanted = values(given, ["layers", "pooling", "chunk_residues"])
+    width = planning_architecture(model).embed_dim
+    layers = len(model.resolve(wanted["layers"]))
+    size = chunk_size(wanted["chunk_residues"], embed_dim=width, layers=layers, pooling=wanted["pooling"])
+    split_proteins(
+        given.fasta,
+        sample.index,
+        sample.chunks,
+        chunk_residues=size.residues,
+        multiple_of=size.multiple_of,
+        embed_dim=width,
+        long_proteins=LongProteins(**values(given, LONG_PROTEINS)),
+        policies=InputPolicies(**values(given, POLICIES)),
+        logger=LOG,
+    )
+    print(sample.chunks)
+
+
+def _embed_chunk(given: argparse.Namespace) -> None:
+    from virnucpro.engine.job import embed_chunk
+
+    sample = SampleFiles(given.folder)
+    chunk, output = sample.chunks / given.chunk, sample.chunk_file(given.chunk)
+    fasta, manifest = chunk.with_suffix(".fasta"), chunk.with_suffix(".json")
+    embed_chunk(fasta, manifest, given.weights, output, _embedding(given), devices=given.devices, logger=LOG)
+    print(output)
+
+
+def _merge(given: argparse.Namespace) -> None:
+    from virnucpro.chunking.manifest import chunk_name, read_split
+    from virnucpro.storage.merge import merge_embeddings
+    from virnucpro.storage.tables import TABLES as FILES
+
+    sample = SampleFiles(given.folder)
+    settings, tables = _embedding(given), TableSettings(**values(given, TABLES))
+    tables.check(settings.layers, settings.pooling)
+    outputs = {name: given.folder / FILES[name].name for name in tables.formats}
+    merge_embeddings(
+        sample.index,
+        sample.chunks,
+        [sample.chunk_file(chunk_name(number)) for number in range(len(read_split(sample.chunks).chunks))],
+        outputs,
+        sample.report,
+        expected=identity(read_manifest(given.weights), settings),
+        made_from=table_settings(settings, tables),
+        dtype=tables.dtype,
+        records_per_file=tables.records_per_file,
+        command=f"virnucpro {shlex.join(sys.argv[1:])}",
+        logger=LOG,
+    )
+    print(*outputs.values(), sep="\n")
+
+
+def _summarise(given: argparse.Namespace) -> None:
+    from virnucpro.report.run_plots import RUN_PLOTS, plot_run
+    from virnucpro.report.summary import summarise
+
+    reports = [SampleFiles(folder).report for folder in given.samples]
+    folder = given.output
+    table, text, page = (folder / f"summary.{kind}" for kind in ("tsv", "txt", "html"))
+    chunks = folder / "chunks.tsv"
+    plots = {name: [folder / "plots" / f"{name}.{kind}" for kind in ("svg", "png")] for name in RUN_PLOTS}
+    summarise(reports, table, text, chunks=chunks, page=page, logger=LOG)
+    plot_run(reports, plots)
+    origin = reports_origin({report.parent.name: file_sha256(report) for report in reports})
+    written = [table, chunks, page, text, *(file for files in plots.values() for file in files)]
+    write_products(folder / "summary.json", origin, written)
+    print(text.read_text(encoding="utf-8"))
