@@ -47,15 +47,18 @@ SHORT, SHORT_FILES = 50, 8
 TAKE_ANYTHING = {
     "base.records.checked_entries": "what stands in a file, of which everything is to be checked",
     "base.records.from_entries": "the same",
-    "config.load_config": "what a user wrote, of which everything is to be checked",
-    "config.with_defaults": "the same",
+    "base.declaration.Setting.schema": "JSON schema, which is a mapping of anything",
+    "config.json_schema": "the same",
+    "config.merged": "what a user wrote, as it was written",
+    "config_files.config_sources": "what a user wrote, of which everything is to be checked",
+    "config_files.read_arguments": "the same",
+    "config_files.read_file": "the same",
+    "options.values": "the arguments of several functions, each checked by its setting",
     "models.esm2_flash.ESM2WithFlashAttention.forward": "fair-esm's interface",
 }
 """Public functions with a mapping of text to anything among their parameters or as their result, and why."""
 
-UNTYPED = {
-    "config.RunConfig.embedding",
-}
+UNTYPED: set[str] = set()
 """Those that are to be given a type."""
 
 
