@@ -29,6 +29,7 @@ GPUS = {"ampere1": 2, "ampere2": 1, "hopper1": 2, "turing1": 2}
 SLURM = (
     *("--profile", "slurm"),
     *("--set-resources", "embed_esm2:mem_mb=attempt * 2000", "embed_esm2:nodes=1", "detect_gpu:nodes=1"),
+    *("embed_esm2:slurm_partition=gpu", "detect_gpu:slurm_partition=gpu"),
     *("--slurm-init-seconds-before-status-checks", "3"),
 )
 

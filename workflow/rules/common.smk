@@ -84,7 +84,7 @@ PLOTS_OF_A_SAMPLE = [
     for kind in ("svg", "png")
 ]
 
-# On Slurm: Ampere or newer where available, and the partition that has GPUs.
+# On Slurm: Ampere or newer where available.
 GPU_JOB = slurm_resources(workflow, run.prefer_features)
 
 
