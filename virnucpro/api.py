@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from virnucpro.base.atomic import alone_in
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
-from virnucpro.base.lock import alone_in
 from virnucpro.base.paths import user_path
 from virnucpro.base.settings import (
     EmbeddingSettings,
@@ -23,7 +23,7 @@ from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
 from virnucpro.chunking.size import chunk_size
 from virnucpro.models.reference import ModelRef
 from virnucpro.run_state import DIGESTS, wanted_weights
-from virnucpro.storage.identity import identity, table_settings
+from virnucpro.storage.chunk_metadata import identity, table_settings
 from virnucpro.storage.state import RunState, SampleRequest
 from virnucpro.storage.tables import TABLES, check_formats
 from virnucpro.weights.manifest import read_manifest
@@ -80,8 +80,8 @@ def embed(
     # torch takes seconds to load, so nothing of it is imported with the package.
     from virnucpro.chunking.split import split_proteins
     from virnucpro.engine.job import embed_chunk
+    from virnucpro.storage.chunk_file import why_not_chunk
     from virnucpro.storage.merge import merge_embeddings
-    from virnucpro.storage.verify import why_not_chunk
     from virnucpro.weights.prepare import prepare_weights
 
     log = logger or logging.getLogger(__name__)

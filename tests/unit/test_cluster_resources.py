@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from snakemake_executor_plugin_slurm import ExecutorSettings
+from snakemake_executor_plugin_slurm import ExecutorSettings  # type: ignore[import-untyped]
 
 from virnucpro.slurm.cluster import Cluster, JobSize, parse_groups
 from virnucpro.slurm.resources import Advice, plugin_chooses_partitions
@@ -195,7 +195,10 @@ def test_where_the_plugin_chooses_the_partition(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("SNAKEMAKE_SLURM_PARTITIONS", raising=False)
     (tmp_path / "partitions.yaml").write_text("partitions: {}\n")
     with_file = SimpleNamespace(executor_settings=ExecutorSettings(partition_config=tmp_path / "partitions.yaml"))
-    without, in_a_dry_run = SimpleNamespace(executor_settings=ExecutorSettings()), SimpleNamespace(executor_settings=None)
+    without, in_a_dry_run = (
+        SimpleNamespace(executor_settings=ExecutorSettings()),
+        SimpleNamespace(executor_settings=None),
+    )
     assert plugin_chooses_partitions(with_file)
     assert not plugin_chooses_partitions(without)
     assert not plugin_chooses_partitions(in_a_dry_run)

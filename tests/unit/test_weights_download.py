@@ -22,7 +22,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.weights.download import DownloadError, download
-from virnucpro.weights.find import cached_checkpoint, locate_checkpoint
+from virnucpro.weights.prepare import cached_checkpoint, locate_checkpoint
 
 SMALL = Architecture(layers=2, embed_dim=64, heads=4)
 

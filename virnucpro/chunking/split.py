@@ -23,12 +23,12 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.cost import protein_costs
+from virnucpro.chunking.index import BATCH_ROWS, IndexRows, IndexWriter
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name
 from virnucpro.chunking.size import chunk_count
 from virnucpro.sequences.fasta import FastaRecord
 from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, skipped_table
 from virnucpro.sequences.repeats import first_of
-from virnucpro.storage.index import BATCH_ROWS, IndexRows, IndexWriter
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def split_proteins(
 
     Args:
         inputs: protein FASTA files, in the order their records shall have.
-        index: the Parquet file to write (see :mod:`virnucpro.storage.index`).
+        index: the Parquet file to write (see :mod:`virnucpro.chunking.index`).
         chunks: the folder to write; an older one is replaced.
         skipped: the table of skipped records to write; by default :data:`SKIPPED_TABLE` beside ``chunks``.
         chunk_residues: residues in a chunk, about.

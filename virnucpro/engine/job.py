@@ -20,8 +20,7 @@ from virnucpro.engine.devices import ShareTask, balanced_shares, embed_on_device
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.chunk_file import write_chunk_file
-from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, RunStatistics
-from virnucpro.storage.identity import embedding_identity
+from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, RunStatistics, embedding_identity
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
 

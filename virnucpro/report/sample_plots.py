@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from virnucpro.chunking.index import read_index
 from virnucpro.report.map import (
     Components,
     choose_vectors,
@@ -34,7 +35,6 @@ from virnucpro.report.style import (
     short,
     write,
 )
-from virnucpro.storage.index import read_index
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.atomic import remove
-from virnucpro.base.digest import FileProof, file_sha256
+from virnucpro.base.digest import FileProof, file_sha256, files_of
 from virnucpro.base.errors import UserError
-from virnucpro.base.products import files_of
 from virnucpro.base.records import write_record
+from virnucpro.chunking.index import IndexRows, read_index
 from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
-from virnucpro.storage.chunk_file import ChunkError, ChunkFile
-from virnucpro.storage.index import IndexRows, read_index
+from virnucpro.storage.chunk_file import ChunkError, ChunkFile, verify_chunks
 from virnucpro.storage.provenance import chunk_runs, precision_names, provenance, table_layout
 from virnucpro.storage.report_record import MergeCounts, SampleReport
 from virnucpro.storage.tables import TABLES, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
-from virnucpro.storage.verify import verify_chunks
 
 OPEN_FILES = 128
 

@@ -13,10 +13,9 @@ from virnucpro.base.records import from_entries
 from virnucpro.base.settings import SETTINGS
 from virnucpro.chunking.manifest import SplitRecord
 from virnucpro.models.esm2.sizes import DEMO_WARNING
-from virnucpro.storage.chunk_file import ChunkFile, decoded
+from virnucpro.storage.chunk_file import PROVENANCE, ChunkFile, decoded
 from virnucpro.storage.report_record import REPORT, ChunkRun, Provenance
 from virnucpro.storage.tables.rows import Layout
-from virnucpro.storage.verify import PROVENANCE
 
 
 def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype: str, records_per_file: int) -> Layout:

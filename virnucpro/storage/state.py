@@ -1,6 +1,6 @@
 """Which files of a run are what the present inputs and settings give: decided by content, never by a date or a name.
 
-Every step leaves a record of what it read and of what it made (:mod:`virnucpro.base.products`,
+Every step leaves a record of what it read and of what it made (:mod:`virnucpro.base.digest`,
 :mod:`virnucpro.chunking.manifest`); chunk files are their own record. Here each is compared with the sha256 of the
 present inputs and with the present settings. The workflow asks this before it plans jobs, ``virnucpro.embed`` before
 each step. Needs the standard library alone: the process that plans a cluster's jobs may have no more.
@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from virnucpro.base.digest import FileDigests
+from virnucpro.base.digest import FileDigests, Products, read_products, why_not, why_stale
 from virnucpro.base.errors import UserError
-from virnucpro.base.products import Products, read_products, why_not, why_stale
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings, resolve_layers
 from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings, chunk_name, read_split
-from virnucpro.storage.identity import (
+from virnucpro.storage.chunk_metadata import (
     identity,
     reports_origin,
     settings_identity,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from virnucpro.base.settings import EmbeddingSettings, TableSettings
 from virnucpro.jobs import job
-from virnucpro.storage.identity import identity, table_settings
+from virnucpro.storage.chunk_metadata import identity, table_settings
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.weights.manifest import read_manifest
 

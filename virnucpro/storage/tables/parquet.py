@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from virnucpro.base.records import record_text
-from virnucpro.storage.index import METADATA_KEY
+from virnucpro.chunking.index import METADATA_KEY
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
     Embeddings,
