@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EXECUTOR = Path(__file__).parent / "instant_executor"
+WEIGHTS = "resources/esm2_demo.safetensors"
 TABLE = "results/own/embeddings.parquet"
 LENGTH = 100
 
@@ -59,7 +60,10 @@ def measure(chunks: int, folder: Path, jobs: int) -> None:
         "--target-jobs embed_esm2:sample=own,chunk=chunk_00000"
     )
     steps = [
-        ("split, weights", ("--cores", "2", "results/own/chunks", "results/gpu.json", "resources/esm2_demo.json")),
+        (
+            "split, weights",
+            ("--cores", "2", "results/own/chunks", "results/gpu.json", "resources/esm2_demo.safetensors"),
+        ),
         ("dry run", ("--cores", "2", "--dry-run", TABLE)),
         (f"all jobs, {jobs} at a time, done at once", (*instant, TABLE)),
         ("second call, nothing to do", (*instant, TABLE)),

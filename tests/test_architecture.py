@@ -43,8 +43,7 @@ SHORT, SHORT_FILES = 50, 8
 """An idea of fewer lines than this seldom needs a file of its own; so many files may be as short."""
 
 TAKE_ANYTHING = {
-    "base.records.checked_entries": "what stands in a file, of which everything is to be checked",
-    "base.records.from_entries": "the same",
+    "base.records.from_entries": "what stands in a file, of which everything is to be checked",
     "base.declaration.Setting.schema": "JSON schema, which is a mapping of anything",
     "config.json_schema": "the same",
     "config.merged": "what a user wrote, as it was written",

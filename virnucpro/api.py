@@ -23,8 +23,8 @@ from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
 from virnucpro.chunking.size import chunk_size
 from virnucpro.models.reference import ModelRef
 from virnucpro.run_state import DIGESTS, wanted_weights
-from virnucpro.storage.chunk_metadata import identity, table_settings
-from virnucpro.storage.state import RunState, SampleRequest
+from virnucpro.storage.chunk_metadata import identity
+from virnucpro.storage.state import RunState, SampleRequest, table_settings
 from virnucpro.storage.tables import TABLES, check_formats
 from virnucpro.weights.manifest import read_manifest
 

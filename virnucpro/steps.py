@@ -16,8 +16,8 @@ from virnucpro.chunking.size import chunk_size
 from virnucpro.models.reference import ModelRef, planning_architecture
 from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
 from virnucpro.run_state import DIGESTS, wanted_weights
-from virnucpro.storage.chunk_metadata import identity, reports_origin, table_settings, translation_origin
-from virnucpro.storage.state import SampleFiles
+from virnucpro.storage.chunk_metadata import identity
+from virnucpro.storage.state import SampleFiles, reports_origin, table_settings, translation_origin
 from virnucpro.weights.manifest import read_manifest
 
 LOG = logging.getLogger("virnucpro")

@@ -25,7 +25,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -37,6 +37,7 @@ from virnucpro.base.digest import digest_of_digests
 from virnucpro.base.errors import UserError
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.chunking.manifest import SplitRecord, chunk_name
+from virnucpro.storage.chunk_metadata import EmbeddingIdentity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -245,9 +246,6 @@ def _wrong_tensors(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str | 
     return None
 
 
-PROVENANCE = ("model", "weights_sha256", "layers", "pooling", "precision", "long_proteins")
-"""Metadata entries that must be equal in all chunk files of one table."""
-
 LISTED = 10
 """Files named one by one in an error; the rest are counted."""
 
@@ -335,7 +333,7 @@ def _same(found: str | None, wanted: str) -> bool:
 def _odd_ones_out(chunks: Sequence[ChunkFile]) -> dict[Path, str]:
     """Files made otherwise than most, where what is expected does not settle it."""
     bad: dict[Path, str] = {}
-    for key in PROVENANCE:
+    for key in (field.name for field in fields(EmbeddingIdentity)):
         values = Counter(chunk.metadata.get(key) for chunk in chunks)
         if len(values) < 2:
             continue

@@ -8,13 +8,13 @@ alone, because the process that plans a run reads it too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from virnucpro.base.records import RecordError, from_entries
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, LongProteins, resolve_layers
 from virnucpro.weights.manifest import WeightsManifest
 
 
@@ -184,24 +184,3 @@ def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str
 def settings_identity(settings: EmbeddingSettings) -> dict[str, str]:
     """The part of :func:`identity` that is known without the weights."""
     return header_entries(_settings_part(settings))
-
-
-def table_settings(embedding: EmbeddingSettings, tables: TableSettings) -> dict[str, str]:
-    """The settings that decide what a sample's tables hold, as their record states them."""
-    return {
-        **settings_identity(embedding),
-        "layers_asked_for": json.dumps(embedding.layers),
-        "formats": json.dumps(sorted(tables.formats)),
-        "dtype": tables.dtype,
-        "records_per_file": str(tables.records_per_file),
-    }
-
-
-def translation_origin(sha256: Iterable[str], window: int, policies: InputPolicies) -> dict[str, str]:
-    """What translated contigs are made from: the sha256 of each FASTA file in order, the window's bases, policies."""
-    return {"contigs": json.dumps(list(sha256)), "window": str(window), **asdict(policies)}
-
-
-def reports_origin(reports: Mapping[str, str]) -> dict[str, str]:
-    """What plots and summaries are made from: the sha256 of each sample's report, by the sample's name, in order."""
-    return {"reports": json.dumps(list(reports.items()))}

@@ -28,7 +28,8 @@ from virnucpro.base.records import write_record
 from virnucpro.chunking.index import IndexRows, read_index
 from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, verify_chunks
-from virnucpro.storage.provenance import chunk_runs, precision_names, provenance, table_layout
+from virnucpro.storage.chunk_metadata import ChunkMetadata
+from virnucpro.storage.provenance import chunk_run, precision_name, provenance, table_layout
 from virnucpro.storage.report_record import MergeCounts, SampleReport
 from virnucpro.storage.tables import TABLES, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
@@ -157,13 +158,13 @@ def merge_embeddings(
             f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
         )
     log.info("%d chunk files verified", len(chunk_files))
-    origin = provenance(chunk_files, expected, split, layout, command)
-    runs = chunk_runs(chunk_files)
+    metadata = [ChunkMetadata.from_entries(chunk.metadata, chunk.path) for chunk in chunk_files]
+    origin = provenance(chunk_files, metadata, expected, split, layout, command)
     records = windowed = truncated = 0
     with ExitStack() as stack:
         tables = [stack.enter_context(open_table(name, Path(path), layout, origin)) for name, path in outputs.items()]
         reader = stack.enter_context(RowReader(chunk_files))
-        for rows in _gather(index, chunk_files, reader, layout):
+        for rows in _gather(index, chunk_files, metadata, reader, layout):
             for table in tables:
                 table.write(rows)
             records += len(rows)
@@ -174,7 +175,7 @@ def merge_embeddings(
     counts = MergeCounts(records, split.counts["unique"], windowed, truncated, layout.embed_dim)
     files = {name: files_of([Path(path)], report.parent) for name, path in outputs.items()}
     origin_of_tables = {**made_from, "split": file_sha256(chunks / SPLIT_RECORD), **expected}
-    write_record(report, SampleReport(origin_of_tables, origin, counts, files, runs))
+    write_record(report, SampleReport(origin_of_tables, origin, counts, files, tuple(map(chunk_run, metadata))))
     _remove_what_no_longer_belongs(report.parent, outputs, tensors, log)
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts
@@ -195,9 +196,15 @@ def _remove_what_no_longer_belongs(
         log.info("removed %s, which is of earlier settings or inputs", path)
 
 
-def _gather(index: Path, chunks: Sequence[ChunkFile], reader: RowReader, layout: Layout) -> Iterator[Rows]:
+def _gather(
+    index: Path,
+    chunks: Sequence[ChunkFile],
+    metadata: Sequence[ChunkMetadata],
+    reader: RowReader,
+    layout: Layout,
+) -> Iterator[Rows]:
     """The table's rows in input order, so many at a time as :data:`BATCH_BYTES` allows."""
-    precisions = [precision_names(chunk) for chunk in chunks]
+    precisions = [one.run.precisions for one in metadata]
     per_vector = 4 * layout.embed_dim
     at_once = max(1, BATCH_BYTES // (per_vector * max(1, len(layout.means))))
     for batch in read_index(index, batch_rows=at_once):
@@ -216,7 +223,7 @@ def _rows(
     chunks: Sequence[ChunkFile],
     reader: RowReader,
     layout: Layout,
-    precisions: Sequence[list[str]],
+    precisions: Sequence[Sequence[str]],
 ) -> Rows:
     numbers, places = batch.chunk[part], batch.row[part]
     n = len(numbers)
@@ -237,7 +244,7 @@ def _rows(
         windows[here] = reader.rows(number, "windows", rows)
         embedded[here] = reader.rows(number, "embedded", rows)
         for place, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
-            used[place] = precisions[number][code] if code < len(precisions[number]) else "unknown"
+            used[place] = precision_name(precisions[number], code)
         for layer in layout.means:
             mean[layer][here] = reader.rows(number, f"mean.{layer}", rows)
         for layer in layout.residues:

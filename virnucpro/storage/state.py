@@ -9,7 +9,7 @@ each step. Needs the standard library alone: the process that plans a cluster's 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,13 +19,7 @@ from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings, resolve_layers
 from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings, chunk_name, read_split
-from virnucpro.storage.chunk_metadata import (
-    identity,
-    reports_origin,
-    settings_identity,
-    table_settings,
-    translation_origin,
-)
+from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_entries, settings_identity
 from virnucpro.storage.report_record import REPORT, SampleReport
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
@@ -43,6 +37,11 @@ class SampleFiles:
     def translation(self) -> Path:
         """The record of the translated contigs."""
         return self.folder / "translated.json"
+
+    @property
+    def translated(self) -> Path:
+        """The proteins of contigs."""
+        return self.folder / "translated.faa"
 
     @property
     def report(self) -> Path:
@@ -142,7 +141,7 @@ class RunState:
         if request.window is not None:
             if self.translation_stale(sample) is not None:
                 return "its contigs have to be translated again"
-            inputs = (request.folder / "translated.faa",)
+            inputs = (request.translated,)
         try:
             split = read_split(request.chunks)
         except RecordError as error:
@@ -180,6 +179,15 @@ class RunState:
         if header.get("chunk") != chunk or header.get("chunk_digest") != digest:
             return "made of other sequences"
         return self._identity_differs(request.embedding, header)
+
+    def chunk_run(self, sample: str, chunk: str) -> DeviceRun | None:
+        """How a chunk that is there ran; None where its metadata do not say it."""
+        path = self.samples[sample].chunk_file(chunk)
+        header = self._chunk_header(path)
+        try:
+            return None if isinstance(header, str) else read_header_entries(header, DeviceRun, path)
+        except RecordError:
+            return None
 
     def _identity_differs(self, embedding: EmbeddingSettings, header: Mapping[str, str]) -> str | None:
         """What a chunk file was made with that is not wanted now."""
@@ -251,3 +259,24 @@ class RunState:
             return "tables have to be written again"
         reports = {sample: self._sha256(request.report) for sample, request in self.samples.items()}
         return self._stale(record, reports_origin(reports))
+
+
+def table_settings(embedding: EmbeddingSettings, tables: TableSettings) -> dict[str, str]:
+    """The settings that decide what a sample's tables hold, as their record states them."""
+    return {
+        **settings_identity(embedding),
+        "layers_asked_for": json.dumps(embedding.layers),
+        "formats": json.dumps(sorted(tables.formats)),
+        "dtype": tables.dtype,
+        "records_per_file": str(tables.records_per_file),
+    }
+
+
+def translation_origin(sha256: Iterable[str], window: int, policies: InputPolicies) -> dict[str, str]:
+    """What translated contigs are made from: the sha256 of each FASTA file in order, the window's bases, policies."""
+    return {"contigs": json.dumps(list(sha256)), "window": str(window), **asdict(policies)}
+
+
+def reports_origin(reports: Mapping[str, str]) -> dict[str, str]:
+    """What plots and summaries are made from: the sha256 of each sample's report, by the sample's name, in order."""
+    return {"reports": json.dumps(list(reports.items()))}

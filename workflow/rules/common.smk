@@ -285,4 +285,4 @@ if workflow.is_main_process:
 if getattr(workflow.output_settings, "dryrun", False):
     from virnucpro.report.plan import planned_text
 
-    logger.info(planned_text(run))
+    logger.info(planned_text(run, state))
