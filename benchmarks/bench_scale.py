@@ -1,4 +1,4 @@
-"""How Snakemake bears many chunks: planning and scheduling, with jobs that take no time.
+"""Snakemake with many chunks: the time and memory of planning and scheduling, with jobs that take no time.
 
     python benchmarks/bench_scale.py 1000 10000
 

@@ -53,7 +53,7 @@ def embed(
     weights_folder: str | Path | None = None,
     logger: logging.Logger | None = None,
 ) -> Path:
-    """Embed proteins and write tables of them; a call that was stopped goes on where it was when it is made again.
+    """Embed proteins and write tables of them; a call that was stopped continues where it was when it is repeated.
 
     The folder then holds what the workflow writes for a sample: the index ``proteins.parquet``, ``chunks/``,
     ``tensors/``, the tables, and ``embeddings.json`` with provenance and counts. Chunk files that are there are

@@ -1,4 +1,4 @@
-"""Chunk files of made-up embeddings, each drawn from the residues, so that a test can tell whose it is."""
+"""Chunk files of synthetic embeddings, each drawn from the residues, so that a test can tell whose it is."""
 
 from __future__ import annotations
 

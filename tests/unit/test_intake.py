@@ -313,7 +313,7 @@ def test_aligned_contigs_are_refused(tmp_path: Path) -> None:
     assert translate(tmp_path, text, suspicious="accept")[0].contigs == 2
 
 
-# Files that change, and what is foretold
+# Files that change, and what is predicted
 
 
 def test_a_change_that_keeps_sizes_and_dates_is_found(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a dry run foretells: chunks, proteins, residues, and a time that comes from something measured."""
+"""What a dry run predicts: chunks, proteins, residues, and a time that comes from something measured."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_before_the_split_the_files_are_counted(run: Any) -> None:
     assert "NVIDIA H200" in text
 
 
-def test_the_number_of_chunks_foretold_is_the_number_that_is_split(run: Any) -> None:
+def test_the_number_of_chunks_predicted_is_the_number_that_is_split(run: Any) -> None:
     """Also where chunks come in multiples, for GPUs to end together, and where sequences repeat."""
     records = [(f"p{number}", protein(300, number % 90)) for number in range(120)]
     Path("own.faa").write_text("".join(f">{name}\n{sequence}\n" for name, sequence in records))

@@ -93,7 +93,7 @@ def split_proteins(
     without proteins (see ``policies``) has an index without rows and no chunks.
 
     Args:
-        inputs: protein FASTA files, in the order their records shall have.
+        inputs: protein FASTA files, in the order that their records are to have.
         index: the Parquet file to write (see :mod:`virnucpro.chunking.index`).
         chunks: the folder to write; an older one is replaced.
         skipped: the table of skipped records to write; by default :data:`SKIPPED_TABLE` beside ``chunks``.
@@ -272,8 +272,8 @@ def _write(
 def assign_chunks(costs: NDArray[np.float64], count: int) -> NDArray[np.int32]:
     """The chunk of each protein, (n,), rising from 0 without gaps.
 
-    Each chunk ends where its share of the total cost ends: a protein goes where its middle lies, so no
-    chunk is off its share by more than one protein. A protein dearer than a whole share leaves fewer
+    Each chunk ends where its share of the total cost ends: a protein goes where its middle is, so no
+    chunk is off its share by more than one protein. A protein that costs more than a whole share leaves fewer
     chunks than asked for, not empty ones.
     """
     if costs.size == 0:

@@ -150,8 +150,8 @@ def write_chunk_file(path: Path, tensors: Mapping[str, NDArray[Any] | Tensor], m
         raise ValueError(f"{path}: {reason}")
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
-    places = [match.start(1) for match in CHECKSUM_ENTRY.finditer(text)]
-    if len(places) != 1:
+    digits = [match.start(1) for match in CHECKSUM_ENTRY.finditer(text)]
+    if len(digits) != 1:
         raise ValueError(f"{path}: a metadata value looks like a checksum entry")
     checksum = hashlib.sha256()
     with atomic_path(path) as temporary, temporary.open("wb") as out:
@@ -164,7 +164,7 @@ def write_chunk_file(path: Path, tensors: Mapping[str, NDArray[Any] | Tensor], m
                 block = flat[start : start + BLOCK].data
                 checksum.update(block)
                 out.write(block)
-        out.seek(8 + places[0])
+        out.seek(8 + digits[0])
         out.write(checksum.hexdigest().encode("ascii"))
 
 
@@ -185,10 +185,10 @@ def verify_chunk_file(path: Path) -> ChunkFile:
         ChunkError: missing, unreadable, cut short, damaged, or not a chunk file.
     """
     with _open(path) as file:
-        chunk, start, place = _read_header(path, file)
+        chunk, start, digits_at = _read_header(path, file)
         file.seek(0)
         head = bytearray(file.read(start))
-        head[place : place + 64] = NO_CHECKSUM.encode("ascii")
+        head[digits_at : digits_at + 64] = NO_CHECKSUM.encode("ascii")
         checksum = hashlib.sha256(head)
         buffer = bytearray(BLOCK)
         while count := file.readinto(buffer):  # type: ignore[attr-defined]

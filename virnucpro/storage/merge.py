@@ -88,12 +88,12 @@ class RowReader:
             self._fill(number, view[start * width : end * width], offset + row * width)
         return out
 
-    def _fill(self, number: int, view: memoryview, place: int) -> None:
+    def _fill(self, number: int, view: memoryview, offset: int) -> None:
         descriptor = self._descriptor(number)
         done = 0
         while done < len(view):
             try:
-                count = os.preadv(descriptor, [view[done : done + LARGEST_READ]], place + done)
+                count = os.preadv(descriptor, [view[done : done + LARGEST_READ]], offset + done)
             except OSError as error:
                 raise ChunkError(self._chunks[number].path, f"it cannot be read ({error.strerror})") from None
             if not count:
@@ -102,8 +102,8 @@ class RowReader:
 
     def ragged(self, number: int, name: str, rows: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Residues of proteins: (sum of their residues, D) and how many each has, (len(rows),)."""
-        places = np.stack([rows, rows + 1], axis=1).reshape(-1)
-        bounds = self.rows(number, "offsets", places).reshape(-1, 2)
+        bounds_of = np.stack([rows, rows + 1], axis=1).reshape(-1)
+        bounds = self.rows(number, "offsets", bounds_of).reshape(-1, 2)
         counts = bounds[:, 1] - bounds[:, 0]
         total = int(counts.sum())
         begins = np.cumsum(counts) - counts
@@ -189,8 +189,8 @@ def _remove_what_no_longer_belongs(
     names = [table.name for table in TABLES.values() if table.name not in kept]
     old = [folder / name for name in names if (folder / name).exists()]
     chunk_files = {Path(path).resolve() for path in tensors}
-    for place in {path.parent for path in chunk_files}:
-        old += sorted(path for path in place.glob("chunk_*.safetensors") if path not in chunk_files)
+    for parent in {path.parent for path in chunk_files}:
+        old += sorted(path for path in parent.glob("chunk_*.safetensors") if path not in chunk_files)
     for path in old:
         remove(path)
         log.info("removed %s, which is of earlier settings or inputs", path)
@@ -225,7 +225,7 @@ def _rows(
     layout: Layout,
     precisions: Sequence[Sequence[str]],
 ) -> Rows:
-    numbers, places = batch.chunk[part], batch.row[part]
+    numbers, row_numbers = batch.chunk[part], batch.row[part]
     n = len(numbers)
     windows, embedded = np.empty(n, np.int32), np.empty(n, np.int32)
     used = [""] * n
@@ -235,7 +235,7 @@ def _rows(
     order = []
     for number in np.unique(numbers).tolist():
         here = np.flatnonzero(numbers == number)
-        rows = places[here]
+        rows = row_numbers[here]
         if int(rows.max()) >= chunks[number].proteins:
             raise ChunkError(chunks[number].path, "it has fewer proteins than the index names")
         right = (reader.rows(number, "digests", rows) == batch.digest[part][here]).all()
@@ -243,8 +243,8 @@ def _rows(
             raise ChunkError(chunks[number].path, "its rows are not the sequences that the index names")
         windows[here] = reader.rows(number, "windows", rows)
         embedded[here] = reader.rows(number, "embedded", rows)
-        for place, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
-            used[place] = precision_name(precisions[number], code)
+        for position, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
+            used[position] = precision_name(precisions[number], code)
         for layer in layout.means:
             mean[layer][here] = reader.rows(number, f"mean.{layer}", rows)
         for layer in layout.residues:
@@ -282,8 +282,8 @@ def _in_order(
     out = np.empty((int(ends[-1]), parts[0].shape[1]), parts[0].dtype)
     for values, here in zip(parts, order, strict=True):
         start = 0
-        for place in here.tolist():
-            count = int(counts[place])
-            out[ends[place] - count : ends[place]] = values[start : start + count]
+        for position in here.tolist():
+            count = int(counts[position])
+            out[ends[position] - count : ends[position]] = values[start : start + count]
             start += count
     return out

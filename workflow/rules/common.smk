@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
-# The clone that this file lies in; none where Snakemake fetches the workflow by itself, from a Git repository or server.
+# The clone that this file is in; none where Snakemake fetches the workflow by itself, from a Git repository or server.
 CLONE = None if "://" in HERE else Path(HERE).parents[1]
 
 # Jobs find the package where the workflow is, in conda environments and on cluster nodes too.

@@ -3,7 +3,7 @@
 A folder of ``output_1_ESM.pt``, ``output_2_ESM.pt``, ... in input order, ``records_per_file`` records each,
 each ``{"proteins": [id, ...], "data": [float32 tensor (D,), ...]}``. VirNucPro splits its FASTA files by the same
 count, pairs nucleotide and protein files by number and looks the ids up in the pair, so the count must be
-its own (10,000) for them to match. ``provenance.json`` lies beside; VirNucPro ignores it.
+its own (10,000) for them to match. ``provenance.json`` is beside them; VirNucPro ignores it.
 """
 
 from __future__ import annotations
