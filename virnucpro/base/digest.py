@@ -88,8 +88,11 @@ class FileDigests:
         return found
 
     def save(self) -> None:
-        """Keep the digests for later processes; where they cannot be written, the files are read again then."""
-        if self._store is None or self._used.items() <= self._known.items():
+        """Keep the digests for later processes; where they cannot be written, the files are read again then.
+
+        Their folder is not made for them: a dry run makes none.
+        """
+        if self._store is None or not self._store.parent.is_dir() or self._used.items() <= self._known.items():
             return
         with suppress(UserError, OSError), atomic_path(self._store) as beside:
             beside.write_text(json.dumps(self._known | self._used, indent=0), encoding="utf-8")

@@ -198,7 +198,7 @@ def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> Prot
     names = {path.stem for path in parts[0].glob("*.npy")}
     ragged = {name for name in names if name.startswith("residues.")}
     joined = {name: in_rows(tensors(name)) for name in names - ragged - {"offsets", "precision"}}
-    precisions = tuple(sorted({name for run in runs for name in run.precisions}, key=_WIDTHS.index))
+    precisions = tuple(sorted({name for run in runs for name in run.precisions}, key=_range_of))
     codes = [np.array([precisions.index(name) for name in run.precisions], np.uint8) for run in runs]
     joined["precision"] = in_rows([code[own] for code, own in zip(codes, tensors("precision"), strict=True)])
     if ragged:
@@ -217,7 +217,9 @@ def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> Prot
     return ProteinEmbeddings(joined, replace(runs[0], precisions=precisions, statistics=statistics, **texts))
 
 
-_WIDTHS = ("float8_e4m3fn", "float16", "bfloat16", "float32")
+def _range_of(dtype: str) -> float:
+    """The largest number of a format: what overflows in one is computed in one of a larger range."""
+    return torch.finfo(getattr(torch, dtype)).max
 
 
 def _joined_statistics(parts: Sequence[RunStatistics]) -> RunStatistics:

@@ -1,4 +1,5 @@
 # The configuration, the package's place, and the paths that several rules use.
+import atexit
 import os
 import re
 import sys
@@ -287,7 +288,7 @@ if workflow.is_main_process:
         logger.warning(
             f"{run.results / folder} is of an earlier run and is left as it is: no sample here has that name"
         )
-    state.digests.save()
+    atexit.register(state.digests.save)  # what input functions read is known at the end
 
 if getattr(workflow.output_settings, "dryrun", False):
     from virnucpro.report.plan import planned_text
