@@ -22,9 +22,8 @@ from virnucpro.base.settings import (
 from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
 from virnucpro.chunking.size import chunk_size
 from virnucpro.models.reference import ModelRef
-from virnucpro.run_state import DIGESTS, wanted_weights
 from virnucpro.storage.chunk_metadata import identity
-from virnucpro.storage.state import RunState, SampleRequest, table_settings
+from virnucpro.storage.state import DIGESTS, RunState, SampleRequest, WeightsRequest, table_settings
 from virnucpro.storage.tables import TABLES, check_formats
 from virnucpro.weights.manifest import read_manifest
 
@@ -99,7 +98,7 @@ def embed(
     inputs = _files([fasta] if isinstance(fasta, (str, Path)) else fasta)
     with alone_in(folder):
         digests = FileDigests(folder / DIGESTS)
-        weights = wanted_weights(model, weights_folder, digests)
+        weights = WeightsRequest.of(model, weights_folder, digests)
         if RunState({}, weights, digests).weights_stale() is not None:
             prepare_weights(model, weights.file, source_sha256=weights.source_sha256, log=log.info)
         manifest = read_manifest(weights.file)

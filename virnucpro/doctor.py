@@ -19,7 +19,8 @@ from torch import Tensor
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import LONGEST, LongProteins
-from virnucpro.cuda.devices import AMPERE, capability, current_device, device_name, parse_device
+from virnucpro.cuda import AMPERE
+from virnucpro.cuda.devices import capability, current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model

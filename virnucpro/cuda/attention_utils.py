@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from virnucpro.cuda.devices import AMPERE
+from virnucpro.cuda import AMPERE
 
 FLASH = "flash_attention_2"
 STANDARD = "standard_attention"

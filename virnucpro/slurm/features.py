@@ -23,10 +23,8 @@ import re
 import shlex
 from collections.abc import Iterable
 
+from virnucpro.cuda import AMPERE
 from virnucpro.slurm.cluster import Cluster, JobSize
-
-OLDEST_CAPABILITY = (8, 0)
-
 
 GENERATIONS = ("ampere", "ada", "lovelace", "adalovelace", "hopper", "blackwell", "rubin")
 
@@ -85,10 +83,10 @@ def _new_capability(text: str) -> bool:
         return False
     number, minor = found[1], found[2]
     if minor is not None:
-        return (int(number), int(minor)) >= OLDEST_CAPABILITY
+        return (int(number), int(minor)) >= AMPERE
     if len(number) == 1:
-        return int(number) >= OLDEST_CAPABILITY[0]
-    return (int(number[:-1]), int(number[-1])) >= OLDEST_CAPABILITY
+        return int(number) >= AMPERE[0]
+    return (int(number[:-1]), int(number[-1])) >= AMPERE
 
 
 FIRST_VERSION = (22, 5)

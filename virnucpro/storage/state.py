@@ -19,9 +19,13 @@ from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings, resolve_layers
 from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings, chunk_name, read_split
+from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_entries, settings_identity
 from virnucpro.storage.report_record import REPORT, SampleReport
-from virnucpro.weights.manifest import WeightsManifest, read_manifest
+from virnucpro.weights.manifest import WeightsManifest, read_manifest, weights_name
+
+DIGESTS = ".digests.json"
+"""In the folder of results: the sha256 of files that were read, so that they are not read again (see FileDigests)."""
 
 MISSING = "missing"
 """The reason for what is not there at all."""
@@ -89,6 +93,17 @@ class WeightsRequest:
     model: str
     file: Path
     source_sha256: str | None
+
+    @classmethod
+    def of(cls, model: ModelRef, folder: Path, digests: FileDigests) -> WeightsRequest:
+        """The weights of a model in the folder that keeps them; a checkpoint given by its path is known by its content.
+
+        Raises:
+            OSError: the checkpoint cannot be read.
+        """
+        sha256 = None if model.path is None else digests.sha256(model.path)
+        name = weights_name(model, sha256)
+        return cls(name, folder / f"{name}.safetensors", sha256)
 
 
 @dataclass
