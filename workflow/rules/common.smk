@@ -125,18 +125,22 @@ def tied(reason, output, given=(), **products):
     products["given"] = ancient(files)
     if not workflow.is_main_process:
         return products
-    products["changed"] = (
-        ancient([str(changed())]) if reason == MISSING else [str(changed())]
-    )
-    wanted_again = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
-    if reason is None and not wanted_again:
+    products["changed"] = [str(changed())]
+    if reason is None and not steps_are_forced():
         # Nor to what is gone: when that is made again for others, Snakemake would run all jobs that name it.
         return {
             key: ancient([file for file in files if Path(file).exists()])
             for key, files in products.items()
         }
+    if reason in (None, MISSING):
+        products["changed"] = ancient(products["changed"])
     made_before(changed(), made)
     return products
+
+
+def steps_are_forced():
+    """Whether the user wants steps to be run again whatever their state, with what follows from them."""
+    return bool(workflow.dag_settings.forceall or workflow.dag_settings.forcerun)
 
 
 def checkpoint_of(wildcards):
