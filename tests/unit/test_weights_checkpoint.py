@@ -178,13 +178,9 @@ def rewrite(path: Path, compression: int, change: Callable[[str, bytes], bytes])
 @pytest.mark.parametrize("kept", [0, 128, -4])
 def test_a_record_that_is_shorter_than_its_tensor(checkpoint: Path, compression: int, kept: int) -> None:
     """A mapped tensor would run on into the next record: other numbers, and each record's checksum is right."""
-    for number in (1, 7):
-        whole = checkpoint.read_bytes()
-        name = f"/data/{number}"
-        rewrite(checkpoint, compression, lambda record, data, end=name: data[:kept] if record.endswith(end) else data)
-        verify_archive(checkpoint)
-        assert "damaged" in refused(checkpoint)
-        checkpoint.write_bytes(whole)
+    rewrite(checkpoint, compression, lambda name, data: data[:kept] if name.endswith("/data/7") else data)
+    verify_archive(checkpoint)
+    assert "damaged" in refused(checkpoint)
 
 
 def test_a_record_that_is_longer_than_its_tensor(checkpoint: Path) -> None:

@@ -75,16 +75,18 @@ class Scene:
     def policies(self) -> dict[str, str]:
         return self.given("empty_records", "duplicate_ids")
 
-    def some_file(self, *places: str) -> Path | None:
-        """A file or folder in one of these folders."""
-        found = sorted(path for place in places for path in (self.folder / place).rglob("*"))
+    def some_result(self) -> Path | None:
+        """A file or folder that a run has made."""
+        places = (self.folder / place for place in ("results/own", "results", "out", "resources"))
+        found = [path for place in places for path in sorted(place.rglob("*"))]
+        found = [path for path in found if not {"logs", "benchmarks"}.intersection(path.parts)]
         return self.chance.choice(found) if found else None
 
 
 CHOICES: dict[str, list[Any]] = {
-    "model": ["best.pt", "best.pt", "other/best.pt", "esm2_demo"],
+    "model": ["best.pt", "other/best.pt", "esm2_demo"],
     "layers": [[-1], [4], [2], [0, 3], ["last", 1]],
-    "pooling": [["mean"], ["mean"], ["per_residue"], ["mean", "per_residue"]],
+    "pooling": [["mean"], ["per_residue"], ["mean", "per_residue"]],
     "precision": ["fp32", "auto", "bf16"],
     "long_proteins": [
         {"policy": "window", "longest": 1022, "overlap": 511},
@@ -161,7 +163,8 @@ def other_records(scene: Scene) -> str:
 
 
 def other_files(scene: Scene) -> str:
-    scene.files = scene.chance.choice([["data/a.faa", "data/b.faa"], ["data/b.faa", "data/a.faa"], ["data/b.faa"]])
+    orders = [["data/a.faa", "data/b.faa"], ["data/b.faa", "data/a.faa"], ["data/b.faa"]]
+    scene.files = scene.chance.choice([order for order in orders if order != scene.files])
     return f"files {scene.files}"
 
 
@@ -185,7 +188,7 @@ def other_checkpoint(scene: Scene) -> str:
 
 def other_setting(scene: Scene) -> str:
     name = scene.chance.choice(list(CHOICES))
-    scene.settings[name] = scene.chance.choice(CHOICES[name])
+    scene.settings[name] = scene.chance.choice([value for value in CHOICES[name] if value != scene.settings[name]])
     fits = scene.settings["pooling"] == ["mean"] and len(scene.settings["layers"]) == 1
     if "virnucpro_pt" in scene.formats and not fits:
         scene.settings["formats"] = ["parquet"]
@@ -201,7 +204,7 @@ def other_dates(scene: Scene) -> str:
 
 
 def lost_file(scene: Scene) -> str:
-    path = scene.some_file("results", "out", "resources")
+    path = scene.some_result()
     if path is None:
         return "nothing to lose"
     if path.is_dir():
@@ -260,10 +263,12 @@ def run_embed(scene: Scene) -> tuple[int, str]:
 
 def fresh(scene: Scene, folder: Path, width: int) -> Path:
     """The tables of the steps one after the other, in a folder where nothing is."""
+    wanted = scene.settings
     settings = EmbeddingSettings(
-        **{name: tuple(value) for name, value in scene.given("layers", "pooling").items()},
-        precision=scene.settings["precision"],
-        long_proteins=LongProteins.of(scene.settings["long_proteins"]),
+        tuple(wanted["layers"]),
+        tuple(wanted["pooling"]),
+        wanted["precision"],
+        LongProteins.of(wanted["long_proteins"]),
     )
     tables = TableSettings(tuple(scene.formats), **scene.given("dtype", "records_per_file"))
     model = ModelRef.of(scene.model)
@@ -274,7 +279,7 @@ def fresh(scene: Scene, folder: Path, width: int) -> Path:
         scene.inputs,
         index,
         chunks,
-        chunk_residues=scene.settings["chunk_residues"],
+        chunk_residues=wanted["chunk_residues"],
         embed_dim=width,
         long_proteins=settings.long_proteins,
         policies=InputPolicies(**scene.policies),

@@ -55,6 +55,11 @@ class SampleFiles:
         return self.folder / "proteins.parquet"
 
     @property
+    def skipped(self) -> Path:
+        """The table of skipped records."""
+        return self.folder / "skipped.tsv"
+
+    @property
     def chunks(self) -> Path:
         return self.folder / "chunks"
 
@@ -137,7 +142,7 @@ class RunState:
     def split_stale(self, sample: str) -> str | None:
         """Whether a sample has to be split."""
         request = self.samples[sample]
-        if not request.chunks.exists() or not request.index.exists():
+        if not all(path.exists() for path in (request.chunks, request.index, request.skipped)):
             return MISSING
         inputs = request.inputs
         if request.window is not None:
