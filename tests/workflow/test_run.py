@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.workflow.running import EXAMPLE, ROOT, SNAKEFILE, Result, snakemake
+from virnucpro.weights.manifest import read_manifest
 
 DEMO = {"model": "esm2_demo", "chunk_residues": 6000}
 
@@ -78,8 +78,7 @@ def test_the_demo_model_is_said_to_mean_nothing_everywhere(finished: tuple[Path,
     metadata = pq.read_schema(sample(folder) / "embeddings.parquet").metadata
     assert words in b" ".join(metadata.values()).decode()
     assert words in (ROOT / "README.md").read_text()
-    manifest = json.loads((folder / "resources" / "esm2_demo.json").read_text())
-    assert manifest["demo"] is True
+    assert read_manifest(folder / "resources" / "esm2_demo.safetensors").demo
 
 
 def test_the_closing_summary_says_what_was_done(finished: tuple[Path, Result]) -> None:

@@ -147,9 +147,16 @@ def tied(reason, output, given=(), **products):
     products["given"] = ancient(files)
     if not workflow.is_main_process:
         return products
-    products["changed"] = [str(changed())]
-    if reason is None:
-        return {key: ancient(files) for key, files in products.items()}
+    products["changed"] = (
+        ancient([str(changed())]) if reason == MISSING else [str(changed())]
+    )
+    wanted_again = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
+    if reason is None and not wanted_again:
+        # Nor to what is gone: when that is made again for others, Snakemake would run all jobs that name it.
+        return {
+            key: ancient([file for file in files if Path(file).exists()])
+            for key, files in products.items()
+        }
     made_before(changed(), made)
     return products
 
