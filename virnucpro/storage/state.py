@@ -142,7 +142,7 @@ class RunState:
     def split_stale(self, sample: str) -> str | None:
         """Whether a sample has to be split."""
         request = self.samples[sample]
-        if not all(path.exists() for path in (request.chunks, request.index, request.skipped)):
+        if not request.chunks.exists() or not request.index.exists():
             return MISSING
         inputs = request.inputs
         if request.window is not None:
@@ -163,6 +163,8 @@ class RunState:
         reason = why_not(request.index, split.index, self.digests)
         if reason is not None:
             return f"{request.index.name} {reason}"
+        if not request.skipped.exists():
+            return f"{request.skipped.name} is missing"
         for number in range(len(split.chunks)):
             for ending in ("json", "fasta"):
                 if not (request.chunks / f"{chunk_name(number)}.{ending}").is_file():
