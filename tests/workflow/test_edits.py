@@ -79,7 +79,7 @@ class Scene:
         """A file or folder that a run has made."""
         places = (self.folder / place for place in ("results/own", "results", "out", "resources"))
         found = [path for place in places for path in sorted(place.rglob("*"))]
-        found = [path for path in found if not {"logs", "benchmarks"}.intersection(path.parts)]
+        found = [path for path in found if not {"logs", "benchmarks"}.intersection(path.parts) and path.name[0] != "."]
         return self.chance.choice(found) if found else None
 
 
