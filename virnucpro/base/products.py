@@ -44,6 +44,21 @@ def files_of(paths: Iterable[Path], folder: Path) -> dict[str, FileProof]:
     return {file.relative_to(folder).as_posix(): FileProof.of(file) for file in files}
 
 
+def recorded(record: Path, path: Path) -> FileProof:
+    """The proof of one file that a step has made, as the step recorded it.
+
+    Args:
+        path: the file, in the record's folder or below.
+
+    Raises:
+        RecordError: there is no such record, it is damaged, or it does not name the file.
+    """
+    proof = read_record(record, Products).files.get(path.relative_to(record.parent).as_posix())
+    if proof is None:
+        raise RecordError(record, f"does not name {path.name}")
+    return proof
+
+
 def read_products(record: Path) -> Products | str:
     """A record of products, or the reason why there is none, as a clause."""
     try:

@@ -3,6 +3,7 @@ import os
 import re
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
 from itertools import chain
@@ -23,6 +24,7 @@ if CLONE is not None and (CLONE / "virnucpro").is_dir():
 
 try:
     from virnucpro.base.errors import UserError
+    from virnucpro.base.lock import alone_in
     from virnucpro.base.records import read_record
     from virnucpro.chunking.manifest import ChunkManifest
     from virnucpro.config import load_config, merged
@@ -53,6 +55,26 @@ config = merged(sources)  # what scripts and reports see: as it was given
 if workflow.is_main_process:
     read = ", ".join(source.name for source in sources) or "none are given"
     logger.info(f"Settings: {read}; the rest are defaults.")
+
+UNTIL_THE_END = ExitStack()
+
+
+def hold_results():
+    """Keep other runs out of the results until this process ends; the reason, where another one is in there.
+
+    Snakemake's own lock lies in the working folder, and runs from several of those may share their results.
+    """
+    try:
+        UNTIL_THE_END.enter_context(alone_in(run.results))
+    except UserError as error:
+        return str(error)
+
+
+# The results are held before they are looked at. Who looks while another run writes may go on as long as it starts no
+# job (see onstart): dry runs, reports, a run with nothing to do. So may who finds none: folders are made with jobs.
+DRY_RUN = getattr(workflow.output_settings, "dryrun", False)
+IS_HELD = workflow.is_main_process and not DRY_RUN and run.results.is_dir()
+WHY_NOT_HELD = hold_results() if IS_HELD else None
 
 # What is there, compared by content with what is asked for.
 state = run_state(run)
@@ -293,7 +315,7 @@ if workflow.is_main_process:
         )
     state.digests.save()
 
-if getattr(workflow.output_settings, "dryrun", False):
+if DRY_RUN:
     from virnucpro.report.plan import planned_text
 
     logger.info(planned_text(run))
