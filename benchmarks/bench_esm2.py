@@ -76,10 +76,10 @@ def matmul_ceiling(architecture: Architecture, device: torch.device, dtype: torc
     """
     tokens, dim = (32768, architecture.embed_dim) if device.type == "cuda" else (4096, architecture.embed_dim)
     rates = []
-    for wide, narrow in ((4 * dim, dim), (dim, 4 * dim)):
-        x = torch.randn(tokens, narrow, device=device).to(dtype)
-        weight = torch.randn(wide, narrow, device=device).to(dtype)
-        scales = torch.ones(tokens, 1, device=device), torch.ones(wide, 1, device=device)
+    for rows, columns in ((4 * dim, dim), (dim, 4 * dim)):
+        x = torch.randn(tokens, columns, device=device).to(dtype)
+        weight = torch.randn(rows, columns, device=device).to(dtype)
+        scales = torch.ones(tokens, 1, device=device), torch.ones(rows, 1, device=device)
         count = 30 if device.type == "cuda" else 2
         product = partial(F.linear, x, weight)
         if dtype == DTYPES["fp8"]:
@@ -91,7 +91,7 @@ def matmul_ceiling(architecture: Architecture, device: torch.device, dtype: torc
             for _ in range(count):
                 product()
 
-        rates.append(count * 2 * tokens * wide * narrow / best_of(run, device, 3))
+        rates.append(count * 2 * tokens * rows * columns / best_of(run, device, 3))
     return max(rates)
 
 

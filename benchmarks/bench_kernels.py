@@ -23,7 +23,7 @@ from virnucpro.attention import PackedAttention
 from virnucpro.attention.candidates import RunsAttention, TritonAttention, VarlenAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.cuda.devices import device_name, parse_device
-from virnucpro.kernels import float8 as kernels_fp8
+from virnucpro.kernels import float8 as kernels_float8
 from virnucpro.kernels import pointwise as kernels
 from virnucpro.models.precision import exact_products
 
@@ -54,9 +54,9 @@ def kernel_entries(dim: int, heads: int, tokens: int, device: torch.device) -> l
     qkv = torch.randn(tokens, 3 * dim, device=device, dtype=torch.float16)
     angles = torch.rand(tokens, 1, dim // heads // 2, device=device)
     bias = torch.zeros(4 * dim, device=device, dtype=torch.float16)
-    addend = torch.zeros(tokens, dim, device=device, dtype=torch.bfloat16)
+    added = torch.zeros(tokens, dim, device=device, dtype=torch.bfloat16)
     rotate = partial(kernels.rotate_qk, qkv, bias[: 3 * dim], angles.cos(), angles.sin(), heads, 0.125)
-    add_norm = partial(kernels_fp8.add_norm, x, addend, zeros, ones, zeros, 1e-5)
+    add_norm = partial(kernels_float8.add_norm, x, added, zeros, ones, zeros, 1e-5)
     values = tokens * dim
     found: list[Entry] = [
         ("norm", partial(kernels.norm, x, zeros, ones, zeros, 1e-5, torch.float16), 6.0 * values),
@@ -67,7 +67,7 @@ def kernel_entries(dim: int, heads: int, tokens: int, device: torch.device) -> l
     if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
         found += [
             ("addition and norm to fp8", add_norm, 11.0 * values),
-            ("GELU to fp8", partial(kernels_fp8.gelu, hidden.bfloat16(), bias), 12.0 * values),
+            ("GELU to fp8", partial(kernels_float8.gelu, hidden.bfloat16(), bias), 12.0 * values),
         ]
     return found
 

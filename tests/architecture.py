@@ -1,6 +1,6 @@
 """The rooms of the package in their order, what they import, and the picture of it in docs/architecture.md.
 
-``python -m tests.architecture`` draws the picture anew; ``tests/test_architecture.py`` holds the rules.
+``python -m tests.architecture`` redraws the picture; ``tests/test_architecture.py`` holds the rules.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_a_device_that_is_none_is_a_reason_and_no_traceback() -> None:
 
 
 def test_the_probe_on_a_machine_without_cuda_is_never_taken_for_success(monkeypatch: Patch) -> None:
-    """The real probe under a pretended GPU: it must fail on this torch, and be reported."""
+    """The real probe under a simulated GPU: it must fail on this torch, and be reported."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     pretend_gpu(monkeypatch, (9, 0))

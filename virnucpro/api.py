@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from virnucpro.base.atomic import alone_in
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
-from virnucpro.base.lock import alone_in
 from virnucpro.base.paths import user_path
 from virnucpro.base.settings import (
     EmbeddingSettings,
@@ -22,9 +22,8 @@ from virnucpro.base.settings import (
 from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
 from virnucpro.chunking.size import chunk_size
 from virnucpro.models.reference import ModelRef
-from virnucpro.run_state import DIGESTS, wanted_weights
-from virnucpro.storage.identity import identity, table_settings
-from virnucpro.storage.state import RunState, SampleRequest
+from virnucpro.storage.chunk_metadata import identity
+from virnucpro.storage.state import DIGESTS, RunState, SampleRequest, WeightsRequest, table_settings
 from virnucpro.storage.tables import TABLES, check_formats
 from virnucpro.weights.manifest import read_manifest
 
@@ -53,7 +52,7 @@ def embed(
     weights_folder: str | Path | None = None,
     logger: logging.Logger | None = None,
 ) -> Path:
-    """Embed proteins and write tables of them; a call that was stopped goes on where it was when it is made again.
+    """Embed proteins and write tables of them; a call that was stopped continues where it was when it is repeated.
 
     The folder then holds what the workflow writes for a sample: the index ``proteins.parquet``, ``chunks/``,
     ``tensors/``, the tables, and ``embeddings.json`` with provenance and counts. Chunk files that are there are
@@ -80,8 +79,8 @@ def embed(
     # torch takes seconds to load, so nothing of it is imported with the package.
     from virnucpro.chunking.split import split_proteins
     from virnucpro.engine.job import embed_chunk
+    from virnucpro.storage.chunk_file import why_not_chunk
     from virnucpro.storage.merge import merge_embeddings
-    from virnucpro.storage.verify import why_not_chunk
     from virnucpro.weights.prepare import prepare_weights
 
     log = logger or logging.getLogger(__name__)
@@ -99,7 +98,7 @@ def embed(
     inputs = _files([fasta] if isinstance(fasta, (str, Path)) else fasta)
     with alone_in(folder):
         digests = FileDigests(folder / DIGESTS)
-        weights = wanted_weights(model, weights_folder, digests)
+        weights = WeightsRequest.of(model, weights_folder, digests)
         if RunState({}, weights, digests).weights_stale() is not None:
             prepare_weights(model, weights.file, source_sha256=weights.source_sha256, log=log.info)
         manifest = read_manifest(weights.file)

@@ -37,7 +37,7 @@ def config_sources(workflow: Any, config: Mapping[str, Any], clone: Path | None)
     Args:
         workflow: the Snakefile's ``workflow`` object; the file that is read by itself is noted there for reports.
         config: the Snakefile's ``config``.
-        clone: the folder that this workflow lies in, where it lies in a folder.
+        clone: the folder that this workflow is in, where it is in one.
 
     Raises:
         UserError: a file that cannot be read or is no mapping, or a key that is there twice.

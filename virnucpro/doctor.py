@@ -19,7 +19,8 @@ from torch import Tensor
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import LONGEST, LongProteins
-from virnucpro.cuda.devices import AMPERE, capability, current_device, device_name, parse_device
+from virnucpro.cuda import AMPERE
+from virnucpro.cuda.devices import capability, current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model
@@ -29,7 +30,7 @@ from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
-from virnucpro.weights.find import locate_checkpoint
+from virnucpro.weights.prepare import locate_checkpoint
 
 State = dict[str, Tensor]
 

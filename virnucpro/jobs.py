@@ -23,7 +23,7 @@ def job(name: str, log: str | Path | None = None) -> Iterator[logging.Logger]:
 
     A :class:`UserError`, a full disk or another failure of the system, and SIGTERM end the process
     with one sentence, as the last line of the log, and exit code 1 (143 after SIGTERM). Any other
-    exception is a defect of ours: it goes on, and its traceback is in the log too.
+    exception is a defect of ours: it is raised again, and its traceback is in the log too.
 
     Args:
         name: what the lines on standard error begin with.
@@ -48,7 +48,7 @@ def job(name: str, log: str | Path | None = None) -> Iterator[logging.Logger]:
     except OSError as error:
         logger.debug("", exc_info=True)
         where = f": {error.filename}" if error.filename else ""
-        _end(logger, f"{error.strerror or error}{where}; mend that and run the same command again")
+        _end(logger, f"{error.strerror or error}{where}; fix that and run the same command again")
     except Terminated as error:
         logger.error("stopped by SIGTERM before it was done; run the same command again to go on")
         raise SystemExit(143) from error

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from virnucpro.base.declaration import Setting
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import user_path
-from virnucpro.base.settings import SETTINGS
+from virnucpro.base.settings import SETTINGS, InputPolicies
 
-LONG_PROTEINS = ("long_proteins.policy", "long_proteins.longest", "long_proteins.overlap")
-POLICIES = ("empty_records", "duplicate_ids", "empty_samples", "suspicious")
+LONG_PROTEINS = tuple(key for key in SETTINGS if key.startswith("long_proteins."))
+POLICIES = tuple(field.name for field in fields(InputPolicies))
 EMBEDDING = ("layers", "pooling", "precision", *LONG_PROTEINS)
-TABLES = ("merge.formats", "merge.dtype", "merge.records_per_file")
+TABLES = tuple(key for key in SETTINGS if key.startswith("merge."))
 
 
 def add_options(parser: argparse.ArgumentParser, keys: Iterable[str]) -> None:

@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING
 
 from virnucpro.base.digest import FileDigests
 from virnucpro.chunking.manifest import SplitSettings
-from virnucpro.models.reference import ModelRef, planning_architecture
+from virnucpro.models.reference import planning_architecture
 from virnucpro.storage.report_record import REPORT
-from virnucpro.storage.state import MISSING, RunState, SampleRequest, WeightsRequest
-from virnucpro.weights.manifest import weights_name
+from virnucpro.storage.state import DIGESTS, MISSING, RunState, SampleRequest, WeightsRequest
 
 if TYPE_CHECKING:
     from virnucpro.config import RunConfig  # reads YAML, which the package in Python does without
-
-DIGESTS = ".digests.json"
-"""In the folder of results: the sha256 of files that were read, so that they are not read again (see FileDigests)."""
 
 
 def run_state(run: RunConfig) -> RunState:
@@ -32,18 +28,7 @@ def run_state(run: RunConfig) -> RunState:
         name: SampleRequest(run.results / name, files, window, split, run.embedding, run.tables, run.policies)
         for name, files in run.samples.items()
     }
-    return RunState(samples, wanted_weights(run.model, run.resources, digests), digests)
-
-
-def wanted_weights(model: ModelRef, folder: Path, digests: FileDigests) -> WeightsRequest:
-    """The weights of a model, and where they are kept; a checkpoint given by its path is known by its contents.
-
-    Raises:
-        OSError: the checkpoint cannot be read.
-    """
-    sha256 = None if model.path is None else digests.sha256(model.path)
-    name = weights_name(model, sha256)
-    return WeightsRequest(name, folder / f"{name}.safetensors", sha256)
+    return RunState(samples, WeightsRequest.of(run.model, run.resources, digests), digests)
 
 
 def made_before(marker: Path, files: Iterable[str | Path]) -> None:

@@ -10,15 +10,20 @@ import logging
 import shlex
 import sys
 
-from virnucpro.base.digest import FileDigests, file_sha256
-from virnucpro.base.products import write_products
+from virnucpro.base.digest import FileDigests, file_sha256, write_products
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
 from virnucpro.chunking.size import chunk_size
 from virnucpro.models.reference import ModelRef, planning_architecture
 from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
-from virnucpro.run_state import DIGESTS, wanted_weights
-from virnucpro.storage.identity import identity, reports_origin, table_settings, translation_origin
-from virnucpro.storage.state import SampleFiles
+from virnucpro.storage.chunk_metadata import identity
+from virnucpro.storage.state import (
+    DIGESTS,
+    SampleFiles,
+    WeightsRequest,
+    reports_origin,
+    table_settings,
+    translation_origin,
+)
 from virnucpro.weights.manifest import read_manifest
 
 LOG = logging.getLogger("virnucpro")
@@ -81,7 +86,7 @@ def _prepare(given: argparse.Namespace) -> None:
     from virnucpro.weights.prepare import prepare_weights
 
     model = ModelRef.of(given.model)
-    wanted = wanted_weights(model, given.output, FileDigests(given.output / DIGESTS))
+    wanted = WeightsRequest.of(model, given.output, FileDigests(given.output / DIGESTS))
     prepare_weights(model, wanted.file, source_sha256=wanted.source_sha256, log=LOG.info)
     print(wanted.file)
 

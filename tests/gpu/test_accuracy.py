@@ -111,10 +111,10 @@ def test_float8_stays_near_float32(outliers: bool) -> None:
 def test_rows_in_float8_are_rounded_once(width: int) -> None:
     if torch.cuda.get_device_capability() < FLOAT8:
         pytest.skip("float8 needs compute capability 8.9")
-    from virnucpro.kernels import float8 as kernels_fp8
+    from virnucpro.kernels import float8 as kernels_float8
 
     x = torch.randn(37, width, device=place()) * torch.logspace(-3, 3, 37, device=place())[:, None]
-    found, scales = kernels_fp8.scaled_rows(x)
+    found, scales = kernels_float8.scaled_rows(x)
     torch.testing.assert_close(scales, x.abs().amax(1, keepdim=True) / 448)
     back = found.float() * scales
     assert float(((back - x).abs() - (x.abs() / 16 + scales * 2**-10) * 1.001).max()) <= 0

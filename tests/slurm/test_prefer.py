@@ -11,7 +11,7 @@ import pytest
 from tests.slurm.commands import jobs, out_of_service, set_features, submit, wait
 from tests.slurm.testbed import NODES
 from virnucpro.slurm.cluster import JobSize, ask_cluster
-from virnucpro.slurm.features import gpu_partition, prefer_option
+from virnucpro.slurm.features import prefer_option
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 
@@ -21,10 +21,8 @@ NEWER = {"ampere1", "ampere2", "hopper1"}
 def options(size: JobSize | None = None) -> list[str]:
     """What a GPU job is submitted with."""
     size = size or JobSize(memory_mb=1000)
-    cluster = ask_cluster()
-    partition = gpu_partition(cluster, size)
-    asked = [f"--gpus={size.gpus}", "--nodes=1", *shlex.split(prefer_option(cluster, size, partition=partition))]
-    return [*asked, f"--partition={partition}"] if partition else asked
+    prefer = prefer_option(ask_cluster(), size, partition="gpu")
+    return [f"--gpus={size.gpus}", "--nodes=1", *shlex.split(prefer), "--partition=gpu"]
 
 
 def run_on(count: int, *extra: str, size: JobSize | None = None, script: str = "true") -> list[str]:

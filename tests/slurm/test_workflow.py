@@ -29,6 +29,7 @@ GPUS = {"ampere1": 2, "ampere2": 1, "hopper1": 2, "turing1": 2}
 SLURM = (
     *("--profile", "slurm"),
     *("--set-resources", "embed_esm2:mem_mb=attempt * 2000", "embed_esm2:nodes=1", "detect_gpu:nodes=1"),
+    *("embed_esm2:slurm_partition=gpu", "detect_gpu:slurm_partition=gpu"),
     *("--slurm-init-seconds-before-status-checks", "3"),
 )
 
@@ -110,4 +111,5 @@ def test_the_profile_is_found_from_the_root_and_shows_what_it_asks_for(run: Run)
     result = run.call("--dry-run", "results/gpu.json")
     assert (ROOT / "slurm").is_symlink()
     assert "Using profiles slurm" in result.text
-    assert "slurm_extra=--prefer='ampere|hopper|sm80|sm86|sm90', slurm_partition=gpu" in result.text
+    assert "slurm_extra=--prefer='ampere|hopper|sm80|sm86|sm90'" in result.text
+    assert "slurm_partition=gpu" in result.text

@@ -1,4 +1,4 @@
-"""A real Slurm on one Debian machine: five nodes that are pretended, with GPUs that are pretended.
+"""A real Slurm on one Debian machine: five simulated nodes with simulated GPUs.
 
     python -m tests.slurm.testbed start DIR     # then: export SLURM_CONF=DIR/slurm.conf
     python -m tests.slurm.testbed stop DIR
@@ -267,7 +267,7 @@ def _daemon(pid_file: Path) -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Start or stop a pretended Slurm cluster on this machine.")
+    parser = argparse.ArgumentParser(description="Start or stop a simulated Slurm cluster on this machine.")
     parser.add_argument("action", choices=["start", "stop", "guard"], help="guard: stop when standard input ends")
     parser.add_argument("directory", type=Path)
     arguments = parser.parse_args()

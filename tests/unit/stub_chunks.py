@@ -1,4 +1,4 @@
-"""Chunk files of made-up embeddings, each drawn from the residues, so that a test can tell whose it is."""
+"""Chunk files of synthetic embeddings, each drawn from the residues, so that a test can tell whose it is."""
 
 from __future__ import annotations
 
@@ -83,7 +83,12 @@ def write_stub_chunk(
         "precisions": '["float16", "float32"]',
         "attention": "standard_attention",
         "attention_kernel": "sdpa",
+        "layers_run": "eager",
         "device": "cpu",
+        "embed_dim": str(embed_dim),
+        "model_layers": "6",
+        "source_sha256": "6" * 64,
+        "demo": "false",
         "chunk": fasta.stem,
         "chunk_digest": manifest["digest"],
         "versions": '{"virnucpro": "0", "torch": "2.13.0"}',

@@ -1,4 +1,4 @@
-"""Embedding from Python: the whole way with random weights, stopped and gone on with."""
+"""Embedding from Python: from FASTA to tables with random weights, stopped and continued."""
 
 from __future__ import annotations
 

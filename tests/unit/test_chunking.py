@@ -24,13 +24,13 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record
 from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.cost import protein_costs
+from virnucpro.chunking.index import read_index
 from virnucpro.chunking.manifest import ChunkManifest, read_split
 from virnucpro.chunking.size import chunk_count
 from virnucpro.chunking.split import SplitCounts, assign_chunks, split_proteins
 from virnucpro.engine.batch import cut_into_pieces
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.sequences.repeats import first_of
-from virnucpro.storage.index import read_index
 
 LETTERS = "LAGVSERTIDPKQNFYMHWC"
 SOME_RESIDUES = st.text("MKjvX*.-", min_size=1, max_size=12).filter(lambda s: s.removesuffix("*").strip(".-") != "")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from virnucpro.slurm.cluster import Cluster, JobSize, ask_cluster, parse_gres, parse_groups, parse_version
-from virnucpro.slurm.features import gpu_partition, is_ampere_or_newer, prefer_option, preferred_features
+from virnucpro.slurm.features import is_ampere_or_newer, prefer_option, preferred_features
 
 NEW = """
     ampere Ampere ada lovelace ada_lovelace hopper BLACKWELL gpu_ampere gpu:hopper nvidia-ampere
@@ -106,13 +106,11 @@ def test_only_features_of_nodes_that_can_hold_the_job(size: JobSize, features: l
 
 
 def test_only_features_of_the_jobs_partition() -> None:
-    assert prefer_option(cluster(), JobSize()) == "", "the default partition has no GPU"
+    assert prefer_option(cluster(), JobSize(), partition="cpu") == "", "it has no GPU"
     assert prefer_option(cluster(), JobSize(), partition="cpu,gpu") == prefer_option(
         cluster(), JobSize(), partition="gpu"
     )
     assert prefer_option(cluster(), JobSize(), partition="old") == "", "it is down"
-    without_default = cluster(MIXED.replace("*", ""))
-    assert "hopper" in prefer_option(without_default, JobSize())
 
 
 def test_nothing_is_preferred_where_nothing_is_known() -> None:
@@ -128,19 +126,12 @@ def test_features_that_would_change_the_expression_are_left_out() -> None:
     assert prefer_option(odd, JobSize()) == "--prefer=GPU_SKU:A100_SXM4"
 
 
-@pytest.mark.parametrize(
-    ("text", "partition"),
-    [
-        (MIXED, "gpu"),
-        (MIXED.replace("gpu|up|turing", "more|up|turing"), None),  # two could, and only the user can choose
-        (MIXED.replace("cpu*|up|avx512|(null)", "cpu*|up|avx512|gpu:t4:1"), None),  # the default will do
-        (MIXED.replace("*", ""), "gpu"),
-        ("cpu*|up|avx512|(null)|16000|4\n", None),
-    ],
-)
-def test_partition_for_gpu_jobs(text: str, partition: str | None) -> None:
-    assert gpu_partition(cluster(text), JobSize()) == partition
-    assert gpu_partition(None, JobSize()) is None
+def test_where_the_partition_is_not_known_features_of_all_that_can_hold_the_job() -> None:
+    """Slurm refuses a job that prefers what no node of its partition has."""
+    two = cluster(MIXED + "long|up|hopper|gpu:h100:8|512000|64\n")
+    assert preferred_features(two, JobSize()) == ["hopper"]
+    assert preferred_features(cluster(MIXED.replace("gpu|up|turing", "more|up|turing")), JobSize()) == []
+    assert preferred_features(cluster(), JobSize()) == ["ampere", "hopper", "sm80", "sm86", "sm90"], "gpu alone can"
 
 
 def _sinfo(directory: Path, text: str) -> None:

@@ -13,11 +13,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from snakemake_executor_plugin_slurm import ExecutorSettings  # type: ignore[import-untyped]
 
 from virnucpro.slurm.cluster import Cluster, JobSize, parse_groups
-from virnucpro.slurm.resources import Advice
+from virnucpro.slurm.resources import Advice, plugin_chooses_partitions
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,15 +53,15 @@ for name, memory in RULES.items():
         shell: "touch {{output}}"
 """
 
-SET_BY_THE_USER: dict[str, tuple[list[str], str | None, str]] = {
-    "more_memory": (["mem_mb=30000"], "--prefer=hopper", "gpu"),
-    "two_gpus": (["gpu=2"], "--prefer=hopper", "gpu"),
-    "a_gpu_type": (["gpu=0", "gres='gpu:a100:1'"], "--prefer=ampere", "gpu"),
-    "a_constraint": (["constraint='turing'"], None, "gpu"),
-    "a_partition": (["slurm_partition=cpu"], None, "cpu"),
-    "own_options": (["slurm_extra='--nice=5'"], "--nice=5", "gpu"),
+SET_BY_THE_USER: dict[str, tuple[list[str], str | None]] = {
+    "more_memory": (["mem_mb=30000"], "--prefer=hopper"),
+    "two_gpus": (["gpu=2"], "--prefer=hopper"),
+    "a_gpu_type": (["gpu=0", "gres='gpu:a100:1'"], "--prefer=ampere"),
+    "a_constraint": (["constraint='turing'"], None),
+    "a_partition": (["slurm_partition=cpu"], None),
+    "own_options": (["slurm_extra='--nice=5'"], "--nice=5"),
 }
-"""For each rule: what the user sets for it, and the options and the partition that follow."""
+"""For each rule: what the user sets for it, and the options that follow."""
 
 Jobs = dict[str, dict[str, str]]
 
@@ -112,15 +114,15 @@ def dry(tmp_path: Path) -> Dry:
 def test_newer_gpus_of_nodes_that_can_hold_each_job_and_what_the_user_sets_wins(dry: Dry) -> None:
     rules = {"small": 4000, "large": 40000, **dict.fromkeys(SET_BY_THE_USER, 4000)}
     chosen = [f"{name}:{setting}" for name, (settings, *_) in SET_BY_THE_USER.items() for setting in settings]
-    jobs, text = dry.run(rules, "--dry-run", "--set-resources", *chosen)
-    assert jobs["small"]["slurm_partition"] == jobs["large"]["slurm_partition"] == "gpu"
+    partition = ("--default-resources", "slurm_partition=gpu")
+    jobs, text = dry.run(rules, "--dry-run", "--set-resources", *chosen, *partition)
+    assert jobs["small"]["slurm_partition"] == "gpu"
     assert jobs["small"]["slurm_extra"] == "--prefer='ampere|hopper'"
     assert jobs["large"]["slurm_extra"] == "--prefer=hopper", "40 GB: no ampere node can hold it"
-    assert text.count("GPU jobs go to partition gpu") == 1
     assert text.count("Ampere or newer where available") == 1
     assert (dry.folder / "calls").read_text().count("called") == 2, "one question, and the version"
-    for name, (_, extra, partition) in SET_BY_THE_USER.items():
-        assert (jobs[name].get("slurm_extra"), jobs[name].get("slurm_partition")) == (extra, partition), name
+    for name, (_, extra) in SET_BY_THE_USER.items():
+        assert jobs[name].get("slurm_extra") == extra, name
 
 
 def test_the_users_defaults_are_kept(dry: Dry) -> None:
@@ -172,21 +174,40 @@ def test_a_sites_own_feature() -> None:
 
 def test_nothing_extra_where_sinfo_gives_no_answer(said: pytest.LogCaptureFixture) -> None:
     silent = advice(None)
-    assert silent.partition(SMALL) is None
+    assert silent.default_partition is None
     assert silent.prefer(SMALL, None) == ""
     assert said.text == ""
 
 
-def test_several_partitions_with_gpus_are_named_and_left_to_the_user(said: pytest.LogCaptureFixture) -> None:
+def test_a_partition_that_cannot_hold_the_job_is_told_with_those_that_can(said: pytest.LogCaptureFixture) -> None:
     several = advice(NODES + "long|up|hopper|gpu:h100:4|64000|16\n")
-    assert several.partition(SMALL) is None
+    assert several.prefer(SMALL, several.default_partition) == "", "Slurm would refuse"
+    assert "no node of partition cpu that can hold a job of 1 GPU, 4000 MB and 2 processors" in said.text
     assert "these have: gpu, long; set one as slurm_partition in the profile" in said.text
-    assert several.prefer(SMALL, None) == "", "the default partition has no such node, and Slurm would refuse"
+
+
+def test_a_cluster_that_cannot_hold_the_job_at_all(said: pytest.LogCaptureFixture) -> None:
+    assert advice(NODES).prefer(JobSize(gpus=9), "gpu") == ""
+    assert "no node of the cluster that can hold a job of 9 GPU" in said.text
+
+
+def test_where_the_plugin_chooses_the_partition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SNAKEMAKE_SLURM_PARTITIONS", raising=False)
+    (tmp_path / "partitions.yaml").write_text("partitions: {}\n")
+    with_file = SimpleNamespace(executor_settings=ExecutorSettings(partition_config=tmp_path / "partitions.yaml"))
+    without, in_a_dry_run = (
+        SimpleNamespace(executor_settings=ExecutorSettings()),
+        SimpleNamespace(executor_settings=None),
+    )
+    assert plugin_chooses_partitions(with_file)
+    assert not plugin_chooses_partitions(without)
+    assert not plugin_chooses_partitions(in_a_dry_run)
+    monkeypatch.setenv("SNAKEMAKE_SLURM_PARTITIONS", str(tmp_path / "partitions.yaml"))
+    assert plugin_chooses_partitions(without)
 
 
 def test_a_cluster_that_names_nothing(said: pytest.LogCaptureFixture) -> None:
     nameless = advice("gpu*|up|(null)|gpu:a100:4|64000|16\n")
-    assert nameless.partition(SMALL) is None
     assert nameless.prefer(SMALL, None) == ""
     assert "no node feature names an Ampere or newer GPU" in said.text
     assert "types: a100" in said.text

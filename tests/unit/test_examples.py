@@ -73,7 +73,7 @@ def test_contigs_are_as_long_as_their_places() -> None:
 
 @pytest.mark.parametrize("accession", ["NC_001416.1", "MN908947.3", "KX369547.1"])
 def test_genes_on_the_contigs_translate_to_the_proteins(accession: str) -> None:
-    """Each gene that lies on a contig wholly is the protein; the Zika polyprotein is checked by its two ends."""
+    """Each gene that is on a contig as a whole is the protein; the Zika polyprotein is checked by its two ends."""
     checked = 0
     for header, bases in read("viral_contigs.fna").values():
         contig, start, end, turned = place(header)

@@ -12,9 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from virnucpro.base.digest import FileDigests
+from virnucpro.base.digest import FileDigests, recorded, write_products
 from virnucpro.base.errors import UserError
-from virnucpro.base.products import recorded, write_products
 from virnucpro.base.records import read_record
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings
 from virnucpro.chunking.manifest import SplitSettings, read_split
@@ -23,13 +22,12 @@ from virnucpro.engine.job import embed_chunk
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.reference import ModelRef
-from virnucpro.run_state import wanted_weights
 from virnucpro.sequences.translation import translate_contigs
 from virnucpro.storage.chunk_file import read_chunk_file
-from virnucpro.storage.identity import identity, table_settings, translation_origin
+from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.report_record import SampleReport
-from virnucpro.storage.state import RunState, SampleRequest, WeightsRequest
+from virnucpro.storage.state import RunState, SampleRequest, WeightsRequest, table_settings, translation_origin
 from virnucpro.weights.manifest import read_manifest
 from virnucpro.weights.prepare import prepare_weights
 
@@ -110,7 +108,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     contigs = ["".join(chance.choices("ACGT", k=chance.randint(90, 400))) for _ in range(5)]
     (folder / "contigs.fna").write_text("".join(f">contig{n} x\n{bases}\n" for n, bases in enumerate(contigs)))
     write_checkpoint(folder / "my.pt", TINY)
-    weights = wanted_weights(ModelRef.of(folder / "my.pt"), folder, FileDigests())
+    weights = WeightsRequest.of(ModelRef.of(folder / "my.pt"), folder, FileDigests())
     prepare_weights(str(folder / "my.pt"), weights.file, log=lambda line: None)
     split = SplitSettings(CHUNK_RESIDUES, 1, TINY.embed_dim, SETTINGS.long_proteins, POLICIES)
     sample = folder / "own"

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies
+from virnucpro.chunking.index import read_index
 from virnucpro.chunking.size import chunk_count
 from virnucpro.chunking.split import SplitCounts, split_proteins
 from virnucpro.sequences.amount import estimate
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.sequences.intake import PROTEINS, SKIPPED_COLUMNS, Intake
 from virnucpro.sequences.translation import CONTIGS, translate_contigs
-from virnucpro.storage.index import read_index
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -313,7 +313,7 @@ def test_aligned_contigs_are_refused(tmp_path: Path) -> None:
     assert translate(tmp_path, text, suspicious="accept")[0].contigs == 2
 
 
-# Files that change, and what is foretold
+# Files that change, and what is predicted
 
 
 def test_a_change_that_keeps_sizes_and_dates_is_found(tmp_path: Path) -> None:

@@ -422,7 +422,7 @@ def test_gpus_that_cannot_be_listed_are_told_apart_by_number(
 
 
 def test_directory_emptied_under_the_holder(tmp_path: Path, start: Start) -> None:
-    """A cleaner of /tmp removes the files: the one who asks next makes them anew and goes on."""
+    """A cleaner of /tmp removes the files: the one who asks next makes them again and continues."""
     with lease_devices(4, directory=tmp_path / "locks", logger=LOG):
         pass
     for path in (tmp_path / "locks").iterdir():

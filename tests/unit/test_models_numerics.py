@@ -346,7 +346,7 @@ def padding_attended_to(patch: Patch, state: State, model: ESM2) -> None:
 
 
 MUTATIONS: dict[str, Mutation] = {
-    "frequencies computed anew": computed_frequencies,
+    "frequencies recomputed": computed_frequencies,
     "rotary tables in half precision": half_precision_tables,
     "interleaved rotary": interleaved_rotary,
     "rotary of half a head": rotary_of_half_a_head,

@@ -1,4 +1,4 @@
-"""What a dry run foretells: chunks, proteins, residues, and a time that comes from something measured."""
+"""What a dry run predicts: chunks, proteins, residues, and a time that comes from something measured."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
-from tests.unit.stub_chunks import write_stub_chunk
+from tests.unit.stub_chunks import stub_statistics, write_stub_chunk
 from tests.unit.test_report_plots import protein
+from virnucpro.base.digest import file_sha256, write_products
 from virnucpro.chunking.size import ChunkSize, chunk_size
 from virnucpro.chunking.split import split_proteins
 from virnucpro.config import RunConfig, load_config
 from virnucpro.config_files import Source
-from virnucpro.report.plan import H200_TOKENS_PER_SECOND, plan, planned_text
+from virnucpro.report.plan import H200_TOKENS_PER_SECOND, Planned, plan, planned_text
+from virnucpro.run_state import run_state
 from virnucpro.sequences.amount import Amount, estimate
+from virnucpro.storage.state import translation_origin
 
 LENGTHS = [30, 40, 50, 200, 300]
 TEXT = "".join(f">p{length} some words > here\n{protein(length)[:25]}\n{protein(length)[25:]}\n" for length in LENGTHS)
@@ -35,6 +38,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
+def planned(run: RunConfig) -> list[Planned]:
+    return plan(run, run_state(run))
+
+
+def text_of(run: RunConfig) -> str:
+    return planned_text(run, run_state(run))
+
+
 def split(run: RunConfig) -> list[Path]:
     folder = run.results / "own"
     split_proteins([Path("own.faa")], folder / "proteins.parquet", folder / "chunks", chunk_residues=200)
@@ -42,14 +53,8 @@ def split(run: RunConfig) -> list[Path]:
 
 
 def finish(manifest: Path, run: RunConfig, **changes: Any) -> None:
-    statistics = json.dumps({"tokens": 1000, "seconds": 2.0})
-    metadata: dict[str, Any] = {
-        "model": run.model.name,
-        "precision": "auto",
-        "statistics": statistics,
-        "device": "NVIDIA A100",
-    }
-    metadata["chunk_digest"] = json.loads(manifest.read_text())["digest"]
+    statistics = json.dumps(stub_statistics(1, 998) | {"seconds": 2.0})
+    metadata = {"model": run.model.name, "statistics": statistics, "device": "NVIDIA A100"}
     output = run.results / "own" / "tensors" / f"{manifest.stem}.safetensors"
     write_stub_chunk(manifest.with_suffix(".fasta"), output, **(metadata | changes))
 
@@ -77,22 +82,22 @@ def test_a_large_file_is_judged_by_its_beginning(packed: bool, tmp_path: Path) -
 
 
 def test_before_the_split_the_files_are_counted(run: Any) -> None:
-    (sample,) = plan(run())
+    (sample,) = planned(run())
     assert "5 proteins, 620 residues; not split yet, about 4 chunks" in sample.line
     assert sample.tokens == 620 + 2 * 5
-    text = planned_text(run())
+    text = text_of(run())
     assert f"{H200_TOKENS_PER_SECOND['esm2_t36_3B_UR50D']:,} tokens/s" in text
     assert "NVIDIA H200" in text
 
 
-def test_the_number_of_chunks_foretold_is_the_number_that_is_split(run: Any) -> None:
+def test_the_number_of_chunks_predicted_is_the_number_that_is_split(run: Any) -> None:
     """Also where chunks come in multiples, for GPUs to end together, and where sequences repeat."""
     records = [(f"p{number}", protein(300, number % 90)) for number in range(120)]
     Path("own.faa").write_text("".join(f">{name}\n{sequence}\n" for name, sequence in records))
     config = run(layers=[0], model="esm2_demo")
     assert config.chunk_size.multiple_of == 1
     for size in (ChunkSize(9_000, 8), ChunkSize(10_000, 8), ChunkSize(10_000, 1), ChunkSize(10**6, 8)):
-        (sample,) = plan(replace(config, chunk_size=size))
+        (sample,) = planned(replace(config, chunk_size=size))
         counts = split_proteins(
             [Path("own.faa")],
             Path("index"),
@@ -108,12 +113,12 @@ def test_the_number_of_chunks_foretold_is_the_number_that_is_split(run: Any) -> 
 
 def test_a_sample_without_proteins(run: Any) -> None:
     Path("own.faa").write_text("; a negative control\n")
-    assert planned_text(run(empty_samples="skip")) == "Sample own: no protein in it.\nNothing is left to embed."
+    assert text_of(run(empty_samples="skip")) == "Sample own: no protein in it.\nNothing is left to embed."
 
 
 def test_after_the_split_the_chunks_are_known(run: Any) -> None:
     manifests = split(run())
-    (sample,) = plan(run())
+    (sample,) = planned(run())
     assert sample.exact
     assert sample.chunks == len(manifests) > 1
     assert f"{len(manifests)} chunks of 5 different proteins, 620 residues; 0 done" in sample.line
@@ -122,42 +127,46 @@ def test_after_the_split_the_chunks_are_known(run: Any) -> None:
 def test_finished_chunks_tell_the_rate(run: Any) -> None:
     manifests = split(run())
     finish(manifests[0], run())
-    text = planned_text(run())
+    text = text_of(run())
     left = [json.loads(path.read_text()) for path in manifests[1:]]
     tokens = sum(entry["residues"] + 2 * entry["proteins"] for entry in left)
     assert f"1 done, {len(left)} to embed" in text
     assert f"About {tokens / 500:.1f} s on one device such as did the finished chunks (NVIDIA A100)" in text
     for manifest in manifests:
         finish(manifest, run())
-    assert "Nothing is left to embed." in planned_text(run())
+    assert "Nothing is left to embed." in text_of(run())
 
 
 @pytest.mark.parametrize(
-    "changes", [{"model": "esm2_t6_8M_UR50D"}, {"precision": "fp32"}, {"chunk_digest": "0" * 32}, {"statistics": "{}"}]
+    "changes",
+    [{"model": "esm2_t6_8M_UR50D"}, {"precision": "fp32"}, {"chunk_digest": "0" * 32}, {"long_proteins": "{}"}],
 )
 def test_a_chunk_of_another_kind_is_not_done(changes: dict[str, str], run: Any) -> None:
     manifests = split(run())
     finish(manifests[0], run(), **changes)
-    (sample,) = plan(run())
+    (sample,) = planned(run())
     assert sample.chunks == len(manifests)
 
 
 def test_no_time_is_made_up(run: Any) -> None:
     for config in ({"model": "esm2_t48_15B_UR50D"}, {"precision": "fp32"}):
-        text = planned_text(run(**config))
+        text = text_of(run(**config))
         assert "known once the first chunk is done" in text
         assert "H200" not in text
 
 
 def test_contigs_wait_for_their_translation(run: Any, tmp_path: Path) -> None:
     contigs = run(input="nucleotide")
-    assert "5 contigs, 620 bases; proteins are known once they are translated" in planned_text(contigs)
-    translated = contigs.results / "own" / "translated.faa"
-    translated.parent.mkdir(parents=True)
-    translated.write_text(">a_chunk_1F1\nMKV\n")
-    assert "1 protein, 3 residues" in planned_text(contigs)
+    assert "5 contigs, 620 bases; proteins are known once they are translated" in text_of(contigs)
+    sample = run_state(contigs).samples["own"]
+    sample.folder.mkdir(parents=True)
+    sample.translated.write_text(">a_chunk_1F1\nMKV\n")
+    assert "proteins are known once they are translated" in text_of(contigs), "nothing says of what it was translated"
+    origin = translation_origin([file_sha256(tmp_path / "own.faa")], contigs.window, contigs.policies)
+    write_products(sample.translation, origin, [sample.translated])
+    assert "1 protein, 3 residues" in text_of(contigs)
 
 
 def test_an_unreadable_file_stops_nothing(run: Any, tmp_path: Path) -> None:
     (tmp_path / "own.faa").write_bytes(gzip.compress(TEXT.encode())[:-10])
-    assert "cannot be read" in planned_text(run())
+    assert "cannot be read" in text_of(run())

@@ -142,14 +142,14 @@ def test_kernels_that_end_in_float8(kernels: ModuleType, dim: int) -> None:
     """Scales exactly, values roughly: the interpreter loses the carry of some roundings; tests/gpu has the limit."""
     float8 = importlib.import_module("virnucpro.kernels.float8")
     x = numbers(9, dim) * torch.logspace(-3, 3, 9)[:, None]
-    addend, (offset, weight, bias) = numbers(9, dim, seed=1).bfloat16(), numbers(3, dim, seed=2)
-    summed = x + addend.float()
+    added, (offset, weight, bias) = numbers(9, dim, seed=1).bfloat16(), numbers(3, dim, seed=2)
+    summed = x + added.float()
     stream = x.clone()
     cases = {
         "rows": (float8.scaled_rows(x), x),
         "gelu": (float8.gelu(x, bias), F.gelu(x + bias)),
         "add_norm": (
-            float8.add_norm(stream, addend, offset, weight, bias, LAYER_NORM_EPS),
+            float8.add_norm(stream, added, offset, weight, bias, LAYER_NORM_EPS),
             F.layer_norm(summed + offset, (dim,), weight, bias, LAYER_NORM_EPS),
         ),
     }

@@ -22,7 +22,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.weights.download import DownloadError, download
-from virnucpro.weights.find import cached_checkpoint, locate_checkpoint
+from virnucpro.weights.prepare import cached_checkpoint, locate_checkpoint
 
 SMALL = Architecture(layers=2, embed_dim=64, heads=4)
 
@@ -153,7 +153,7 @@ def test_breaks_that_bring_nothing_do(server: Server, target: Path) -> None:
     assert len(server.behaviour.requests) == 3
 
 
-def test_a_server_without_range_starts_anew(server: Server, target: Path) -> None:
+def test_a_server_without_range_starts_from_the_beginning(server: Server, target: Path) -> None:
     server.behaviour.ranges = False
     server.behaviour.breaks = [100_000]
     get(server, target)
@@ -161,7 +161,7 @@ def test_a_server_without_range_starts_anew(server: Server, target: Path) -> Non
 
 
 @pytest.mark.parametrize("honours", [True, False])
-def test_another_file_by_now_starts_anew(server: Server, target: Path, tmp_path: Path, honours: bool) -> None:
+def test_another_file_is_not_continued(server: Server, target: Path, tmp_path: Path, honours: bool) -> None:
     server.behaviour.breaks = [100_000]
     server.behaviour.honours_if_range = honours
     with pytest.raises(DownloadError):
@@ -172,7 +172,7 @@ def test_another_file_by_now_starts_anew(server: Server, target: Path, tmp_path:
     get(server, target)
 
 
-def test_another_size_under_the_same_etag_starts_anew(server: Server, target: Path, tmp_path: Path) -> None:
+def test_another_size_under_the_same_etag_is_not_continued(server: Server, target: Path, tmp_path: Path) -> None:
     server.behaviour.etag = None
     server.behaviour.breaks = [100_000]
     with pytest.raises(DownloadError):

@@ -22,9 +22,8 @@ from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_WARNING, Archite
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.weights import file as weights_file
 from virnucpro.weights.file import load_weights, write_weights
-from virnucpro.weights.find import locate_checkpoint
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
-from virnucpro.weights.prepare import prepare_weights
+from virnucpro.weights.prepare import locate_checkpoint, prepare_weights
 
 SMALL = Architecture(layers=2, embed_dim=32, heads=4)
 

@@ -31,9 +31,9 @@ from virnucpro.engine.job import embed_chunk
 from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.reference import ModelRef, planning_architecture
-from virnucpro.run_state import wanted_weights
-from virnucpro.storage.identity import identity
+from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.merge import merge_embeddings
+from virnucpro.storage.state import WeightsRequest
 from virnucpro.storage.tables import TABLES, read_embeddings, read_residues
 from virnucpro.weights.manifest import read_manifest
 from virnucpro.weights.prepare import prepare_weights
@@ -272,7 +272,7 @@ def fresh(scene: Scene, folder: Path, width: int) -> Path:
     )
     tables = TableSettings(tuple(scene.formats), **scene.given("dtype", "records_per_file"))
     model = ModelRef.of(scene.model)
-    weights = wanted_weights(model, folder, FileDigests()).file
+    weights = WeightsRequest.of(model, folder, FileDigests()).file
     manifest = prepare_weights(model, weights, log=LOGGER.debug)
     index, chunks = folder / "proteins.parquet", folder / "chunks"
     split_proteins(

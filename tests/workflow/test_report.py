@@ -172,7 +172,7 @@ def test_plots_are_there_as_svg_and_png(finished: Path) -> None:
         assert found - {"plots.json"} == {f"{name}.{end}" for name in names for end in ("svg", "png")}
 
 
-def test_a_dry_run_foretells_chunks_proteins_residues_and_time(finished: Path, tmp_path: Path) -> None:
+def test_a_dry_run_predicts_chunks_proteins_residues_and_time(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, symlinks=True)
     tensors = sorted((folder / "results" / "my" / "tensors").iterdir())
@@ -184,4 +184,4 @@ def test_a_dry_run_foretells_chunks_proteins_residues_and_time(finished: Path, t
     assert f"{len(tensors) - 1} done, 1 to embed" in text
     assert "Sample other: 1 chunk of 2 different proteins, 13 residues; 1 done" in text
     assert "on one device such as did the finished chunks (cpu)" in text
-    assert "Left to embed" not in snakemake(folder, config=CONFIG).text, "only a dry run foretells"
+    assert "Left to embed" not in snakemake(folder, config=CONFIG).text, "only a dry run predicts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -93,6 +94,9 @@ def test_a_second_call_has_nothing_to_do(again: Path) -> None:
     assert result.code == 0
     assert "Nothing to be done" in result.text
     assert not result.jobs
+    kept = json.loads((again / "results" / ".digests.json").read_text())
+    read = {Path(key.rsplit(":", 4)[0]).name for key in kept}
+    assert read >= {"viral_proteins.faa", "proteins.parquet", "embeddings.parquet"}, "the next call reads none of them"
 
 
 def test_a_chunk_file_that_is_gone_is_made_again_alone(again: Path) -> None:

@@ -42,8 +42,8 @@ class PackedAttention(Protocol):
 
 def alibi(slopes: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """What slopes add to the logits of a sequence, ``(1, heads, length, length)``; computed in float32."""
-    place = torch.arange(length, device=slopes.device)
-    distance = (place[:, None] - place).abs()
+    position = torch.arange(length, device=slopes.device)
+    distance = (position[:, None] - position).abs()
     return (-slopes[:, None, None] * distance).unsqueeze(0).to(dtype)
 
 

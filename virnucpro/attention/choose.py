@@ -127,8 +127,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes:
         one_q, one_k, one_v = (x[rows].float().transpose(0, 1) for x in (q, k, v))
         logits = one_q @ one_k.transpose(-1, -2)  # (heads, length, length)
         if slopes is not None:
-            place = torch.arange(length, device=q.device, dtype=torch.float32)
-            logits = logits - slopes[:, None, None] * torch.cdist(place[:, None], place[:, None], p=1)
+            position = torch.arange(length, device=q.device, dtype=torch.float32)
+            logits = logits - slopes[:, None, None] * torch.cdist(position[:, None], position[:, None], p=1)
         parts.append((logits.softmax(-1) @ one_v).transpose(0, 1))
         start += length
     return torch.cat(parts)

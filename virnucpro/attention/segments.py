@@ -18,8 +18,8 @@ class Bucket(NamedTuple):
     Attributes:
         tokens: int64 ``(sequences, longest)``: the packed token at each place (any token where padded).
         mask: bool ``(sequences, 1, 1, longest)``, True for real tokens; None when nothing is padded.
-        packed: int64 ``(real tokens,)``: their places in the packed batch.
-        padded: int64 ``(real tokens,)``: their places in the flattened bucket.
+        packed: int64 ``(real tokens,)``: their positions in the packed batch.
+        padded: int64 ``(real tokens,)``: their positions in the flattened bucket.
     """
 
     tokens: Tensor
@@ -95,9 +95,9 @@ class Segments:
 
 
 def _bucket(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> Bucket:
-    place = np.arange(lengths.max())
-    real = place < lengths[:, None]
-    tokens = starts[:, None] + np.where(real, place, 0)
+    position = np.arange(lengths.max())
+    real = position < lengths[:, None]
+    tokens = starts[:, None] + np.where(real, position, 0)
     return Bucket(
         tokens=to_device(tokens, device),
         mask=None if real.all() else to_device(real[:, None, None, :], device),

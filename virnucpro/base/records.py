@@ -88,26 +88,16 @@ def parse_record(text: str, kind: type[R], path: Path) -> R:
     Raises:
         RecordError: see :func:`read_record`.
     """
-    entries = checked_entries(text, kind.FORMAT, path)
-    return from_entries(entries, kind, path)
-
-
-def checked_entries(text: str, form: str, path: Path) -> dict[str, Any]:
-    """A record's entries without format and checksum, neither typed nor bounded: for readers that use a few of them.
-
-    Raises:
-        RecordError: not JSON, of another format, or damaged.
-    """
     try:
         entries = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise RecordError(path, "is no record (not JSON)") from None
-    if not isinstance(entries, dict) or entries.get("format") != form:
-        raise RecordError(path, f"is not a record of this version's format {form}")
+    if not isinstance(entries, dict) or entries.get("format") != kind.FORMAT:
+        raise RecordError(path, f"is not a record of this version's format {kind.FORMAT}")
     if entries.pop("checksum", None) != _checksum(entries):
         raise RecordError(path, "was damaged or edited: its entries do not give its checksum")
     del entries["format"]
-    return entries
+    return from_entries(entries, kind, path)
 
 
 def from_entries(entries: Mapping[str, Any], kind: type[T], path: Path) -> T:

@@ -57,7 +57,7 @@ class SplitRecord:
         counts: records, unique (different sequences), residues, unique_residues, longest, replaced (residues that
             became X), replaced_records, chunks, skipped (records that came in and were not taken), gapped and unknown
             (records that hold gaps, or more than half X).
-        index: proves the sample's index, which lies beside the folder of chunks.
+        index: proves the sample's index, which is beside the folder of chunks.
         chunks: the digest of each chunk, in order.
     """
 

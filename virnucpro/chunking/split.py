@@ -23,12 +23,12 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.cost import protein_costs
+from virnucpro.chunking.index import BATCH_ROWS, IndexRows, IndexWriter
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name
 from virnucpro.chunking.size import chunk_count
 from virnucpro.sequences.fasta import FastaRecord
 from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, skipped_table
 from virnucpro.sequences.repeats import first_of
-from virnucpro.storage.index import BATCH_ROWS, IndexRows, IndexWriter
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def split_proteins(
     without proteins (see ``policies``) has an index without rows and no chunks.
 
     Args:
-        inputs: protein FASTA files, in the order their records shall have.
-        index: the Parquet file to write (see :mod:`virnucpro.storage.index`).
+        inputs: protein FASTA files, in the order that their records are to have.
+        index: the Parquet file to write (see :mod:`virnucpro.chunking.index`).
         chunks: the folder to write; an older one is replaced.
         skipped: the table of skipped records to write; by default :data:`SKIPPED_TABLE` beside ``chunks``.
         chunk_residues: residues in a chunk, about.
@@ -278,8 +278,8 @@ def _write(
 def assign_chunks(costs: NDArray[np.float64], count: int) -> NDArray[np.int32]:
     """The chunk of each protein, (n,), rising from 0 without gaps.
 
-    Each chunk ends where its share of the total cost ends: a protein goes where its middle lies, so no
-    chunk is off its share by more than one protein. A protein dearer than a whole share leaves fewer
+    Each chunk ends where its share of the total cost ends: a protein goes where its middle is, so no
+    chunk is off its share by more than one protein. A protein that costs more than a whole share leaves fewer
     chunks than asked for, not empty ones.
     """
     if costs.size == 0:

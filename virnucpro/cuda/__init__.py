@@ -1,1 +1,4 @@
 """Which GPUs there are, whose they are, and what they can run."""
+
+AMPERE = (8, 0)
+"""The compute capability from which FlashAttention-2, bfloat16 and Triton's compiler work."""

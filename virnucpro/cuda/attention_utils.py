@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from virnucpro.cuda.devices import AMPERE
+from virnucpro.cuda import AMPERE
 
 FLASH = "flash_attention_2"
 STANDARD = "standard_attention"
@@ -162,13 +162,13 @@ def _ask(device: Device) -> AttentionSupport:
     if not available:
         return AttentionSupport(STANDARD, _why_no_cuda())
     index = torch.cuda.current_device() if device is None or device.index is None else device.index
-    place = torch.device("cuda", index)
-    major, minor = torch.cuda.get_device_capability(place)
-    name = f"{torch.cuda.get_device_name(place)}, compute capability {major}.{minor}"
+    device = torch.device("cuda", index)
+    major, minor = torch.cuda.get_device_capability(device)
+    name = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
     if (major, minor) < AMPERE:
         return AttentionSupport(STANDARD, f"{name}; FlashAttention-2 needs 8.0 or newer")
     try:
-        flash, exact = run_probe(place)
+        flash, exact = run_probe(device)
         difference = float((flash - exact).abs().max())
     except Exception as error:
         return AttentionSupport(STANDARD, f"{name}; the FlashAttention-2 kernel does not run: {first_sentence(error)}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from virnucpro.base.errors import UserError
-
-AMPERE = (8, 0)
-"""The compute capability from which FlashAttention-2, bfloat16 and Triton's compiler work."""
 
 
 def parse_device(device: str | torch.device) -> torch.device:
@@ -33,6 +31,19 @@ def parse_device(device: str | torch.device) -> torch.device:
     if index >= count:
         raise UserError(f"device {str(device)!r} was asked for, but torch sees {count} CUDA GPU(s) here")
     return torch.device("cuda", index)
+
+
+def job_devices(devices: Sequence[str] | None) -> list[str]:
+    """Devices by name: those given, or every CUDA device that this process sees, or the CPU.
+
+    Raises:
+        UserError: a device that is not there.
+    """
+    if devices:
+        return [str(parse_device(device)) for device in devices]
+    if torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu"]
 
 
 def capability(device: torch.device) -> tuple[int, int]:

@@ -132,10 +132,10 @@ class PackedPieces:
             parts += (begin, proteins[row][start : start + length], end)
         self.tokens = np.concatenate(parts)
         self.weights = np.ones(len(self.tokens), dtype=np.float32)
-        for place in range(self.lead):
-            self.weights[self.tokens_before[:-1] + place] = 0.0
-        for place in range(1, len(tokenizer.end) + 1):
-            self.weights[self.tokens_before[1:] - place] = 0.0
+        for step in range(self.lead):
+            self.weights[self.tokens_before[:-1] + step] = 0.0
+        for step in range(1, len(tokenizer.end) + 1):
+            self.weights[self.tokens_before[1:] - step] = 0.0
         shared = _shared_weights(pieces)
         for piece in np.flatnonzero(np.isin(self.row, list(shared))):
             start, length, first = self.start[piece], self.length[piece], self.tokens_before[piece] + self.lead

@@ -1,4 +1,4 @@
-"""The devices of a job, and a job on several of them: a process each, whose rows are joined from files.
+"""A job on several devices: a process each, whose rows are joined from files.
 
 Each process reads the chunk itself, embeds its share, and writes one .npy file a tensor into a folder beside the
 job's output; nothing but log lines and errors goes through a pipe.
@@ -28,7 +28,6 @@ from virnucpro.base.atomic import scratch_directory
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
-from virnucpro.cuda.devices import parse_device
 from virnucpro.engine.embed import ProteinEmbeddings
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics, header_entries, read_header_entries
 
@@ -49,19 +48,6 @@ class ShareTask:
     shares: int
     device: str
     threads: int
-
-
-def job_devices(devices: Sequence[str] | None) -> list[str]:
-    """Devices by name: those given, or every CUDA device that this process sees, or the CPU.
-
-    Raises:
-        UserError: a device that is not there.
-    """
-    if devices:
-        return [str(parse_device(device)) for device in devices]
-    if torch.cuda.is_available():
-        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return ["cpu"]
 
 
 def balanced_shares(costs: NDArray[np.float64], shares: int) -> list[NDArray[np.int64]]:
@@ -198,7 +184,7 @@ def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> Prot
     names = {path.stem for path in parts[0].glob("*.npy")}
     ragged = {name for name in names if name.startswith("residues.")}
     joined = {name: in_rows(tensors(name)) for name in names - ragged - {"offsets", "precision"}}
-    precisions = tuple(sorted({name for run in runs for name in run.precisions}, key=_WIDTHS.index))
+    precisions = tuple(sorted({name for run in runs for name in run.precisions}, key=_range_of))
     codes = [np.array([precisions.index(name) for name in run.precisions], np.uint8) for run in runs]
     joined["precision"] = in_rows([code[own] for code, own in zip(codes, tensors("precision"), strict=True)])
     if ragged:
@@ -217,7 +203,9 @@ def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> Prot
     return ProteinEmbeddings(joined, replace(runs[0], precisions=precisions, statistics=statistics, **texts))
 
 
-_WIDTHS = ("float8_e4m3fn", "float16", "bfloat16", "float32")
+def _range_of(dtype: str) -> float:
+    """The largest number of a format: what overflows in one is computed in one of a larger range."""
+    return torch.finfo(getattr(torch, dtype)).max
 
 
 def _joined_statistics(parts: Sequence[RunStatistics]) -> RunStatistics:

@@ -16,12 +16,12 @@ from virnucpro.base.records import read_record
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.manifest import ChunkManifest
-from virnucpro.engine.devices import ShareTask, balanced_shares, embed_on_devices, job_devices, write_part
+from virnucpro.cuda.devices import job_devices
+from virnucpro.engine.devices import ShareTask, balanced_shares, embed_on_devices, write_part
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.chunk_file import write_chunk_file
-from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, RunStatistics
-from virnucpro.storage.identity import embedding_identity
+from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, RunStatistics, embedding_identity
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
 

@@ -40,15 +40,15 @@ def load_model(
         UserError: the device is not there or does not compute this precision; the weights are damaged, were
             replaced, or do not fit into the device's memory.
     """
-    place = parse_device(device)
-    dtype = resolve_precision(precision, place)
+    target = parse_device(device)
+    dtype = resolve_precision(precision, target)
     found, state = load_weights(weights)
     if manifest not in (None, found):
         raise UserError(f"weights {weights} were replaced since the job began: run the same command again")
     return build_model(
         state,
         found.architecture,
-        device=place,
+        device=target,
         dtype=dtype,
         kernels=kernels,
         attention=attention,

@@ -135,8 +135,8 @@ class Progress:
 
     def add(self, proteins: int, residues: int, tokens: int) -> None:
         """Count one batch."""
-        for place, count in enumerate((proteins, residues, tokens)):
-            self.done[place] += count
+        for index, count in enumerate((proteins, residues, tokens)):
+            self.done[index] += count
         if self._bar is not None:
             self._bar.update(tokens)
         now = self._clock()

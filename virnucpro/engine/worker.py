@@ -2,7 +2,7 @@
 
 A program of its own rather than ``multiprocessing``'s, whose spawned children run the parent's script again. It reads
 the task in the folder and leaves its embeddings there (see :mod:`virnucpro.engine.devices`). On standard output it says
-what the parent shall log or raise, a JSON list a line: ``["log", level, text]``, ``["error", sentence]`` or
+what the parent is to log or raise, a JSON list a line: ``["log", level, text]``, ``["error", sentence]`` or
 ``["defect", traceback]``. The end of standard input means that the parent has gone, and ends the process.
 """
 

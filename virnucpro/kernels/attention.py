@@ -59,9 +59,9 @@ def _attend(
     rows = first + tl.arange(0, QUERIES)
     here = (rows < length)[:, None] & real[None, :]
     query = tl.load(q + (begin + rows)[:, None] * q_stride + column[None, :], mask=here, other=0.0)
-    place = tl.arange(0, KEYS)
-    keys = k + (begin + place)[None, :] * k_stride + column[:, None]
-    values = v + (begin + place)[:, None] * v_stride + column[None, :]
+    position = tl.arange(0, KEYS)
+    keys = k + (begin + position)[None, :] * k_stride + column[:, None]
+    values = v + (begin + position)[:, None] * v_stride + column[None, :]
     if SLOPES:
         slope = tl.load(slopes + tl.program_id(1)) * LOG2_E
     largest = tl.full([QUERIES], float("-inf"), tl.float32)
@@ -77,16 +77,16 @@ def _attend(
             value = tl.load(values + start * v_stride, mask=real[None, :], other=0.0)
         logits = tl.dot(query, key) * LOG2_E
         if SLOPES:
-            logits -= slope * tl.abs(rows[:, None] - (start + place)[None, :]).to(tl.float32)
+            logits -= slope * tl.abs(rows[:, None] - (start + position)[None, :]).to(tl.float32)
         largest, weight, found = _taken(logits, value, largest, weight, found)
     if whole < length:
-        left = place < length - whole
-        # Behind the end lies another sequence, whose values need not be finite: they count as zeros.
+        left = position < length - whole
+        # Behind the end is another sequence, whose values need not be finite: they count as zeros.
         key = tl.load(keys + whole * k_stride, mask=left[None, :] & real[:, None], other=0.0)
         value = tl.load(values + whole * v_stride, mask=left[:, None] & real[None, :], other=0.0)
         logits = tl.dot(query, key) * LOG2_E
         if SLOPES:
-            logits -= slope * tl.abs(rows[:, None] - (whole + place)[None, :]).to(tl.float32)
+            logits -= slope * tl.abs(rows[:, None] - (whole + position)[None, :]).to(tl.float32)
         logits = tl.where(left[None, :], logits, float("-inf"))
         largest, weight, found = _taken(logits, value, largest, weight, found)
     target = out + (begin + rows)[:, None] * out_stride + column[None, :]

@@ -46,12 +46,12 @@ def _add_norm(
     columns = tl.arange(0, HEAD)
     rest = HEAD + tl.arange(0, TAIL)
     fits = rest < DIM
-    place = row * DIM
-    head = tl.load(x + place + columns) + tl.load(added + place + columns).to(tl.float32)
-    tail = tl.load(x + place + rest, mask=fits, other=0.0)
-    tail += tl.load(added + place + rest, mask=fits, other=0.0).to(tl.float32)
-    tl.store(x + place + columns, head)
-    tl.store(x + place + rest, tail, mask=fits)
+    start = row * DIM
+    head = tl.load(x + start + columns) + tl.load(added + start + columns).to(tl.float32)
+    tail = tl.load(x + start + rest, mask=fits, other=0.0)
+    tail += tl.load(added + start + rest, mask=fits, other=0.0).to(tl.float32)
+    tl.store(x + start + columns, head)
+    tl.store(x + start + rest, tail, mask=fits)
     head, tail = norm_pieces(head, tail, fits, columns, rest, offset, weight, bias, EPS, DIM)
     _store_scaled(out, scales, row, DIM, head, tail, columns, rest, fits)
 

@@ -1,4 +1,4 @@
-"""Short Triton kernels for what lies between a layer's matrix products: one pass over memory each.
+"""Short Triton kernels for what is computed between a layer's matrix products: one pass over memory each.
 
 A matrix product needs its input once and its output once; a norm, a rotation or a GELU run by separate
 operators reads and writes the same numbers several times. These kernels do each of them in one pass, with
@@ -69,16 +69,16 @@ def _rotate(
     here = (rows < tokens) & (pairs < DIM // 2)
     channel = pairs % HALF
     column = part * DIM + pairs // HALF * (2 * HALF) + channel
-    place = qkv + rows * (3 * DIM) + column
-    one = tl.load(place, mask=here, other=0.0).to(tl.float32)
-    other = tl.load(place + HALF, mask=here, other=0.0).to(tl.float32)
+    address = qkv + rows * (3 * DIM) + column
+    one = tl.load(address, mask=here, other=0.0).to(tl.float32)
+    other = tl.load(address + HALF, mask=here, other=0.0).to(tl.float32)
     one += tl.load(bias + column, mask=pairs < DIM // 2, other=0.0).to(tl.float32)
     other += tl.load(bias + column + HALF, mask=pairs < DIM // 2, other=0.0).to(tl.float32)
     scale = tl.where(part == 0, q_scale, 1.0)
     c = tl.load(cos + rows * HALF + channel, mask=here, other=0.0) * scale
     s = tl.load(sin + rows * HALF + channel, mask=here, other=0.0) * scale
-    tl.store(place, (one * c - other * s).to(qkv.dtype.element_ty), mask=here)
-    tl.store(place + HALF, (other * c + one * s).to(qkv.dtype.element_ty), mask=here)
+    tl.store(address, (one * c - other * s).to(qkv.dtype.element_ty), mask=here)
+    tl.store(address + HALF, (other * c + one * s).to(qkv.dtype.element_ty), mask=here)
 
 
 @triton.jit

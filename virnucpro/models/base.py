@@ -1,7 +1,7 @@
 """What the rest of the package knows of an architecture: how to read, build and call its models.
 
 A new architecture is a folder beside ``esm2``. Its :class:`Family` is named in :mod:`virnucpro.models.families`, and
-its sizes, which need no torch, in :mod:`virnucpro.models.sizes`.
+its sizes, which need no torch, in :mod:`virnucpro.models.reference`.
 """
 
 from __future__ import annotations

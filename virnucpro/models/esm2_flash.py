@@ -25,7 +25,7 @@ from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.model import joined, rotary_tables
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import dtype_name, resolve_precision
-from virnucpro.weights.find import locate_checkpoint
+from virnucpro.weights.prepare import locate_checkpoint
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -106,7 +106,7 @@ class ESM2WithFlashAttention(nn.Module):
     """A fair-esm ``ESM2`` that runs packed: same parameters, same results, no work on padding.
 
     For inference: nothing here keeps gradients. The wrapped model's q, k and v weights become views
-    of one fused tensor, so wrapping costs no memory and the model itself goes on working.
+    of one fused tensor, so wrapping costs no memory and the model itself still works.
 
     Attributes:
         model: the wrapped fair-esm model.
@@ -301,8 +301,8 @@ def load_esm2_model(
             "precision fp8 is for embedding jobs (virnucpro.embed and the workflow): take auto, fp32, fp16 or bf16"
         )
     logger = logger or logging.getLogger(__name__)
-    place = parse_device(device)
-    dtype = resolve_precision(precision, place)
+    target = parse_device(device)
+    dtype = resolve_precision(precision, target)
     checkpoint = locate_checkpoint(model_name, logger.info)
     architecture, state = load_checkpoint(checkpoint)
     with torch.device("meta"):
@@ -311,15 +311,15 @@ def load_esm2_model(
         )
     try:
         moved = {
-            name: tensor.to(place, torch.float32 if "inv_freq" in name else dtype) for name, tensor in state.items()
+            name: tensor.to(target, torch.float32 if "inv_freq" in name else dtype) for name, tensor in state.items()
         }
     except torch.OutOfMemoryError:
-        raise too_large(model_name, architecture, place, dtype) from None
+        raise too_large(model_name, architecture, target, dtype) from None
     moved["lm_head.weight"] = moved["embed_tokens.weight"]
     model.load_state_dict(moved, strict=False, assign=True)
     del state, moved
     wrapped = ESM2WithFlashAttention(model.eval().requires_grad_(False), logger)
-    memory = torch.cuda.memory_allocated(place) if place.type == "cuda" else architecture.parameters * dtype.itemsize
+    memory = torch.cuda.memory_allocated(target) if target.type == "cuda" else architecture.parameters * dtype.itemsize
     logger.info(
         "%s: %s parameters, %s, %s (%s) on %s, %.2f GiB",
         model_name,
@@ -327,7 +327,7 @@ def load_esm2_model(
         dtype_name(dtype),
         wrapped.attention_impl,
         wrapped.attention_kernel,
-        device_name(place),
+        device_name(target),
         memory / 2**30,
     )
     return wrapped.eval(), wrapped.alphabet.get_batch_converter()

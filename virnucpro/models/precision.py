@@ -9,7 +9,8 @@ import torch
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import SETTINGS
-from virnucpro.cuda.devices import AMPERE, capability
+from virnucpro.cuda import AMPERE
+from virnucpro.cuda.devices import capability
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 """The dtype of the matrix products' inputs; with fp8 everything else is bfloat16."""

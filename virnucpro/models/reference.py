@@ -77,3 +77,7 @@ KNOWN = {**ESM2_MODELS, DEMO_MODEL: DEMO_ARCHITECTURE}
 def planning_architecture(model: ModelRef) -> Architecture:
     """Sizes to plan with before a checkpoint has been read: one whose name tells nothing is taken for the default."""
     return KNOWN.get(model.name, KNOWN[default("model")])
+
+
+AnySizes = Architecture
+"""A union of every family's sizes, which their entry ``family`` tells apart; so far there is one."""

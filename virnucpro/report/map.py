@@ -101,19 +101,19 @@ def choose_vectors(tensors: Sequence[Path], layer: int, most: int) -> ChosenVect
         chosen = np.sort(np.random.default_rng(0).choice(total, most, replace=False))
     vectors, lengths = [], []
     with RowReader(chunks) as reader:
-        for place, chunk in enumerate(chunks):
-            rows = chosen[(chosen >= starts[place]) & (chosen < starts[place + 1])] - starts[place]
+        for number, chunk in enumerate(chunks):
+            rows = chosen[(chosen >= starts[number]) & (chosen < starts[number + 1])] - starts[number]
             if not len(rows):
                 continue
-            lengths.append(reader.rows(place, "lengths", rows))
+            lengths.append(reader.rows(number, "lengths", rows))
             if f"mean.{layer}" in chunk.names:
-                vectors.append(reader.rows(place, f"mean.{layer}", rows))
+                vectors.append(reader.rows(number, f"mean.{layer}", rows))
             else:
-                vectors.append(_means(reader, place, f"residues.{layer}", rows))
+                vectors.append(_means(reader, number, f"residues.{layer}", rows))
     return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), total)
 
 
-def _means(reader: RowReader, place: int, name: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+def _means(reader: RowReader, number: int, name: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
     """Means over residues, one protein at a time: residues of all would not fit."""
-    each = [reader.ragged(place, name, rows[at : at + 1])[0].mean(axis=0, dtype=np.float32) for at in range(len(rows))]
+    each = [reader.ragged(number, name, rows[at : at + 1])[0].mean(axis=0, dtype=np.float32) for at in range(len(rows))]
     return np.stack(each)

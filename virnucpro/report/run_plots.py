@@ -45,10 +45,10 @@ def plot_throughput(samples: Sequence[Sample]) -> Figure:
         figure, (each, together) = new_figure(2, height=5.4 + 0.7 * len(kinds), ratios=[4.2, 1.2 + 0.7 * len(kinds)])
         runs = [chunk for sample in samples for chunk in sample.chunks]
         for kind, (colour, marker) in looks(kinds).items():
-            places = [place for place, run in enumerate(runs, start=1) if where_it_ran(run) == kind]
+            positions = [position for position, run in enumerate(runs, start=1) if where_it_ran(run) == kind]
             each.scatter(
-                places,
-                [runs[place - 1].statistics.tokens_per_second for place in places],
+                positions,
+                [runs[position - 1].statistics.tokens_per_second for position in positions],
                 s=28 if len(runs) < 300 else 9,
                 color=colour,
                 marker=marker,

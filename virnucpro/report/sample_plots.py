@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from virnucpro.chunking.index import read_index
 from virnucpro.report.map import (
     Components,
     choose_vectors,
@@ -34,7 +35,6 @@ from virnucpro.report.style import (
     short,
     write,
 )
-from virnucpro.storage.index import read_index
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def lengths_of(index: Path) -> Lengths:
     Raises:
         UserError: the index is missing or damaged.
     """
-    lengths, places = [], []
+    lengths, rows_of = [], []
     for rows in read_index(index):
         lengths.append(rows.length)
-        places.append(rows.chunk.astype(np.int64) << 32 | rows.row)
+        rows_of.append(rows.chunk.astype(np.int64) << 32 | rows.row)
     length = np.concatenate(lengths)
-    _, first = np.unique(np.concatenate(places), return_index=True)
+    _, first = np.unique(np.concatenate(rows_of), return_index=True)
     size = int(length.max()) + 1
     return Lengths(np.bincount(length, minlength=size), np.bincount(length[first], minlength=size))
 
@@ -129,8 +129,8 @@ def plot_lengths(sample: Sample, lengths: Lengths) -> Figure:
             xlabel="length (residues, logarithmic)", ylabel="proteins", title=f"{short(sample.name)}: protein lengths"
         )
         handles, labels = axes.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda place: labels[place] == _limit(sample))
-        axes.legend([handles[place] for place in order], [labels[place] for place in order], loc="upper left")
+        order = sorted(range(len(labels)), key=lambda index: labels[index] == _limit(sample))
+        axes.legend([handles[index] for index in order], [labels[index] for index in order], loc="upper left")
         axes.set_ylim(top=every.max() * 1.35)
         return figure
 
@@ -197,11 +197,11 @@ def plot_map(
         return figure
 
 
-def _points(axes: Axes, places: NDArray[np.float64], lengths: NDArray[np.integer], norm: LogNorm) -> None:
-    n = len(places)
+def _points(axes: Axes, points_at: NDArray[np.float64], lengths: NDArray[np.integer], norm: LogNorm) -> None:
+    n = len(points_at)
     points = axes.scatter(
-        places[:, 0],
-        places[:, 1],
+        points_at[:, 0],
+        points_at[:, 1],
         c=lengths,
         norm=norm,
         cmap="viridis_r",

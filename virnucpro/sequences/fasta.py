@@ -91,14 +91,14 @@ def empty_file(path: Path, way_out: str = "") -> UserError:
 
 def empty_record(record: FastaRecord, way_out: str = "") -> UserError:
     """The error for a record without any residue; ``way_out`` ends the sentence."""
-    place = f"{record.path}, line {record.line}"
-    return UserError(f"{place}: record {record.id!r} is empty; give it a sequence or take it out of the file{way_out}")
+    where = f"{record.path}, line {record.line}"
+    return UserError(f"{where}: record {record.id!r} is empty; give it a sequence or take it out of the file{way_out}")
 
 
-def letter_error(path: Path, record: RawRecord, place: int, what: str) -> UserError:
-    """The error for the byte at ``place`` of a record's text; ``what`` ends the sentence."""
-    line = record.line + 1 + record.text.count(b"\n", 0, place)
-    return UserError(f"{path}, line {line}: {_letter(record.text[place])} in record {record.id!r} {what}")
+def letter_error(path: Path, record: RawRecord, position: int, what: str) -> UserError:
+    """The error for the byte at ``position`` of a record's text; ``what`` ends the sentence."""
+    line = record.line + 1 + record.text.count(b"\n", 0, position)
+    return UserError(f"{path}, line {line}: {_letter(record.text[position])} in record {record.id!r} {what}")
 
 
 def _letter(byte: int) -> str:
@@ -106,13 +106,13 @@ def _letter(byte: int) -> str:
 
 
 def _wrong_letter(path: Path, record: RawRecord) -> UserError:
-    place = next(i for i, byte in enumerate(record.text) if byte not in SPACE and not is_residue(byte))
+    position = next(i for i, byte in enumerate(record.text) if byte not in SPACE and not is_residue(byte))
     what = "is no residue; fix the sequence or take the record out of the file"
-    if record.text[place : place + 1] == b">":
+    if record.text[position : position + 1] == b">":
         what = "stands inside a line; a line end before it seems to be lost"
-    elif record.text[place : place + 1] == b"<":
+    elif record.text[position : position + 1] == b"<":
         what = "is no residue: a web page seems to have got into the file; download it again"
-    return letter_error(path, record, place, what)
+    return letter_error(path, record, position, what)
 
 
 def read_raw(source: Path | SequenceFile) -> Iterator[RawRecord]:

@@ -70,9 +70,9 @@ def _codon_tables() -> tuple[bytes, bytes]:
     other = [2, 3, 0, 1]  # T C A G pairs with A G T C
     for number in range(64):
         a, b, c = number // 16, number // 4 % 4, number % 4
-        place = 25 * a + 5 * b + c
-        forward[place] = _STANDARD_CODE[number]
-        reverse[place] = _STANDARD_CODE[16 * other[c] + 4 * other[b] + other[a]]
+        codon = 25 * a + 5 * b + c
+        forward[codon] = _STANDARD_CODE[number]
+        reverse[codon] = _STANDARD_CODE[16 * other[c] + 4 * other[b] + other[a]]
     return bytes(forward), bytes(reverse)
 
 
@@ -96,7 +96,7 @@ def stop_free_frames(text: bytes, windows: Windows) -> Iterator[Frame]:
 
     Args:
         text: upper-case bases of one or several contigs.
-        windows: ``start`` and ``end`` are places in ``text``.
+        windows: ``start`` and ``end`` are positions in ``text``.
     """
     if len(text) < 3:
         return
@@ -113,7 +113,7 @@ def stop_free_frames(text: bytes, windows: Windows) -> Iterator[Frame]:
         for frame in range(3):
             count = np.maximum(length - frame, 0) // 3
             if strand:
-                last = windows.end - frame - 3  # where the frame's first codon lies, going down from here
+                last = windows.end - frame - 3  # where the frame's first codon is, going down from here
                 begin.append(thirds.size - 1 - (first_of_third[last % 3] + last // 3))
                 bases.append(len(text) - windows.end + frame)
                 limit.append(len(text) - windows.start)

@@ -48,8 +48,8 @@ class SeenIds:
 def is_among(ids: NDArray[np.bytes_], record_id: str) -> bool:
     """Whether an id is one of those whose sorted digests are given."""
     wanted = np.bytes_(_id_digest(record_id))
-    place = int(np.searchsorted(ids, wanted))
-    return place < len(ids) and bool(ids[place] == wanted)
+    position = int(np.searchsorted(ids, wanted))
+    return position < len(ids) and bool(ids[position] == wanted)
 
 
 def _id_digest(record_id: str) -> bytes:

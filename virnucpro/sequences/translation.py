@@ -64,9 +64,9 @@ def as_contig(path: Path, record: RawRecord) -> FastaRecord:
     """
     bases = record.text.translate(_CLEANING, SPACE)
     if b"\0" in bases:
-        place = next(i for i, byte in enumerate(record.text) if byte not in SPACE and not _CLEANING[byte])
+        position = next(i for i, byte in enumerate(record.text) if byte not in SPACE and not _CLEANING[byte])
         raise letter_error(
-            path, record, place, "is no nucleotide; fix it, or set input to protein if these are proteins"
+            path, record, position, "is no nucleotide; fix it, or set input to protein if these are proteins"
         )
     return FastaRecord(record.id, bases, 0, record.line, record.header, path)
 

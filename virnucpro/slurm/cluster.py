@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SECONDS = 15.0
@@ -126,11 +125,6 @@ def parse_gres(text: str) -> dict[str, int]:
         kind = found["type"] or ""
         gpus[kind] = gpus.get(kind, 0) + int(found["count"] or 1)
     return gpus
-
-
-def gpu_partitions(cluster: Cluster, job: JobSize) -> Sequence[str]:
-    """The partitions in which some node can hold the job, in sinfo's order."""
-    return list(dict.fromkeys(group.partition for group in cluster.groups_for(job)))
 
 
 def _number(text: str) -> int:

@@ -23,10 +23,8 @@ import re
 import shlex
 from collections.abc import Iterable
 
-from virnucpro.slurm.cluster import Cluster, JobSize, gpu_partitions
-
-OLDEST_CAPABILITY = (8, 0)
-
+from virnucpro.cuda import AMPERE
+from virnucpro.slurm.cluster import Cluster, JobSize
 
 GENERATIONS = ("ampere", "ada", "lovelace", "adalovelace", "hopper", "blackwell", "rubin")
 
@@ -85,10 +83,10 @@ def _new_capability(text: str) -> bool:
         return False
     number, minor = found[1], found[2]
     if minor is not None:
-        return (int(number), int(minor)) >= OLDEST_CAPABILITY
+        return (int(number), int(minor)) >= AMPERE
     if len(number) == 1:
-        return int(number) >= OLDEST_CAPABILITY[0]
-    return (int(number[:-1]), int(number[-1])) >= OLDEST_CAPABILITY
+        return int(number) >= AMPERE[0]
+    return (int(number[:-1]), int(number[-1])) >= AMPERE
 
 
 FIRST_VERSION = (22, 5)
@@ -104,12 +102,16 @@ def preferred_features(
     """Features that mean Ampere or newer, of nodes that can hold the job, sorted.
 
     Args:
-        partition: where the job goes; None for the default partition (any, where there is no default).
+        partition: where the job goes, several comma-separated; None where that is not known: then features that every
+            partition has which can hold the job.
         also: further features that the site prefers.
     """
     also = tuple(also)
-    groups = cluster.groups_for(job, partition or cluster.default_partition)
-    features = {feature for group in groups for feature in group.features}
+    by_partition: dict[str, set[str]] = {}
+    for group in cluster.groups_for(job, partition):
+        where = group.partition if partition is None else partition
+        by_partition.setdefault(where, set()).update(group.features)
+    features = set.intersection(*by_partition.values()) if by_partition else set()
     return sorted(feature for feature in features if _PLAIN.fullmatch(feature) and is_ampere_or_newer(feature, also))
 
 
@@ -121,17 +123,3 @@ def prefer_option(
         return ""
     features = preferred_features(cluster, job, partition=partition, also=also)
     return f"--prefer={shlex.quote('|'.join(features))}" if features else ""
-
-
-def gpu_partition(cluster: Cluster | None, job: JobSize) -> str | None:
-    """The partition to name for a GPU job: None where the default will do or the choice is not ours.
-
-    The default partition will do when one of its nodes can hold the job. Else, when exactly one other
-    partition can hold it, it is that one. Among several only the user can choose.
-    """
-    if cluster is None:
-        return None
-    names = gpu_partitions(cluster, job)
-    if len(names) == 1 and names[0] != cluster.default_partition:
-        return names[0]
-    return None

@@ -1,18 +1,19 @@
-"""Snakemake resources of GPU jobs that only Slurm needs: ``slurm_extra`` and ``slurm_partition``.
+"""The Snakemake resource of GPU jobs that only Slurm needs: ``slurm_extra``, with ``--prefer`` in it.
 
-They are worked out when Snakemake is about to submit (or shows a dry run), never inside a job. What the user
-set, in a profile or on the command line, always wins.
+It is worked out when Snakemake is about to submit (or shows a dry run), never inside a job. What the user set, in a
+profile or on the command line, always wins. The partition is the user's to set, or the Slurm plugin's to choose.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from virnucpro.slurm.cluster import Cluster, JobSize, ask_cluster, gpu_partitions, parse_gres
-from virnucpro.slurm.features import FIRST_VERSION, gpu_partition, prefer_option
+from virnucpro.slurm.cluster import Cluster, JobSize, ask_cluster, parse_gres
+from virnucpro.slurm.features import FIRST_VERSION, prefer_option
 
 Resource = Callable[..., str | None]
 
@@ -25,30 +26,24 @@ def slurm_resources(workflow: Any, prefer_features: Sequence[str] = ()) -> dict[
         prefer_features: node features to prefer besides those that are known to mean Ampere or newer.
 
     Returns:
-        ``slurm_extra`` and, unless the user gave a default partition, ``slurm_partition``. Both give None
-        where jobs do not go to Slurm, and Snakemake then leaves them out.
+        ``slurm_extra``. It gives None where jobs do not go to Slurm, and Snakemake then leaves it out.
     """
     defaults = workflow.resource_settings.default_resources or {}
     advice = Advice(tuple(prefer_features))
-
-    def slurm_partition(wildcards: Any, input: Any, attempt: int, threads: int, rulename: str) -> str | None:
-        if not submits_to_slurm(workflow):
-            return None
-        return advice.partition(_Job(workflow, wildcards, input, attempt, threads, rulename).size())
 
     def slurm_extra(wildcards: Any, input: Any, attempt: int, threads: int, rulename: str) -> str | None:
         if not submits_to_slurm(workflow):
             return None
         job = _Job(workflow, wildcards, input, attempt, threads, rulename)
         own = job.evaluate(defaults["slurm_extra"]) if "slurm_extra" in defaults else None
+        partition = job.value("slurm_partition")
+        if partition is None and not plugin_chooses_partitions(workflow):
+            partition = advice.default_partition
         # --prefer would override a constraint (sbatch's manual), and the user's constraint is a decision.
-        prefer = "" if job.value("constraint") else advice.prefer(job.size(), job.value("slurm_partition"))
+        prefer = "" if job.value("constraint") else advice.prefer(job.size(), partition)
         return " ".join(filter(None, [own, prefer])) or None
 
-    resources: dict[str, Resource] = {"slurm_extra": slurm_extra}
-    if "slurm_partition" not in defaults:
-        resources["slurm_partition"] = slurm_partition
-    return resources
+    return {"slurm_extra": slurm_extra}
 
 
 def submits_to_slurm(workflow: Any) -> bool:
@@ -59,57 +54,55 @@ def submits_to_slurm(workflow: Any) -> bool:
     return plugin.name == "slurm" or bool(plugin.common_settings.dryrun_exec)
 
 
+def plugin_chooses_partitions(workflow: Any) -> bool:
+    """Whether the Slurm plugin was given a file of partitions, of which it chooses one for each job."""
+    given = getattr(workflow.executor_settings, "partition_config", None)
+    return bool(given or os.environ.get("SNAKEMAKE_SLURM_PARTITIONS"))
+
+
 class Advice:
     """What the cluster is asked for, worked out once for each size of job, and said once in the log."""
 
     def __init__(self, prefer_features: tuple[str, ...]) -> None:
         self._also = prefer_features
         self._preferred: dict[tuple[JobSize, str | None], str] = {}
-        self._partitions: dict[JobSize, str | None] = {}
         self._said: set[str] = set()
 
     @cached_property
     def cluster(self) -> Cluster | None:
         return ask_cluster()
 
-    def partition(self, size: JobSize) -> str | None:
-        """The partition to name for such a job, if any."""
-        if size not in self._partitions:
-            self._partitions[size] = gpu_partition(self.cluster, size)
-            if self.cluster is not None:
-                self._tell_partition(self.cluster, size, self._partitions[size])
-        return self._partitions[size]
+    @property
+    def default_partition(self) -> str | None:
+        return self.cluster.default_partition if self.cluster is not None else None
 
     def prefer(self, size: JobSize, partition: str | None) -> str:
-        """The ``--prefer`` option for such a job, or an empty text."""
+        """The ``--prefer`` option for such a job, or an empty text.
+
+        Args:
+            partition: where it goes; None where that is not known.
+        """
         key = (size, partition)
         if key not in self._preferred:
             self._preferred[key] = prefer_option(self.cluster, size, partition=partition, also=self._also)
             if self.cluster is not None:
-                self._tell_prefer(self.cluster, size, partition, self._preferred[key])
+                self._tell(self.cluster, size, partition, self._preferred[key])
         return self._preferred[key]
 
-    def _tell_partition(self, cluster: Cluster, size: JobSize, chosen: str | None) -> None:
-        names = gpu_partitions(cluster, size)
-        if chosen is not None:
-            self._say("partition", f"GPU jobs go to partition {chosen}: its nodes alone can hold them")
-        elif not names:
-            self._say("nowhere", f"sinfo shows no node that can hold a job of {describe(size)}; Slurm will decide")
-        elif cluster.default_partition not in names:
-            self._say(
-                "choose",
-                f"the default partition {cluster.default_partition} has no node that can hold a job of "
-                f"{describe(size)}, but these have: {', '.join(names)}; set one as slurm_partition in the profile",
-            )
-
-    def _tell_prefer(self, cluster: Cluster, size: JobSize, partition: str | None, option: str) -> None:
-        if option:
+    def _tell(self, cluster: Cluster, size: JobSize, partition: str | None, option: str) -> None:
+        groups = cluster.groups_for(size, partition)
+        if not groups:
+            others = ", ".join(dict.fromkeys(group.partition for group in cluster.groups_for(size)))
+            where = f"partition {partition}" if partition and others else "the cluster"
+            hint = f"these have: {others}; set one as slurm_partition in the profile" if others else "Slurm will decide"
+            self._say("nowhere", f"sinfo shows no node of {where} that can hold a job of {describe(size)}; {hint}")
+        elif option:
             self._say("prefer", f"GPU jobs ask for Ampere or newer where available: {option}")
         elif cluster.version < FIRST_VERSION:
             year, month = cluster.version
             self._say("old", f"Slurm {year}.{month:02d} has no --prefer (22.05 brought it): GPU jobs go to any GPU")
         else:
-            kinds = sorted({kind for group in cluster.groups_for(size, partition) for kind in group.gpus if kind})
+            kinds = sorted({kind for group in groups for kind in group.gpus if kind})
             types = f" (types: {', '.join(kinds)}; to insist on one, see gres in the profile)" if kinds else ""
             self._say("unnamed", f"no node feature names an Ampere or newer GPU: GPU jobs go to any GPU{types}")
 

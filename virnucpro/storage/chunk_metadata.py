@@ -1,5 +1,6 @@
 """What a chunk file says of itself in its safetensors metadata: typed, with one writer and one reader.
 
+And what it has to say, for given weights and settings, to be exchangeable for another.
 In the header each field is an entry of its own: a text as it is, anything else as JSON. Needs the standard library
 alone, because the process that plans a run reads it too.
 """
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from virnucpro.base.records import RecordError, from_entries
-from virnucpro.base.settings import LongProteins
+from virnucpro.base.settings import EmbeddingSettings, LongProteins, resolve_layers
+from virnucpro.weights.manifest import WeightsManifest
 
 
 @dataclass(frozen=True)
@@ -145,3 +147,40 @@ def read_header_entries(entries: Mapping[str, str], kind: type[T], path: Path) -
         except (ValueError, RecursionError):
             raise RecordError(path, f"has a damaged entry {field.name} in its metadata") from None
     return from_entries(values, kind, path)
+
+
+def embedding_identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> EmbeddingIdentity:
+    """What every chunk file made with these weights and settings has in common, and a merge demands.
+
+    Raises:
+        UserError: a layer that the model does not have.
+    """
+    return EmbeddingIdentity(
+        **vars(_settings_part(settings)),
+        model=manifest.model,
+        weights_sha256=manifest.sha256,
+        embed_dim=manifest.embed_dim,
+        layers=resolve_layers(settings.layers, manifest.layers),
+    )
+
+
+def _settings_part(settings: EmbeddingSettings) -> SettingsIdentity:
+    return SettingsIdentity(
+        pooling=tuple(sorted(settings.pooling)),
+        precision=settings.precision,
+        long_proteins=settings.long_proteins,
+    )
+
+
+def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str, str]:
+    """:func:`embedding_identity` as the metadata entries of a chunk file.
+
+    Raises:
+        UserError: a layer that the model does not have.
+    """
+    return header_entries(embedding_identity(manifest, settings))
+
+
+def settings_identity(settings: EmbeddingSettings) -> dict[str, str]:
+    """The part of :func:`identity` that is known without the weights."""
+    return header_entries(_settings_part(settings))

@@ -22,18 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.atomic import remove
-from virnucpro.base.digest import FileProof, file_sha256
+from virnucpro.base.digest import FileProof, file_sha256, files_of
 from virnucpro.base.errors import UserError
-from virnucpro.base.products import files_of
 from virnucpro.base.records import write_record
+from virnucpro.chunking.index import IndexRows, read_index
 from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
-from virnucpro.storage.chunk_file import ChunkError, ChunkFile
-from virnucpro.storage.index import IndexRows, read_index
-from virnucpro.storage.provenance import chunk_runs, precision_names, provenance, table_layout
+from virnucpro.storage.chunk_file import ChunkError, ChunkFile, verify_chunks
+from virnucpro.storage.chunk_metadata import ChunkMetadata
+from virnucpro.storage.provenance import chunk_run, precision_name, provenance, table_layout
 from virnucpro.storage.report_record import MergeCounts, SampleReport
 from virnucpro.storage.tables import TABLES, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
-from virnucpro.storage.verify import verify_chunks
 
 OPEN_FILES = 128
 
@@ -89,12 +88,12 @@ class RowReader:
             self._fill(number, view[start * width : end * width], offset + row * width)
         return out
 
-    def _fill(self, number: int, view: memoryview, place: int) -> None:
+    def _fill(self, number: int, view: memoryview, offset: int) -> None:
         descriptor = self._descriptor(number)
         done = 0
         while done < len(view):
             try:
-                count = os.preadv(descriptor, [view[done : done + LARGEST_READ]], place + done)
+                count = os.preadv(descriptor, [view[done : done + LARGEST_READ]], offset + done)
             except OSError as error:
                 raise ChunkError(self._chunks[number].path, f"it cannot be read ({error.strerror})") from None
             if not count:
@@ -103,8 +102,8 @@ class RowReader:
 
     def ragged(self, number: int, name: str, rows: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Residues of proteins: (sum of their residues, D) and how many each has, (len(rows),)."""
-        places = np.stack([rows, rows + 1], axis=1).reshape(-1)
-        bounds = self.rows(number, "offsets", places).reshape(-1, 2)
+        bounds_of = np.stack([rows, rows + 1], axis=1).reshape(-1)
+        bounds = self.rows(number, "offsets", bounds_of).reshape(-1, 2)
         counts = bounds[:, 1] - bounds[:, 0]
         total = int(counts.sum())
         begins = np.cumsum(counts) - counts
@@ -159,13 +158,13 @@ def merge_embeddings(
             f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
         )
     log.info("%d chunk files verified", len(chunk_files))
-    origin = provenance(chunk_files, expected, split, layout, command)
-    runs = chunk_runs(chunk_files)
+    metadata = [ChunkMetadata.from_entries(chunk.metadata, chunk.path) for chunk in chunk_files]
+    origin = provenance(chunk_files, metadata, expected, split, layout, command)
     records = windowed = truncated = 0
     with ExitStack() as stack:
         tables = [stack.enter_context(open_table(name, Path(path), layout, origin)) for name, path in outputs.items()]
         reader = stack.enter_context(RowReader(chunk_files))
-        for rows in _gather(index, chunk_files, reader, layout):
+        for rows in _gather(index, chunk_files, metadata, reader, layout):
             for table in tables:
                 table.write(rows)
             records += len(rows)
@@ -176,7 +175,7 @@ def merge_embeddings(
     counts = MergeCounts(records, split.counts["unique"], windowed, truncated, layout.embed_dim)
     files = {name: files_of([Path(path)], report.parent) for name, path in outputs.items()}
     origin_of_tables = {**made_from, "split": file_sha256(chunks / SPLIT_RECORD), **expected}
-    write_record(report, SampleReport(origin_of_tables, origin, counts, files, runs))
+    write_record(report, SampleReport(origin_of_tables, origin, counts, files, tuple(map(chunk_run, metadata))))
     _remove_what_no_longer_belongs(report.parent, outputs, tensors, log)
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts
@@ -190,16 +189,22 @@ def _remove_what_no_longer_belongs(
     names = [table.name for table in TABLES.values() if table.name not in kept]
     old = [folder / name for name in names if (folder / name).exists()]
     chunk_files = {Path(path).resolve() for path in tensors}
-    for place in {path.parent for path in chunk_files}:
-        old += sorted(path for path in place.glob("chunk_*.safetensors") if path not in chunk_files)
+    for parent in {path.parent for path in chunk_files}:
+        old += sorted(path for path in parent.glob("chunk_*.safetensors") if path not in chunk_files)
     for path in old:
         remove(path)
         log.info("removed %s, which is of earlier settings or inputs", path)
 
 
-def _gather(index: Path, chunks: Sequence[ChunkFile], reader: RowReader, layout: Layout) -> Iterator[Rows]:
+def _gather(
+    index: Path,
+    chunks: Sequence[ChunkFile],
+    metadata: Sequence[ChunkMetadata],
+    reader: RowReader,
+    layout: Layout,
+) -> Iterator[Rows]:
     """The table's rows in input order, so many at a time as :data:`BATCH_BYTES` allows."""
-    precisions = [precision_names(chunk) for chunk in chunks]
+    precisions = [one.run.precisions for one in metadata]
     per_vector = 4 * layout.embed_dim
     at_once = max(1, BATCH_BYTES // (per_vector * max(1, len(layout.means))))
     for batch in read_index(index, batch_rows=at_once):
@@ -218,9 +223,9 @@ def _rows(
     chunks: Sequence[ChunkFile],
     reader: RowReader,
     layout: Layout,
-    precisions: Sequence[list[str]],
+    precisions: Sequence[Sequence[str]],
 ) -> Rows:
-    numbers, places = batch.chunk[part], batch.row[part]
+    numbers, row_numbers = batch.chunk[part], batch.row[part]
     n = len(numbers)
     windows, embedded = np.empty(n, np.int32), np.empty(n, np.int32)
     used = [""] * n
@@ -230,7 +235,7 @@ def _rows(
     order = []
     for number in np.unique(numbers).tolist():
         here = np.flatnonzero(numbers == number)
-        rows = places[here]
+        rows = row_numbers[here]
         if int(rows.max()) >= chunks[number].proteins:
             raise ChunkError(chunks[number].path, "it has fewer proteins than the index names")
         right = (reader.rows(number, "digests", rows) == batch.digest[part][here]).all()
@@ -238,8 +243,8 @@ def _rows(
             raise ChunkError(chunks[number].path, "its rows are not the sequences that the index names")
         windows[here] = reader.rows(number, "windows", rows)
         embedded[here] = reader.rows(number, "embedded", rows)
-        for place, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
-            used[place] = precisions[number][code] if code < len(precisions[number]) else "unknown"
+        for position, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
+            used[position] = precision_name(precisions[number], code)
         for layer in layout.means:
             mean[layer][here] = reader.rows(number, f"mean.{layer}", rows)
         for layer in layout.residues:
@@ -277,8 +282,8 @@ def _in_order(
     out = np.empty((int(ends[-1]), parts[0].shape[1]), parts[0].dtype)
     for values, here in zip(parts, order, strict=True):
         start = 0
-        for place in here.tolist():
-            count = int(counts[place])
-            out[ends[place] - count : ends[place]] = values[start : start + count]
+        for position in here.tolist():
+            count = int(counts[position])
+            out[ends[position] - count : ends[position]] = values[start : start + count]
             start += count
     return out

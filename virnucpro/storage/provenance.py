@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from virnucpro.base.records import from_entries
 from virnucpro.base.settings import SETTINGS
 from virnucpro.chunking.manifest import SplitRecord
 from virnucpro.models.esm2.sizes import DEMO_WARNING
-from virnucpro.storage.chunk_file import ChunkFile, decoded
+from virnucpro.storage.chunk_file import ChunkFile
+from virnucpro.storage.chunk_metadata import ChunkMetadata, EmbeddingIdentity, read_header_entries
 from virnucpro.storage.report_record import REPORT, ChunkRun, Provenance
 from virnucpro.storage.tables.rows import Layout
-from virnucpro.storage.verify import PROVENANCE
 
 
 def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype: str, records_per_file: int) -> Layout:
@@ -37,56 +35,64 @@ def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype
 
 
 def provenance(
-    chunks: Sequence[ChunkFile], expected: Mapping[str, str], split: SplitRecord, layout: Layout, command: str | None
+    chunks: Sequence[ChunkFile],
+    metadata: Sequence[ChunkMetadata],
+    expected: Mapping[str, str],
+    split: SplitRecord,
+    layout: Layout,
+    command: str | None,
 ) -> Provenance:
     """Model, weights, settings, versions and command, and by how many proteins each device and kernel was used.
 
-    Without chunks (a sample without proteins) the first three are what was expected of them.
+    Args:
+        metadata: of each chunk; without chunks (a sample without proteins) model and settings are the expected ones.
     """
-    metadata = chunks[0].metadata if chunks else expected
-    entries: dict[str, Any] = {key: decoded(metadata.get(key)) for key in PROVENANCE}
-    entries |= {"embed_dim": layout.embed_dim, "dtype": layout.dtype, "counts": split.counts}
-    for key in ("attention", "attention_kernel", "device"):
-        entries[key] = _proteins_by(chunks, key)
-    entries["precisions"] = _precisions(chunks)
-    entries["versions"] = _distinct([decoded(chunk.metadata.get("versions")) for chunk in chunks])
-    entries["command"] = command if command is not None else " ".join(sys.argv)
-    entries["warning"] = DEMO_WARNING if metadata.get("demo") == "true" else ""
-    return from_entries(entries, Provenance, chunks[0].path if chunks else Path(REPORT))
-
-
-def chunk_runs(chunks: Sequence[ChunkFile]) -> tuple[ChunkRun, ...]:
-    """For each chunk where and how it was computed, and its job's statistics.
-
-    Raises:
-        UserError: a chunk file whose metadata lack one of these, or hold something else.
-    """
-    keys = ("chunk", "device", "attention", "attention_kernel", "precisions", "statistics")
-    return tuple(
-        from_entries({key: decoded(chunk.metadata.get(key)) for key in keys}, ChunkRun, chunk.path) for chunk in chunks
+    identity = metadata[0].identity if metadata else read_header_entries(expected, EmbeddingIdentity, Path(REPORT))
+    runs = [one.run for one in metadata]
+    proteins = [chunk.proteins for chunk in chunks]
+    return Provenance(
+        model=identity.model,
+        weights_sha256=identity.weights_sha256,
+        layers=identity.layers,
+        pooling=identity.pooling,
+        precision=identity.precision,
+        long_proteins=identity.long_proteins,
+        embed_dim=layout.embed_dim,
+        dtype=layout.dtype,
+        counts=split.counts,
+        attention=_sums(zip((run.attention for run in runs), proteins, strict=True)),
+        attention_kernel=_sums(zip((run.attention_kernel for run in runs), proteins, strict=True)),
+        device=_sums(zip((run.device for run in runs), proteins, strict=True)),
+        precisions=_sums(
+            (precision_name(run.precisions, code), count)
+            for chunk, run in zip(chunks, runs, strict=True)
+            for code, count in Counter(chunk.read("precision").tolist()).items()
+        ),
+        versions=_distinct([run.versions for run in runs]),
+        command=command if command is not None else " ".join(sys.argv),
+        warning=DEMO_WARNING if any(one.source.demo for one in metadata) else "",
     )
 
 
-def _proteins_by(chunks: Sequence[ChunkFile], key: str) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for chunk in chunks:
-        counts[chunk.metadata.get(key, "unknown")] += chunk.proteins
-    return dict(counts)
+def chunk_run(metadata: ChunkMetadata) -> ChunkRun:
+    """What the report says of a chunk's job."""
+    run = metadata.run
+    return ChunkRun(
+        metadata.source.chunk, run.device, run.attention, run.attention_kernel, run.precisions, run.statistics
+    )
 
 
-def _precisions(chunks: Sequence[ChunkFile]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for chunk in chunks:
-        names = precision_names(chunk)
-        for number, proteins in Counter(chunk.read("precision").tolist()).items():
-            counts[names[number] if number < len(names) else "unknown"] += proteins
-    return dict(counts)
+def precision_name(precisions: Sequence[str], code: int) -> str:
+    """What a number of the ``precision`` tensor means in a file whose metadata give these ``precisions``."""
+    return precisions[code] if code < len(precisions) else "unknown"
 
 
-def precision_names(chunk: ChunkFile) -> list[str]:
-    """What the numbers of the ``precision`` tensor mean in this file."""
-    return [str(name) for name in decoded(chunk.metadata.get("precisions")) or []]
+def _sums(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for name, count in counts:
+        total[name] += count
+    return dict(total)
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    return [value for place, value in enumerate(values) if value not in values[:place]]
+def _distinct(values: Sequence[dict[str, str]]) -> tuple[dict[str, str], ...]:
+    return tuple(value for number, value in enumerate(values) if value not in values[:number])

@@ -1,6 +1,6 @@
 """Which files of a run are what the present inputs and settings give: decided by content, never by a date or a name.
 
-Every step leaves a record of what it read and of what it made (:mod:`virnucpro.base.products`,
+Every step leaves a record of what it read and of what it made (:mod:`virnucpro.base.digest`,
 :mod:`virnucpro.chunking.manifest`); chunk files are their own record. Here each is compared with the sha256 of the
 present inputs and with the present settings. The workflow asks this before it plans jobs, ``virnucpro.embed`` before
 each step. Needs the standard library alone: the process that plans a cluster's jobs may have no more.
@@ -9,27 +9,24 @@ each step. Needs the standard library alone: the process that plans a cluster's 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from virnucpro.base.digest import FileDigests
+from virnucpro.base.digest import FileDigests, Products, read_products, why_not, why_stale
 from virnucpro.base.errors import UserError
-from virnucpro.base.products import Products, read_products, why_not, why_stale
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings, resolve_layers
 from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings, chunk_name, read_split
-from virnucpro.storage.identity import (
-    identity,
-    reports_origin,
-    settings_identity,
-    table_settings,
-    translation_origin,
-)
+from virnucpro.models.reference import ModelRef
+from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_entries, settings_identity
 from virnucpro.storage.report_record import REPORT, SampleReport
 from virnucpro.storage.tables import TABLES
-from virnucpro.weights.manifest import WeightsManifest, read_manifest
+from virnucpro.weights.manifest import WeightsManifest, read_manifest, weights_name
+
+DIGESTS = ".digests.json"
+"""In the folder of results: the sha256 of files that were read, so that they are not read again (see FileDigests)."""
 
 MISSING = "missing"
 """The reason for what is not there at all; so it is made where something needs it, and else may stay away.
@@ -52,6 +49,11 @@ class SampleFiles:
     def translation(self) -> Path:
         """The record of the translated contigs."""
         return self.folder / "translated.json"
+
+    @property
+    def translated(self) -> Path:
+        """The proteins of contigs."""
+        return self.folder / "translated.faa"
 
     @property
     def report(self) -> Path:
@@ -105,6 +107,17 @@ class WeightsRequest:
     file: Path
     source_sha256: str | None
 
+    @classmethod
+    def of(cls, model: ModelRef, folder: Path, digests: FileDigests) -> WeightsRequest:
+        """The weights of a model in the folder that keeps them; a checkpoint given by its path is known by its content.
+
+        Raises:
+            OSError: the checkpoint cannot be read.
+        """
+        sha256 = None if model.path is None else digests.sha256(model.path)
+        name = weights_name(model, sha256)
+        return cls(name, folder / f"{name}.safetensors", sha256)
+
 
 @dataclass
 class RunState:
@@ -157,7 +170,7 @@ class RunState:
         if request.window is not None:
             if self.translation_stale(sample) is not None:
                 return "its contigs have to be translated again"
-            inputs = (request.folder / "translated.faa",)
+            inputs = (request.translated,)
         try:
             split = read_split(request.chunks)
         except RecordError as error:
@@ -196,6 +209,15 @@ class RunState:
         if header.get("chunk") != chunk or header.get("chunk_digest") != digest:
             return "made of other sequences"
         return self._identity_differs(request.embedding, header)
+
+    def chunk_run(self, sample: str, chunk: str) -> DeviceRun | None:
+        """How a chunk that is there ran; None where its metadata do not say it."""
+        path = self.samples[sample].chunk_file(chunk)
+        header = self._chunk_header(path)
+        try:
+            return None if isinstance(header, str) else read_header_entries(header, DeviceRun, path)
+        except RecordError:
+            return None
 
     def _identity_differs(self, embedding: EmbeddingSettings, header: Mapping[str, str]) -> str | None:
         """What a chunk file was made with that is not wanted now."""
@@ -268,3 +290,24 @@ class RunState:
             return "tables have to be written again"
         reports = {sample: self._sha256(request.report) for sample, request in self.samples.items()}
         return self._stale(record, reports_origin(reports))
+
+
+def table_settings(embedding: EmbeddingSettings, tables: TableSettings) -> dict[str, str]:
+    """The settings that decide what a sample's tables hold, as their record states them."""
+    return {
+        **settings_identity(embedding),
+        "layers_asked_for": json.dumps(embedding.layers),
+        "formats": json.dumps(sorted(tables.formats)),
+        "dtype": tables.dtype,
+        "records_per_file": str(tables.records_per_file),
+    }
+
+
+def translation_origin(sha256: Iterable[str], window: int, policies: InputPolicies) -> dict[str, str]:
+    """What translated contigs are made from: the sha256 of each FASTA file in order, the window's bases, policies."""
+    return {"contigs": json.dumps(list(sha256)), "window": str(window), **asdict(policies)}
+
+
+def reports_origin(reports: Mapping[str, str]) -> dict[str, str]:
+    """What plots and summaries are made from: the sha256 of each sample's report, by the sample's name, in order."""
+    return {"reports": json.dumps(list(reports.items()))}

@@ -55,7 +55,7 @@ def download(url: str, target: Path, log: Log, *, timeout: float = 20.0, attempt
 
     What has come stays in ``NAME.part`` (with ``NAME.part.json``) and the next call asks the server
     for the rest only (Range requests, RFC 9110, section 14). When the server cannot do that, or its
-    file has another ETag or size by now, the download starts anew. Of several processes one
+    file has another ETag or size by now, the download starts from the beginning. Of several processes one
     downloads and the others wait.
 
     Args:
@@ -115,7 +115,7 @@ def _fetch(
 
 
 def _transfer(url: str, file: BinaryIO, notes: Path, name: str, log: Log, timeout: float) -> None:
-    """One request: append to ``file`` what is missing, or start it anew when it cannot be continued."""
+    """One request: append to ``file`` what is missing, or start from the beginning when it cannot be continued."""
     known = _read_notes(notes)
     have = file.seek(0, os.SEEK_END) if known is not None and known.url == url else 0
     request = urllib.request.Request(url, headers={"User-Agent": f"virnucpro/{__version__}"})
@@ -128,7 +128,7 @@ def _transfer(url: str, file: BinaryIO, notes: Path, name: str, log: Log, timeou
         if known is not None and known.size == have:
             return
         notes.unlink(missing_ok=True)
-        raise _Interrupted("the server's file is another one by now; starting anew", answered=True)
+        raise _Interrupted("the server's file has changed; starting from the beginning", answered=True)
     with response:
         start, size = _content_range(response) if response.status == 206 else (0, _content_length(response))
         if size is None and known is not None and response.status == 206:
@@ -137,7 +137,7 @@ def _transfer(url: str, file: BinaryIO, notes: Path, name: str, log: Log, timeou
         if response.status == 206 and (start != have or source != known):
             # A server that ignores If-Range: its file has changed, or it sent another part.
             notes.unlink(missing_ok=True)
-            raise _Interrupted("the server's file is another one by now; starting anew", answered=True)
+            raise _Interrupted("the server's file has changed; starting from the beginning", answered=True)
         file.truncate(start)
         file.seek(start)
         free = shutil.disk_usage(notes.parent).free

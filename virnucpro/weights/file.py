@@ -54,7 +54,7 @@ def write_weights(
     """Write tensors as a safetensors file, whole or not at all, in the dtype that they have.
 
     The library is not used for writing because before 0.8 it copies all tensors to memory first, which is 30 GB
-    for the 15B model, and because equal weights shall give equal bytes whatever its version.
+    for the 15B model, and because equal weights are to give equal bytes whatever its version.
 
     Args:
         manifest: all that is known of the weights but their ``sha256``.
@@ -115,9 +115,9 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
                     f"weights {path} are not those of their manifest ({name} has shape {found.get(name)}, "
                     f"not {expected.get(name)}): {WAY_OUT}"
                 )
-        places = range(header.data_start, os.fstat(file.fileno()).st_size, BLOCK)
+        offsets = range(header.data_start, os.fstat(file.fileno()).st_size, BLOCK)
         with ThreadPoolExecutor(threads) as pool:
-            blocks = list(pool.map(lambda place: _block_digest(file.fileno(), place), places))
+            blocks = list(pool.map(lambda offset: _block_digest(file.fileno(), offset), offsets))
         if digest(header.tensors, blocks) != manifest.sha256:
             raise UserError(f"weights {path} are damaged (their numbers do not give their sha256): {WAY_OUT}")
         try:
@@ -130,8 +130,8 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
     return manifest, state
 
 
-def _block_digest(descriptor: int, place: int) -> bytes:
-    return hashlib.sha256(os.pread(descriptor, BLOCK, place)).digest()
+def _block_digest(descriptor: int, offset: int) -> bytes:
+    return hashlib.sha256(os.pread(descriptor, BLOCK, offset)).digest()
 
 
 def _is_same(descriptor: int, path: Path) -> bool:

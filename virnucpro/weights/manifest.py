@@ -9,8 +9,7 @@ from typing import BinaryIO, ClassVar
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record
 from virnucpro.base.safetensors_header import Header, HeaderError, read_header
-from virnucpro.models.reference import ModelRef
-from virnucpro.models.sizes import AnySizes
+from virnucpro.models.reference import AnySizes, ModelRef
 
 METADATA_ENTRY = "virnucpro"
 """The name of the manifest in the safetensors metadata."""

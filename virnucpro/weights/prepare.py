@@ -10,14 +10,13 @@ import torch
 from virnucpro.base.digest import file_sha256
 from virnucpro.base.errors import UserError
 from virnucpro.models.esm2.checkpoint import verify_archive
-from virnucpro.models.esm2.sizes import DEMO_MODEL, DEMO_WARNING
+from virnucpro.models.esm2.sizes import CHECKPOINT_URL, DEMO_MODEL, DEMO_WARNING
 from virnucpro.models.esm2.synthetic import write_demo_checkpoint
 from virnucpro.models.families import read_checkpoint
 from virnucpro.models.precision import dtype_name
 from virnucpro.models.reference import KNOWN, ModelRef
-from virnucpro.weights.download import Log
+from virnucpro.weights.download import DownloadError, Log, download
 from virnucpro.weights.file import UNKNOWN, load_weights, write_weights
-from virnucpro.weights.find import locate_checkpoint
 from virnucpro.weights.manifest import WeightsManifest, weights_name
 
 
@@ -81,3 +80,45 @@ def _prepare(model: ModelRef, source: Path, output: Path, expected_sha256: str |
 def _stamp(source: Path) -> tuple[int, int, int, int]:
     stat = source.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def cached_checkpoint(name: str) -> Path:
+    """Where torch hub, and so fair-esm, keeps a downloaded checkpoint (``TORCH_HOME`` moves it)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
+
+
+def locate_checkpoint(model: str | ModelRef, log: Log, *, url: str = CHECKPOINT_URL) -> Path:
+    """Give the path of a model's checkpoint, downloading it once where it is not there yet.
+
+    Args:
+        model: one of the released names, ``esm2_demo`` (made on the spot), or the path of a
+            checkpoint in fair-esm's layout.
+        log: receives one line for each thing to tell.
+        url: where to download from, with ``{name}`` for the model's name.
+
+    Raises:
+        UserError: an unknown name, no such file, or no way to download it; the message names the
+            file to fetch and where to put it.
+    """
+    model = ModelRef.of(model)
+    if model.path is not None:
+        return model.path
+    target = cached_checkpoint(model.name)
+    if model.name == DEMO_MODEL:
+        log(f"WARNING: {DEMO_WARNING}")
+        write_demo_checkpoint(target)
+        return target
+    if target.is_file():
+        log(f"{model}: found {target}")
+        return target
+    source = url.format(name=model.name)
+    log(f"{model}: downloading {source} to {target}")
+    try:
+        download(source, target, log)
+    except DownloadError as error:
+        raise UserError(
+            f"cannot download {model}: {error}. Fetch {source} on a machine with network and put it at {target}, "
+            "or set `model:` to the path of a copy, or TORCH_HOME to a folder of yours; a download that broke off goes "
+            "on at the next run"
+        ) from None
+    return target

@@ -1,4 +1,5 @@
 # The configuration, the package's place, and the paths that several rules use.
+import atexit
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
-# The clone that this file lies in; none where Snakemake fetches the workflow by itself, from a Git repository or server.
+# The clone that this file is in; none where Snakemake fetches the workflow by itself, from a Git repository or server.
 CLONE = None if "://" in HERE else Path(HERE).parents[1]
 
 # Jobs find the package where the workflow is, in conda environments and on cluster nodes too.
@@ -106,7 +107,7 @@ PLOTS_OF_A_SAMPLE = [
     for kind in ("svg", "png")
 ]
 
-# On Slurm: Ampere or newer where available, and the partition that has GPUs.
+# On Slurm: Ampere or newer where available.
 GPU_JOB = slurm_resources(workflow, run.prefer_features)
 
 
@@ -313,9 +314,9 @@ if workflow.is_main_process:
         logger.warning(
             f"{run.results / folder} is of an earlier run and is left as it is: no sample here has that name"
         )
-    state.digests.save()
+    atexit.register(state.digests.save)  # what input functions read is known at the end
 
 if DRY_RUN:
     from virnucpro.report.plan import planned_text
 
-    logger.info(planned_text(run))
+    logger.info(planned_text(run, state))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from virnucpro.base.settings import EmbeddingSettings, TableSettings
 from virnucpro.jobs import job
-from virnucpro.storage.identity import identity, table_settings
+from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.merge import merge_embeddings
+from virnucpro.storage.state import table_settings
 from virnucpro.weights.manifest import read_manifest
 
 

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from virnucpro.base.digest import file_sha256
-from virnucpro.base.products import write_products
+from virnucpro.base.digest import file_sha256, write_products
 from virnucpro.jobs import job
 from virnucpro.report.sample_plots import SAMPLE_PLOTS, plot_sample
-from virnucpro.storage.identity import reports_origin
+from virnucpro.storage.state import reports_origin
 
 with job(f"plot_sample {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     report = Path(snakemake.input.sample_report[0])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from virnucpro.base.products import recorded
+from virnucpro.base.digest import recorded
 from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.split import split_proteins
 from virnucpro.jobs import job

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from virnucpro.base.digest import file_sha256
-from virnucpro.base.products import write_products
+from virnucpro.base.digest import file_sha256, write_products
 from virnucpro.jobs import job
 from virnucpro.report.run_plots import RUN_PLOTS, plot_run
 from virnucpro.report.summary import summarise
-from virnucpro.storage.identity import reports_origin
+from virnucpro.storage.state import reports_origin
 
 with job("summarise", snakemake.log[0]) as log:
     reports = [Path(report) for report in snakemake.input.reports]

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from virnucpro.base.products import write_products
+from virnucpro.base.digest import write_products
 from virnucpro.base.settings import InputPolicies
 from virnucpro.jobs import job
 from virnucpro.sequences.translation import translate_contigs
-from virnucpro.storage.identity import translation_origin
+from virnucpro.storage.state import translation_origin
 
 with job(f"translate_contigs {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     window, policies = snakemake.params.window, InputPolicies(**snakemake.params.policies)

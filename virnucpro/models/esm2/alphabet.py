@@ -1,4 +1,4 @@
-"""Residues to ESM-2's token ids, through a table of bytes."""
+"""ESM-2's tokens: special ones, and one for each residue, through a table of bytes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,20 @@ def tokenise(sequence: bytes, name: str) -> np.ndarray:
     """
     ids = _TABLE[np.frombuffer(sequence, dtype=np.uint8)]
     if len(ids) and ids.max() == _UNKNOWN:
-        place = int((ids == _UNKNOWN).argmax())
-        character = chr(sequence[place])
+        position = int((ids == _UNKNOWN).argmax())
+        character = chr(sequence[position])
         raise UserError(
-            f"protein {name!r} has {character!r} at residue {place + 1}, which is no residue of ESM-2: "
+            f"protein {name!r} has {character!r} at residue {position + 1}, which is no residue of ESM-2: "
             "split the input again, which cleans it"
         )
     return ids
+
+
+class ESM2Tokenizer:
+    """One token a residue, between BOS and EOS (see :class:`virnucpro.models.base.Tokenizer`)."""
+
+    begin: tuple[int, ...] = (CLS,)
+    end: tuple[int, ...] = (EOS,)
+
+    def encode(self, sequence: bytes, name: str) -> np.ndarray:
+        return tokenise(sequence, name)

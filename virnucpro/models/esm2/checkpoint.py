@@ -34,7 +34,7 @@ class Checkpoint:
 def load_checkpoint(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     """Read a whole checkpoint for fair-esm's ``ESM2``, LM head included, memory-mapped.
 
-    The contact head's tensors are added when ``NAME-contact-regression.pt`` lies beside the file.
+    The contact head's tensors are added when ``NAME-contact-regression.pt`` is beside the file.
 
     Returns:
         The sizes, and tensors of the stored dtype named as in ``ESM2.state_dict()``; without the

@@ -6,28 +6,17 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from virnucpro.attention import PackedAttention
 from virnucpro.models.base import Model, Tokenizer
-from virnucpro.models.esm2.alphabet import CLS, EOS, tokenise
+from virnucpro.models.esm2.alphabet import ESM2Tokenizer
 from virnucpro.models.esm2.checkpoint import Checkpoint, read_checkpoint
 from virnucpro.models.esm2.forms import fastest_form
 from virnucpro.models.esm2.model import Parameters
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.models.precision import parameter_dtype
-
-
-class ESM2Tokenizer:
-    """One token a residue, between BOS and EOS."""
-
-    begin: tuple[int, ...] = (CLS,)
-    end: tuple[int, ...] = (EOS,)
-
-    def encode(self, sequence: bytes, name: str) -> np.ndarray:
-        return tokenise(sequence, name)
 
 
 class ESM2Family:

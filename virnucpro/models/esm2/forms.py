@@ -13,8 +13,9 @@ from torch import Tensor
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
+from virnucpro.cuda import AMPERE
 from virnucpro.cuda.attention_utils import first_sentence
-from virnucpro.cuda.devices import AMPERE, capability
+from virnucpro.cuda.devices import capability
 from virnucpro.models.esm2.model import ESM2, Parameters
 from virnucpro.models.esm2.sizes import Architecture
 

@@ -138,7 +138,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 def rotary_tables(inv_freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each token's angles (Su et al. 2021, arXiv:2104.09864), float32 in every precision.
 
-    The frequencies are the checkpoint's own: training rounded them to float16, and computing them anew turns a
+    The frequencies are the checkpoint's own: training rounded them to float16, and recomputing them turns a
     head's slower halves by up to 0.16 rad at position 1023.
 
     Args:

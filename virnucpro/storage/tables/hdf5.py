@@ -180,9 +180,9 @@ def _read(path: Path, word: str, layer: int | None) -> tuple[list[str], list[NDA
             columns = json.loads(file.attrs["columns"])
             column = column_name(word, layer, columns, provenance, path)
             ids, arrays = _read_column(file, column if len(columns) > 1 else None)
-            if len(ids) != provenance["counts"]["records"]:
-                raise damaged(path, f"{len(ids)} records of {provenance['counts']['records']}")
-            return ids, arrays, np.empty((0, provenance["embed_dim"]), provenance["dtype"])
+            if len(ids) != provenance.counts["records"]:
+                raise damaged(path, f"{len(ids)} records of {provenance.counts['records']}")
+            return ids, arrays, np.empty((0, provenance.embed_dim), provenance.dtype)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(path, error) from None
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from virnucpro.base.records import record_text
-from virnucpro.storage.index import METADATA_KEY
+from virnucpro.chunking.index import METADATA_KEY
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
     Embeddings,
@@ -107,7 +107,7 @@ def _opened(path: Path, word: str, layer: int | None) -> Iterator[tuple[pq.Parqu
         with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             entry = (schema.metadata or {}).get(METADATA_KEY)
-            provenance = read_provenance(None if entry is None else entry.decode("utf-8", "replace"), path)
+            provenance = None if entry is None else read_provenance(entry.decode("utf-8", "replace"), path)
             yield file, column_name(word, layer, schema.names, provenance, path)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, pa.ArrowException) as error:
         raise damaged(path, error) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.records import RecordError, checked_entries
+from virnucpro.base.records import RecordError, parse_record
 from virnucpro.storage.report_record import Provenance
 
 Floats = NDArray[Any]
@@ -121,32 +121,33 @@ def damaged(path: Path, reason: object) -> UserError:
     return UserError(f"{path} was damaged or cut short ({lines[0][:200]}); delete it and run the merge again")
 
 
-def read_provenance(text: str | None, path: Path) -> dict[str, Any]:
-    """A table's provenance, as it stands in it; empty where other programs wrote the table again without it.
+def read_provenance(text: str, path: Path) -> Provenance:
+    """A table's provenance, as it stands in it.
 
     Raises:
         UserError: it is damaged.
     """
     try:
-        return checked_entries(text, Provenance.FORMAT, path) if text is not None else {}
+        return parse_record(text, Provenance, path)
     except RecordError as error:
         raise damaged(path, f"its provenance {error.reason}") from None
 
 
-def column_name(word: str, layer: int | None, names: Collection[str], provenance: Mapping[str, Any], path: Path) -> str:
+def column_name(word: str, layer: int | None, names: Collection[str], origin: Provenance | None, path: Path) -> str:
     """The column to read: ``embedding``, or ``embedding_{layer}`` in a table of several layers.
 
     Args:
         word: ``embedding`` or ``residues``.
         layer: the layer that is wanted; None for the only one.
         names: the table's columns.
+        origin: the table's provenance; None where another program wrote the table again without it.
 
     Raises:
         UserError: the table has no such column.
     """
-    layers = provenance.get("layers", [])
+    layers = () if origin is None else origin.layers
     found = sorted(name for name in names if re.fullmatch(rf"{word}(_\d+)?", name))
-    wanted = word if layer is None or (found == [word] and layers == [layer]) else f"{word}_{layer}"
+    wanted = word if layer is None or (found == [word] and layers == (layer,)) else f"{word}_{layer}"
     if wanted in found:
         return wanted
     have = f"it has {', '.join(found)} of layer {', '.join(map(str, layers))}" if found else "it has none of that kind"

@@ -3,7 +3,7 @@
 A folder of ``output_1_ESM.pt``, ``output_2_ESM.pt``, ... in input order, ``records_per_file`` records each,
 each ``{"proteins": [id, ...], "data": [float32 tensor (D,), ...]}``. VirNucPro splits its FASTA files by the same
 count, pairs nucleotide and protein files by number and looks the ids up in the pair, so the count must be
-its own (10,000) for them to match. ``provenance.json`` lies beside; VirNucPro ignores it.
+its own (10,000) for them to match. ``provenance.json`` is beside them; VirNucPro ignores it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ write_table = VirnucproTable
 def read_embeddings(path: Path, layer: int | None) -> Embeddings:
     """All files in order, joined."""
     beside = path / "provenance.json"
-    provenance = read_provenance(beside.read_text(errors="replace") if beside.is_file() else None, beside)
+    provenance = read_provenance(beside.read_text(errors="replace"), beside) if beside.is_file() else None
     if layer is not None:
         column_name("embedding", layer, ["embedding"], provenance, path)
     numbers = sorted(
@@ -109,7 +109,8 @@ def read_embeddings(path: Path, layer: int | None) -> Embeddings:
         vectors += its_vectors
     if any(vector.ndim != 1 or vector.shape != vectors[0].shape for vector in vectors):
         raise damaged(path, "vectors of several shapes")
-    return Embeddings(ids, np.stack(vectors) if vectors else np.empty((0, provenance.get("embed_dim", 0)), np.float32))
+    width = provenance.embed_dim if provenance is not None else 0
+    return Embeddings(ids, np.stack(vectors) if vectors else np.empty((0, width), np.float32))
 
 
 _DAMAGE = (
