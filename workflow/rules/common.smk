@@ -25,7 +25,7 @@ if CLONE is not None and (CLONE / "virnucpro").is_dir():
 
 try:
     from virnucpro.base.errors import UserError
-    from virnucpro.base.lock import alone_in
+    from virnucpro.base.atomic import alone_in
     from virnucpro.base.records import read_record
     from virnucpro.chunking.manifest import ChunkManifest
     from virnucpro.config import load_config, merged
