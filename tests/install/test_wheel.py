@@ -75,5 +75,5 @@ def test_what_an_extra_brings_is_named_before_anything_is_computed(bare: Path, t
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "pip install 'virnucpro[data]'" in done.stderr
+    assert 'pip install "virnucpro[data]"' in done.stderr
     assert not (tmp_path / "out").exists()

@@ -165,6 +165,43 @@ def test_zeros_where_the_disk_lost_a_part(checkpoint: Path) -> None:
         verify_archive(checkpoint)
 
 
+def rewrite(path: Path, compression: int, change: Callable[[str, bytes], bytes]) -> None:
+    """Write the archive anew, with right checksums, each record's bytes as ``change`` gives them."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in records.items():
+            archive.writestr(name, change(name, content))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("kept", [0, 128, -4])
+def test_a_record_that_is_shorter_than_its_tensor(checkpoint: Path, compression: int, kept: int) -> None:
+    """A mapped tensor would run on into the next record: other numbers, and each record's checksum is right."""
+    rewrite(checkpoint, compression, lambda name, data: data[:kept] if name.endswith("/data/7") else data)
+    verify_archive(checkpoint)
+    assert "damaged" in refused(checkpoint)
+
+
+def test_a_record_that_is_longer_than_its_tensor(checkpoint: Path) -> None:
+    rewrite(checkpoint, zipfile.ZIP_STORED, lambda name, data: data + bytes(64) * name.endswith("/data/7"))
+    assert "its records are not of its tensors' sizes" in refused(checkpoint)
+
+
+def test_other_tensors_beside_the_models_and_shared_ones_are_welcome(checkpoint: Path) -> None:
+    expected = {name: tensor.clone() for name, tensor in read_checkpoint(checkpoint).state.items()}  # not mapped
+
+    def add(content: dict[str, Any]) -> dict[str, Any]:
+        state = content["model"]
+        name = "encoder.sentence_encoder.embed_tokens.weight"
+        state[name] = torch.cat([state[name], state[name]])[: len(state[name])]  # a part of its storage
+        return {"before": torch.ones(3, 5), **content, "after": [state[name], torch.ones(7)]}
+
+    edit(checkpoint, add)
+    found = read_checkpoint(checkpoint).state
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def save(content: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda _: content
 

@@ -45,6 +45,7 @@ def test_the_table_equals_fair_esm(outliers: bool, dtype: torch.dtype, tmp_path:
     proteins.append(("odd", "MXBUZOA-.KV"))
     (tmp_path / "own.faa").write_text("".join(f">{name}\n{sequence}\n" for name, sequence in proteins))
     config = {"samples": "own.faa", "model": checkpoint, "layers": "[0,1,last]", "pooling": "[mean,per_residue]"}
+    config["suspicious"] = "accept"  # all letters, gaps too
     result = snakemake(tmp_path, config=config)
     assert result.code == 0, result.text
     assert result.jobs["embed_esm2"] == 1

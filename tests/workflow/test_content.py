@@ -150,6 +150,13 @@ def lost_table(run: Finished) -> None:
     (run.folder / TABLE).unlink()
 
 
+def lost_index_and_record(run: Finished) -> None:
+    """With the record of the tables gone too, nothing but their names is left of what was asked for."""
+    for name in ("proteins.parquet", "embeddings.json"):
+        (run.sample / name).unlink()
+    run.config["merge"] = "{dtype: float16}"
+
+
 def flipped_index(run: Finished) -> None:
     flip(run.sample / "proteins.parquet", 600)
 
@@ -181,6 +188,7 @@ def flip(path: Path, place: int) -> None:
         ("everything is dated in the year 2096, then another `dtype`", future_dates),
         ("a chunk's manifest is lost", lost_manifest),
         ("the table is lost", lost_table),
+        ("the index and the tables' record are lost, then another `dtype`", lost_index_and_record),
         ("a bit of the index flips", flipped_index),
         ("a bit of the table flips", flipped_table),
         ("a bit of the split's record flips", damaged_record),

@@ -114,4 +114,4 @@ def test_a_changed_conda_environment_recomputes_nothing(clone: Clone) -> None:
     append(clone.folder / "envs" / "embed.yaml", "# another build")
     assert not clone.dry(*CONDA).jobs
     assert not clone.dry().jobs, "nor without conda"
-    assert clone.dry(*CONDA, "--rerun-triggers", "software-env").jobs["embed_esm2"] == CHUNKS
+    assert clone.dry(*CONDA, "--rerun-triggers", "software-env").jobs, "Snakemake itself does see that it changed"

@@ -104,7 +104,7 @@ def test_a_chunk_file_that_is_gone_is_made_again_alone(again: Path) -> None:
     chunks(again)[1].unlink()
     result = snakemake(again, config=DEMO)
     assert result.code == 0, result.text
-    assert result.jobs == Counter(embed_esm2=1, merge_embeddings=1, plot_sample=1, summarise=1)
+    assert result.jobs == Counter(embed_esm2=1), "the table is what it would be"
     assert pq.read_table(sample(again) / "embeddings.parquet").equals(before)
 
 

@@ -147,7 +147,7 @@ def test_as_a_module_from_a_server(here: Path, repository: Path, tmp_path: Path)
 
 def test_a_module_whose_package_is_not_installed(here: Path, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "none" / "virnucpro").mkdir(parents=True)
-    (tmp_path / "none" / "virnucpro" / "__init__.py").touch()
+    (tmp_path / "none" / "virnucpro" / "__init__.py").write_text("raise ImportError('No module named virnucpro')\n")
     source = f'gitfile("{repository}", path="workflow/Snakefile", tag="v1")'
     result = module(here, source, "--dry-run", PYTHONPATH=str(tmp_path / "none"))
     assert result.code == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+CLOCK_TICK = 2_000_000_000
+"""Nanoseconds within which two changes of a file may leave the same times: a few ms as a rule, 2 s on some disks."""
+
+
 @dataclass(frozen=True)
 class FileProof:
     """What a record states of a file, and by which the file proves itself: bytes, and the sha256 of them in hex."""
@@ -58,7 +63,8 @@ class FileDigests:
 
     A digest is kept under the file's path, inode, size and its times of modification and of status change. The last
     is set by the kernel at every write, rename or copy and cannot be set back, so a file that was replaced by an
-    older-dated one (``cp -p``, ``tar``, ``rsync``) is read again.
+    older-dated one (``cp -p``, ``tar``, ``rsync``) is read again. So is one that was changed a moment before it was
+    read, because a second change within a tick of the file system's clock would not show.
     """
 
     def __init__(self, store: Path | None = None) -> None:
@@ -78,11 +84,13 @@ class FileDigests:
             OSError: the file cannot be read.
         """
         path = path.resolve()
-        key = _signature(path)
+        key, now = _signature(path), time.time_ns()
         found = self._known.get(key) or self._used.get(key)
         if found is None:
             found = file_sha256(path)
             if _signature(path) != key:  # it was written to meanwhile: the digest stands for neither version
+                return found
+            if path.stat().st_ctime_ns > now - CLOCK_TICK:
                 return found
         self._used[key] = found
         return found
@@ -138,6 +146,21 @@ def files_of(paths: Iterable[Path], folder: Path) -> dict[str, FileProof]:
         file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
     ]
     return {file.relative_to(folder).as_posix(): FileProof.of(file) for file in files}
+
+
+def recorded(record: Path, path: Path) -> FileProof:
+    """The proof of one file that a step has made, as the step recorded it.
+
+    Args:
+        path: the file, in the record's folder or below.
+
+    Raises:
+        RecordError: there is no such record, it is damaged, or it does not name the file.
+    """
+    proof = read_record(record, Products).files.get(path.relative_to(record.parent).as_posix())
+    if proof is None:
+        raise RecordError(record, f"does not name {path.name}")
+    return proof
 
 
 def read_products(record: Path) -> Products | str:

@@ -85,6 +85,7 @@ def split_proteins(
     multiple_of: int = 1,
     long_proteins: LongProteins = LongProteins(),
     policies: InputPolicies = InputPolicies(),
+    made_as: Sequence[str] | None = None,
     logger: logging.Logger | None = None,
 ) -> SplitCounts:
     """Write a sample's index, its folder of chunks (``chunk_00000.fasta`` and ``.json`` each), and what was skipped.
@@ -102,14 +103,19 @@ def split_proteins(
         multiple_of: round the number of chunks up to a multiple of this (see :func:`chunk_count`).
         long_proteins: how they will be run (see :func:`protein_costs`).
         policies: what is done about empty records, repeated ids and the like; by default they are errors.
+        made_as: the sha256 of each file, where another step has made them and recorded it.
 
     Raises:
-        UserError: a file that cannot be read or is not FASTA, or what the policies refuse.
+        UserError: a file that cannot be read or is not FASTA, or is not as it was made; or what the policies refuse.
     """
     if chunk_residues < 1:
         raise UserError(f"chunk_residues is {chunk_residues}; give a number of residues over 0")
     intake = Intake(inputs, PROTEINS, policies)
     seen = _digest_records(intake)
+    if made_as is not None and intake.digests != list(made_as):
+        raise UserError(
+            f"{', '.join(map(str, inputs))}: changed or damaged since it was made: run the same command again"
+        )
     costs = protein_costs(seen.lengths, embed_dim=embed_dim, long_proteins=long_proteins)
     plan = _plan(seen, costs, chunk_residues, multiple_of)
     is_new = plan.first == np.arange(len(plan.first))

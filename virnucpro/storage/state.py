@@ -22,13 +22,21 @@ from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings
 from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_entries, settings_identity
 from virnucpro.storage.report_record import REPORT, SampleReport
+from virnucpro.storage.tables import TABLES
 from virnucpro.weights.manifest import WeightsManifest, read_manifest, weights_name
 
 DIGESTS = ".digests.json"
 """In the folder of results: the sha256 of files that were read, so that they are not read again (see FileDigests)."""
 
 MISSING = "missing"
-"""The reason for what is not there at all."""
+"""The reason for what is not there at all; so it is made where something needs it, and else may stay away.
+
+A step's record that is gone, or a file of several, is another reason: what is left of them proves nothing.
+"""
+
+
+def _gone(path: Path) -> str:
+    return f"{path.name} is missing"
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,11 @@ class SampleFiles:
     @property
     def index(self) -> Path:
         return self.folder / "proteins.parquet"
+
+    @property
+    def skipped(self) -> Path:
+        """The table of skipped records."""
+        return self.folder / "skipped.tsv"
 
     @property
     def chunks(self) -> Path:
@@ -133,7 +146,7 @@ class RunState:
         """Whether contigs have to be translated."""
         request = self.samples[sample]
         if not request.translation.exists():
-            return MISSING
+            return _gone(request.translation)
         wanted = translation_origin(map(self._sha256, request.inputs), request.window or 0, request.policies)
         return self._stale(request.translation, wanted)
 
@@ -150,8 +163,9 @@ class RunState:
     def split_stale(self, sample: str) -> str | None:
         """Whether a sample has to be split."""
         request = self.samples[sample]
-        if not request.chunks.exists() or not request.index.exists():
-            return MISSING
+        for path in (request.chunks, request.index, request.skipped):
+            if not path.exists():
+                return _gone(path)
         inputs = request.inputs
         if request.window is not None:
             if self.translation_stale(sample) is not None:
@@ -173,8 +187,9 @@ class RunState:
             return f"{request.index.name} {reason}"
         for number in range(len(split.chunks)):
             for ending in ("json", "fasta"):
-                if not (request.chunks / f"{chunk_name(number)}.{ending}").is_file():
-                    return f"{chunk_name(number)}.{ending} is missing"
+                path = request.chunks / f"{chunk_name(number)}.{ending}"
+                if not path.is_file():
+                    return _gone(path)
         return None
 
     def chunk_stale(self, sample: str, chunk: str, split: SplitRecord | None = None) -> str | None:
@@ -239,7 +254,8 @@ class RunState:
         """Whether a sample has to be merged: its split, weights and settings, and every byte of its tables."""
         request = self.samples[sample]
         if not request.report.exists():
-            return MISSING
+            is_there = any((request.folder / table.name).exists() for table in TABLES.values())
+            return _gone(request.report) if is_there else MISSING
         if self.split_stale(sample) is not None:
             return "its proteins have to be split again"
         try:
@@ -261,7 +277,7 @@ class RunState:
         """Whether a sample's plots have to be drawn."""
         record = self.samples[sample].folder / "plots" / "plots.json"
         if not record.exists():
-            return MISSING
+            return _gone(record)
         if self.tables_stale(sample) is not None:
             return "its tables have to be written again"
         return self._stale(record, reports_origin({sample: self._sha256(self.samples[sample].report)}))
@@ -269,7 +285,7 @@ class RunState:
     def summary_stale(self, record: Path) -> str | None:
         """Whether the run has to be summarised: it is of these samples, and of their present tables."""
         if not record.exists():
-            return MISSING
+            return _gone(record)
         if any(self.tables_stale(sample) is not None for sample in self.samples):
             return "tables have to be written again"
         reports = {sample: self._sha256(request.report) for sample, request in self.samples.items()}

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
 from itertools import chain
@@ -24,6 +25,7 @@ if CLONE is not None and (CLONE / "virnucpro").is_dir():
 
 try:
     from virnucpro.base.errors import UserError
+    from virnucpro.base.atomic import alone_in
     from virnucpro.base.records import read_record
     from virnucpro.chunking.manifest import ChunkManifest
     from virnucpro.config import load_config, merged
@@ -54,6 +56,26 @@ config = merged(sources)  # what scripts and reports see: as it was given
 if workflow.is_main_process:
     read = ", ".join(source.name for source in sources) or "none are given"
     logger.info(f"Settings: {read}; the rest are defaults.")
+
+UNTIL_THE_END = ExitStack()
+
+
+def hold_results():
+    """Keep other runs out of the results until this process ends; the reason, where another one is in there.
+
+    Snakemake's own lock lies in the working folder, and runs from several of those may share their results.
+    """
+    try:
+        UNTIL_THE_END.enter_context(alone_in(run.results))
+    except UserError as error:
+        return str(error)
+
+
+# The results are held before they are looked at. Who looks while another run writes may go on as long as it starts no
+# job (see onstart): dry runs, reports, a run with nothing to do. So may who finds none: folders are made with jobs.
+DRY_RUN = getattr(workflow.output_settings, "dryrun", False)
+IS_HELD = workflow.is_main_process and not DRY_RUN and run.results.is_dir()
+WHY_NOT_HELD = hold_results() if IS_HELD else None
 
 # What is there, compared by content with what is asked for.
 state = run_state(run)
@@ -126,18 +148,22 @@ def tied(reason, output, given=(), **products):
     products["given"] = ancient(files)
     if not workflow.is_main_process:
         return products
-    products["changed"] = (
-        ancient([str(changed())]) if reason == MISSING else [str(changed())]
-    )
-    wanted_again = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
-    if reason is None and not wanted_again:
+    products["changed"] = [str(changed())]
+    if reason is None and not steps_are_forced():
         # Nor to what is gone: when that is made again for others, Snakemake would run all jobs that name it.
         return {
             key: ancient([file for file in files if Path(file).exists()])
             for key, files in products.items()
         }
+    if reason in (None, MISSING):
+        products["changed"] = ancient(products["changed"])
     made_before(changed(), made)
     return products
+
+
+def steps_are_forced():
+    """Whether the user wants steps to be run again whatever their state, with what follows from them."""
+    return bool(workflow.dag_settings.forceall or workflow.dag_settings.forcerun)
 
 
 def checkpoint_of(wildcards):
@@ -290,7 +316,7 @@ if workflow.is_main_process:
         )
     atexit.register(state.digests.save)  # what input functions read is known at the end
 
-if getattr(workflow.output_settings, "dryrun", False):
+if DRY_RUN:
     from virnucpro.report.plan import planned_text
 
     logger.info(planned_text(run, state))

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from virnucpro.base.digest import recorded
 from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.split import split_proteins
 from virnucpro.jobs import job
 
 with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+    translated = [Path(file) for file in snakemake.input.get("translated", [])]
     split_proteins(
-        [Path(file) for file in snakemake.input.get("translated") or snakemake.params.files],
+        translated or [Path(file) for file in snakemake.params.files],
         Path(snakemake.output.index),
         Path(snakemake.output.chunks),
         Path(snakemake.output.skipped),
@@ -17,5 +19,6 @@ with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as lo
         embed_dim=snakemake.params.embed_dim,
         long_proteins=LongProteins(**snakemake.params.long_proteins),
         policies=InputPolicies(**snakemake.params.policies),
+        made_as=[recorded(file.with_suffix(".json"), file).sha256 for file in translated] or None,
         logger=log,
     )

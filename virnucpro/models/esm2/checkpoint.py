@@ -131,6 +131,35 @@ def _can_be_mapped(path: Path) -> bool:
         return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
 
 
+def _check_records(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Compare the size of each mapped tensor's storage with that of its record in the archive.
+
+    The map is of the whole file, and torch takes the size from the pickle: where the record is shorter, the tensor
+    runs on into the next one. (What is not mapped is copied out of the archive, whose reader compares sizes itself.)
+    """
+    if not _can_be_mapped(path):
+        return
+    records = _stored_records(path)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
+    first = min(storages, default=0)
+    for start in records:  # where the first storage may lie; its place in memory says where all others have to
+        if all(records.get(place - first + start) == size for place, size in storages.items()):
+            return
+    raise UserError(f"checkpoint {path} is damaged (its records are not of its tensors' sizes): {_REPLACE}")
+
+
+def _stored_records(path: Path) -> dict[int, int]:
+    """The bytes of each record of an uncompressed archive, by their place in the file."""
+    records = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for record in archive.infolist():
+            file.seek(record.header_offset + 26)  # the lengths of the name and of the extra field, which come next
+            lengths = file.read(4)
+            start = record.header_offset + 30 + sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
+            records[start] = record.file_size
+    return records
+
+
 def _architecture(path: Path, content: Any) -> Architecture:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds {type(content).__name__}, not an ESM-2 checkpoint in fair-esm's layout")
@@ -194,6 +223,7 @@ def _check_tensors(
             raise UserError(
                 f"{path}: {name} is {tensor.dtype}, {tensor.layout}; plain float16, bfloat16 or float32 is read"
             )
+    _check_records(path, state)
 
 
 def _some(names: list[str]) -> str:
