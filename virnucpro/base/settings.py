@@ -214,7 +214,7 @@ SETTINGS = {
         Setting("long_proteins.longest", "Residues in a window, or left by truncate.", LONGEST, numbers=(1, COUNT)),
         Setting(
             "long_proteins.overlap",
-            "Residues that neighbouring windows share at the least.",
+            "Residues that neighbouring windows share at least.",
             LONGEST // 2,
             numbers=(0, COUNT),
         ),
