@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +31,21 @@ def run_state(run: RunConfig) -> RunState:
     return RunState(samples, WeightsRequest.of(run.model, run.resources, digests), digests)
 
 
-def made_before(marker: Path, files: Iterable[str | Path]) -> None:
-    """See to it that ``marker`` is newer than all of these, some of which may be dated in the future."""
-    newest = marker.stat().st_mtime_ns
-    for file in files:
+def end_dates_to_come(state: RunState, results: Path) -> None:
+    """Date what earlier runs made and what bears a date to come as of now.
+
+    Snakemake calls a job failed whose output is older than one of its inputs, and reads the dates of outputs before it
+    asks whether they are stale.
+    """
+    now = time.time()
+    made = [state.weights.file, results / "gpu.json", results / "summary.json"]
+    for request in state.samples.values():
+        made += [request.translation, request.folder / "translated.faa", request.index, request.report]
+        made += [request.folder / "plots" / "plots.json", *request.tensors.glob("*"), *request.chunks.glob("*")]
+    for path in made:
         with suppress(OSError):
-            if file != str(marker) and Path(file).stat().st_mtime_ns >= newest:
-                os.utime(file, ns=(newest - 1_000_000_000, newest - 1_000_000_000))
+            if path.stat().st_mtime >= now:
+                os.utime(path, (now - 1, now - 1))
 
 
 def stale_tables(state: RunState) -> list[str]:

@@ -237,12 +237,13 @@ def test_a_flipped_byte_of_the_weights_is_never_embedded_with(run: Finished) -> 
     (weights,) = (run.folder / "resources").glob("*.safetensors")
     flip(weights, weights.stat().st_size - 1000)
     before = run.table()
-    (run.sample / "tensors" / "chunk_00000.safetensors").unlink()
-    result = run.call(str(TABLE))
+    chunk = "results/own/tensors/chunk_00000.safetensors"
+    (run.folder / chunk).unlink()
+    result = run.call(chunk)
     assert result.code != 0
     assert "are damaged (their numbers do not give their sha256): delete it" in result.text
     weights.unlink()
-    result = run.call(str(TABLE), str(run.sample / "tensors" / "chunk_00000.safetensors"))
+    result = run.call(str(TABLE), chunk)
     assert result.code == 0, result.text
     assert result.jobs["embed_esm2"] == 1
     assert run.table().equals(before)

@@ -7,7 +7,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
-from itertools import chain
 from pathlib import Path
 
 HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
@@ -31,7 +30,12 @@ try:
     from virnucpro.config import load_config, merged
     from virnucpro.config_files import config_sources
     from virnucpro.models.reference import planning_architecture
-    from virnucpro.run_state import made_before, other_samples, run_state, stale_tables
+    from virnucpro.run_state import (
+        end_dates_to_come,
+        other_samples,
+        run_state,
+        stale_tables,
+    )
     from virnucpro.slurm.resources import slurm_resources
     from virnucpro.slurm.sizing import embed_memory_mb, embed_minutes
     from virnucpro.storage.state import MISSING
@@ -79,6 +83,8 @@ WHY_NOT_HELD = hold_results() if IS_HELD else None
 
 # What is there, compared by content with what is asked for.
 state = run_state(run)
+if workflow.is_main_process:
+    end_dates_to_come(state, run.results)
 
 WEIGHTS = state.weights.file
 GPU_REPORT = run.results / "gpu.json"
@@ -128,7 +134,7 @@ def changed():
     return marker
 
 
-def tied(reason, output, given=(), **products):
+def tied(reason, given=(), **products):
     """A rule's inputs, so that its output is made again for the given reason and for no other.
 
     What the user has given is tied to nothing (`ancient`): its content has been looked at, and its date says nothing.
@@ -142,7 +148,6 @@ def tied(reason, output, given=(), **products):
         ]
         for key, files in products.items()
     }
-    made = [str(output), *chain.from_iterable(products.values())]
     # Snakemake fails a job whose output is older than an input, be it ancient, as files with a date to come are.
     files = [str(file) for file in given if Path(file).stat().st_mtime < time.time()]
     products["given"] = ancient(files)
@@ -157,7 +162,6 @@ def tied(reason, output, given=(), **products):
         }
     if reason in (None, MISSING):
         products["changed"] = ancient(products["changed"])
-    made_before(changed(), made)
     return products
 
 
@@ -169,14 +173,13 @@ def steps_are_forced():
 def checkpoint_of(wildcards):
     """What the weights are prepared from, where it is a file that the user named."""
     given = [] if run.model.path is None else [run.model.path]
-    return tied(state.weights_stale(), WEIGHTS, given)
+    return tied(state.weights_stale(), given)
 
 
 def contigs_of(wildcards):
     """What a sample is translated from."""
     return tied(
         state.translation_stale(wildcards.sample),
-        state.samples[wildcards.sample].translation,
         run.samples[wildcards.sample],
     )
 
@@ -184,10 +187,10 @@ def contigs_of(wildcards):
 def proteins_of(wildcards):
     """What a sample is split from: its own FASTA files, or what its contigs are translated to."""
     sample = wildcards.sample
-    reason, index = state.split_stale(sample), state.samples[sample].index
+    reason = state.split_stale(sample)
     if run.input == "nucleotide":
-        return tied(reason, index, translated=str(TRANSLATED).format(sample=sample))
-    return tied(reason, index, run.samples[sample])
+        return tied(reason, translated=str(TRANSLATED).format(sample=sample))
+    return tied(reason, run.samples[sample])
 
 
 def chunk_files_of(sample):
@@ -210,7 +213,6 @@ def chunk_of(wildcards):
     chunk = str(CHUNKS / wildcards.chunk).format(sample=wildcards.sample)
     return tied(
         state.chunk_stale(wildcards.sample, wildcards.chunk),
-        state.samples[wildcards.sample].chunk_file(wildcards.chunk),
         chunk_manifest=f"{chunk}.json",
         proteins=f"{chunk}.fasta",
         weights=WEIGHTS,
@@ -224,7 +226,6 @@ def tables_of(wildcards):
     folder = SAMPLE.parent / wildcards.sample
     return tied(
         state.tables_stale(wildcards.sample),
-        state.samples[wildcards.sample].report,
         index=folder / "proteins.parquet",
         weights=WEIGHTS,
         chunk_files=files,
@@ -237,7 +238,6 @@ def plots_of(wildcards):
     folder = SAMPLE.parent / wildcards.sample
     return tied(
         state.plots_stale(wildcards.sample),
-        folder / "plots" / "plots.json",
         sample_report=folder / "embeddings.json",
         index=folder / "proteins.parquet",
         chunk_files=files,
@@ -247,7 +247,7 @@ def plots_of(wildcards):
 def reports_of_all(wildcards):
     """What the run's summary is made from."""
     reports = expand(SAMPLE / "embeddings.json", sample=run.samples)
-    return tied(state.summary_stale(SUMMARY_RECORD), SUMMARY_RECORD, reports=reports)
+    return tied(state.summary_stale(SUMMARY_RECORD), reports=reports)
 
 
 def embed_memory(wildcards, input, attempt):
