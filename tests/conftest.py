@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,3 +34,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     from tests.workflow.faults import undisturbed_run  # needs more packages than a GPU machine may have
 
     return undisturbed_run(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the jobs of one core have, so that sums are taken in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

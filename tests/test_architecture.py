@@ -43,11 +43,8 @@ SHORT, SHORT_FILES = 50, 8
 """An idea of fewer lines than this seldom needs a file of its own; so many files may be as short."""
 
 TAKE_ANYTHING = {
-    "storage.tables.rows.column_name": "provenance as it stands in a table, maybe of another version",
-    "storage.tables.rows.read_provenance": "the same",
     "base.records.from_entries": "what stands in a file, of which everything is to be checked",
-    "base.declaration.Setting.schema": "JSON schema, which is a mapping of anything",
-    "config.json_schema": "the same",
+    "config.json_schema": "JSON schema, which is a mapping of anything",
     "config.merged": "what a user wrote, as it was written",
     "config_files.config_sources": "what a user wrote, of which everything is to be checked",
     "config_files.read_arguments": "the same",

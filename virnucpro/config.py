@@ -15,21 +15,46 @@ from typing import Any
 
 import yaml
 
-from virnucpro.base.declaration import short
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import user_path, without_patterns
 from virnucpro.base.settings import (
-    GROUPS,
     SETTINGS,
     EmbeddingSettings,
     InputPolicies,
     LongProteins,
+    Setting,
     TableSettings,
 )
+from virnucpro.base.text import short
 from virnucpro.chunking.size import ChunkSize, chunk_size
 from virnucpro.config_files import Source
 from virnucpro.models.reference import ModelRef, planning_architecture
 from virnucpro.samples import find_samples
+
+GROUPS = {
+    "nucleotide": "How contigs are cut before translation (only read with input nucleotide).",
+    "long_proteins": "What happens to proteins longer than the model was trained on.",
+    "merge": "The tables that are written for each sample.",
+}
+"""Mappings in config.yaml, and what their settings are about."""
+
+_FILES = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+    ]
+}
+
+FORMS = {
+    "samples": {
+        "anyOf": [
+            *_FILES["anyOf"],
+            {"type": "object", "minProperties": 1, "additionalProperties": _FILES},
+        ]
+    }
+}
+"""The JSON schema of settings that words, numbers and text do not describe."""
+
 
 DEFAULT = Source("default", {})
 
@@ -123,7 +148,7 @@ def json_schema() -> dict[str, Any]:
                 "properties": {},
                 "default": {},
             }
-        (properties[group]["properties"] if group else properties)[name] = setting.schema()
+        (properties[group]["properties"] if group else properties)[name] = _schema(setting)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "virnucpro configuration",
@@ -132,6 +157,28 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": properties,
     }
+
+
+def _schema(setting: Setting) -> dict[str, Any]:
+    default = setting.default
+    if setting.several:
+        default = default[0] if len(default) == 1 else list(default)
+    return {"description": setting.about, **(FORMS.get(setting.key) or _shape(setting)), "default": default}
+
+
+def _shape(setting: Setting) -> dict[str, Any]:
+    kinds: list[dict[str, Any]] = []
+    if setting.words:
+        kinds.append({"enum": list(setting.words)})
+    if setting.numbers:
+        kinds.append({"type": "integer", "minimum": setting.numbers[0], "maximum": setting.numbers[1]})
+    if setting.text:
+        kinds.append({"type": "string", "minLength": 1})
+    one = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    if not setting.several:
+        return one
+    many = {"type": "array", "minItems": int(not setting.optional), "uniqueItems": True, "items": one}
+    return {"anyOf": [*kinds, many]}
 
 
 def schema_text() -> str:

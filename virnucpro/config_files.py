@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from virnucpro.base.declaration import short
 from virnucpro.base.errors import UserError
+from virnucpro.base.text import short
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from virnucpro.base.declaration import Setting
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import user_path
-from virnucpro.base.settings import SETTINGS, InputPolicies
+from virnucpro.base.settings import SETTINGS, InputPolicies, Setting
 
 LONG_PROTEINS = tuple(key for key in SETTINGS if key.startswith("long_proteins."))
 POLICIES = tuple(field.name for field in fields(InputPolicies))

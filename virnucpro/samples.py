@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from virnucpro.base.declaration import short
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import LONGEST_NAME, matching, without_patterns
+from virnucpro.base.text import short
 
 COMPRESSION_ENDINGS = (".gz", ".bgz", ".xz", ".bz2", ".zst")
 FASTA_ENDINGS = (".fasta", ".fas", ".fa", ".faa", ".fna", ".ffn", ".fsa", ".pep", ".mpfa", ".txt")

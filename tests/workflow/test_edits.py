@@ -12,31 +12,22 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from tests.workflow.fresh import write_fresh_tables
 from tests.workflow.running import snakemake
 from virnucpro import embed
-from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
-from virnucpro.chunking.split import split_proteins
-from virnucpro.engine.job import embed_chunk
 from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.reference import ModelRef, planning_architecture
-from virnucpro.storage.chunk_metadata import identity
-from virnucpro.storage.merge import merge_embeddings
-from virnucpro.storage.state import WeightsRequest
 from virnucpro.storage.tables import TABLES, read_embeddings, read_residues
-from virnucpro.weights.manifest import read_manifest
-from virnucpro.weights.prepare import prepare_weights
 
 LOGGER = logging.getLogger("edits")
 AMINO = "ACDEFGHIKLMNPQRSTVWY"
@@ -262,44 +253,8 @@ def run_embed(scene: Scene) -> tuple[int, str]:
 
 
 def fresh(scene: Scene, folder: Path, width: int) -> Path:
-    """The tables of the steps one after the other, in a folder where nothing is."""
-    wanted = scene.settings
-    settings = EmbeddingSettings(
-        tuple(wanted["layers"]),
-        tuple(wanted["pooling"]),
-        wanted["precision"],
-        LongProteins.of(wanted["long_proteins"]),
-    )
-    tables = TableSettings(tuple(scene.formats), **scene.given("dtype", "records_per_file"))
-    model = ModelRef.of(scene.model)
-    weights = WeightsRequest.of(model, folder, FileDigests()).file
-    manifest = prepare_weights(model, weights, log=LOGGER.debug)
-    index, chunks = folder / "proteins.parquet", folder / "chunks"
-    split_proteins(
-        scene.inputs,
-        index,
-        chunks,
-        chunk_residues=wanted["chunk_residues"],
-        embed_dim=width,
-        long_proteins=settings.long_proteins,
-        policies=InputPolicies(**scene.policies),
-    )
-    tensors = []
-    for fasta in sorted(chunks.glob("*.fasta")):
-        tensors.append(folder / f"{fasta.stem}.safetensors")
-        embed_chunk(fasta, fasta.with_suffix(".json"), weights, tensors[-1], settings, devices=["cpu"], logger=LOGGER)
-    merge_embeddings(
-        index,
-        chunks,
-        tensors,
-        {name: folder / TABLES[name].name for name in tables.formats},
-        folder / "embeddings.json",
-        expected=identity(read_manifest(weights), settings),
-        dtype=tables.dtype,
-        records_per_file=tables.records_per_file,
-    )
-    assert manifest == read_manifest(weights)
-    return folder
+    """The tables of a run of the same inputs and settings in a folder where nothing is."""
+    return write_fresh_tables(folder, scene.inputs, width, {**scene.settings, "model": scene.model})
 
 
 def content(folder: Path, scene: Scene) -> dict[str, object]:
@@ -321,15 +276,6 @@ def content(folder: Path, scene: Scene) -> dict[str, object]:
     return found
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the jobs of one core have, so that sums are taken in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def expected_content(scene: Scene, folder: Path, width: int) -> dict[str, object] | str:
     """What a fresh run's tables hold, or the sentence that it ends in."""
     try:
@@ -338,6 +284,8 @@ def expected_content(scene: Scene, folder: Path, width: int) -> dict[str, object
         return str(error)
     return content(made, scene)
 
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 IN_CI, SLOW = range(2), range(2, 22)
 

@@ -6,8 +6,8 @@ import glob
 import os
 from pathlib import Path
 
-from virnucpro.base.declaration import short
 from virnucpro.base.errors import UserError
+from virnucpro.base.text import short
 
 LONGEST_NAME = 255
 """Bytes that Linux file systems take for the name of a file or folder."""

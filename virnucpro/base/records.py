@@ -109,7 +109,7 @@ def from_entries(entries: Mapping[str, Any], kind: type[T], path: Path) -> T:
     try:
         return cast(T, _decoded(kind, entries, "it"))
     except (TypeError, ValueError, OverflowError) as error:
-        raise RecordError(path, f"is no whole {getattr(kind, 'FORMAT', kind.__name__)} record: {error}") from None
+        raise RecordError(path, f"is not a complete {getattr(kind, 'FORMAT', kind.__name__)} record: {error}") from None
 
 
 def _checksum(entries: Mapping[str, Any]) -> str:

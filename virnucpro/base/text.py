@@ -1,8 +1,10 @@
-"""Numbers and times in words."""
+"""Numbers, times and values in words."""
 
 from __future__ import annotations
 
 from collections import Counter
+from reprlib import Repr
+from typing import Any
 
 
 def clock_time(seconds: float) -> str:
@@ -37,3 +39,10 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def short(value: Any) -> str:
+    """The value as it would be written, cut where it is long or nested deeply."""
+    brief = Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = 80
+    return brief.repr(value)

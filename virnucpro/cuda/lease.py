@@ -92,7 +92,7 @@ def lease_devices(
         return
     if count > len(wanted):
         logger.warning(
-            "%d GPUs wanted, %d to be had (%s): going on with those", count, len(wanted), _describe(inherited)
+            "%d GPUs wanted, %d available (%s): continuing with those", count, len(wanted), _describe(inherited)
         )
         count = len(wanted)
     lock_files = _lock_paths(wanted, directory or LEASE_DIRECTORY, scope)

@@ -1,4 +1,4 @@
-"""The one door to a model: from prepared weights, or from tensors at hand, to a model on a device."""
+"""The one door to a model: from prepared weights, or from tensors in memory, to a model on a device."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def build_model(
     logger: logging.Logger,
     name: str = "the model",
 ) -> Model:
-    """A model from tensors at hand; those that are on the device in the right dtype are not copied.
+    """A model from tensors in memory; those that are on the device in the right dtype are not copied.
 
     Args:
         state: tensors by the names of the family's prepared weights.

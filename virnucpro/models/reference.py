@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from virnucpro.base.declaration import short
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import matching
 from virnucpro.base.settings import default, resolve_layers
+from virnucpro.base.text import short
 from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_MODEL, ESM2_MODELS, Architecture
 
 LONGEST_STEM = 200

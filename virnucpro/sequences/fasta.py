@@ -123,15 +123,15 @@ def read_raw(source: Path | SequenceFile) -> Iterator[RawRecord]:
     """
     file = _as_file(source)
     path = file.path
-    line = 1  # where the record in hand begins
-    pieces: list[bytes] = []  # of the record in hand, from behind its ">"
+    line = 1  # where the current record begins
+    pieces: list[bytes] = []  # of the current record, from behind its ">"
     size = 0
-    started = False  # whether a first ">" was seen; until then what is in hand is what stands before it
+    started = False  # whether a first ">" was seen; until then what is read is what stands before it
     line_ended = True
     for block in file.text():
         first, *others = block.split(b"\n>")
         if line_ended and block.startswith(b">"):
-            # The ">" that ends the record in hand is the first byte of this block.
+            # The ">" that ends the current record is the first byte of this block.
             if started:
                 pieces[-1] = pieces[-1].removesuffix(b"\n")
                 record, lines = _raw_record(path, pieces, line)

@@ -210,7 +210,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[ChunkFile, int, int]:
     try:
         header = read_header(file)
     except HeaderError as error:
-        raise ChunkError(path, f"{error}, so it is no whole chunk file") from None
+        raise ChunkError(path, f"{error}, so it is not a complete chunk file") from None
     places = [match.start(1) for match in CHECKSUM_ENTRY.finditer(header.text)]
     if header.metadata.get("format") != CHUNK_FORMAT or len(places) != 1:
         raise ChunkError(path, f"it is not a chunk file (no format {CHUNK_FORMAT!r} in its metadata)")
@@ -313,7 +313,7 @@ def verify_chunk(path: Path, name: str, digest: str, expected: Mapping[str, str]
             raise ChunkError(path, f"it was made with {key} {chunk.metadata.get(key)}, not {value}")
     rows = digest_of_digests([chunk.read("digests").tobytes()])
     if digest != rows or chunk.metadata.get("chunk_digest") != rows:
-        raise ChunkError(path, "it was made of other sequences than this sample's, so it is stale or foreign")
+        raise ChunkError(path, "it was made of other sequences than this sample has now")
     return chunk
 
 

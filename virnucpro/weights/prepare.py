@@ -35,7 +35,7 @@ def prepare_weights(
         log: receives one line for each thing to tell.
 
     Raises:
-        UserError: no checkpoint to be had, or one that is cut short, damaged, unsafe, of no known family, or
+        UserError: no checkpoint can be found, or one that is cut short, damaged, unsafe, of no known family, or
             changed meanwhile.
     """
     model = ModelRef.of(model)

@@ -133,7 +133,7 @@ def tied(reason, output, given=(), **products):
 
     What the user has given is tied to nothing (`ancient`): its content has been looked at, and its date says nothing.
     Nor is what is current. What is stale has an input that is newer. What is not current is tied to other rules'
-    products by all means: Snakemake (seen with 9.27) forgets jobs whose every tie to a running job is ancient when a
+    products always: Snakemake (seen with 9.27) forgets jobs whose every tie to a running job is ancient when a
     checkpoint ends meanwhile.
     """
     products = {

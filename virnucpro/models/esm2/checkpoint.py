@@ -209,7 +209,7 @@ def _check_tensors(
 ) -> None:
     missing = [name for name in required if name not in state]
     if missing:
-        raise UserError(f"{path} is no whole ESM-2 checkpoint: {_some(missing)} missing")
+        raise UserError(f"{path} is not a complete ESM-2 checkpoint: {_some(missing)} missing")
     unknown = [name for name in state if name not in allowed]
     if unknown:
         raise UserError(f"{path} is not ESM-2: it holds {_some(unknown)} that ESM-2 does not have")
