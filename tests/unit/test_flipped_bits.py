@@ -176,6 +176,8 @@ def test_a_flipped_bit_is_refused_or_says_nothing(
                 found = step(finished, tmp_path)
             except UserError:
                 refused += 1
+                # The next run makes it again; the bytes of sequences and tensors are looked at where they are used.
+                assert any(reasons) or path.suffix in (".fasta", ".safetensors"), f"bit {bit} of byte {place} of {name}"
             else:
                 assert found == expected, f"bit {bit} of byte {place} of {name}: {reasons}"
     assert refused > 0.6 * count

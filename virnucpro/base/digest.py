@@ -42,8 +42,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-CLOCK_TICK = 2_000_000_000
-"""Nanoseconds within which two changes of a file may leave the same times: a few ms as a rule, 2 s on some disks."""
+CLOCK_TICK = 100_000_000
+"""Nanoseconds within which two changes of a file may leave the same times: a kernel's clock ticks every few ms."""
+
+WHOLE_SECONDS = 2_000_000_000
+"""The same where a file system keeps whole seconds alone."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class FileDigests:
             found = file_sha256(path)
             if _signature(path) != key:  # it was written to meanwhile: the digest stands for neither version
                 return found
-            if path.stat().st_ctime_ns > now - CLOCK_TICK:
+            changed = path.stat().st_ctime_ns
+            if changed > now - (CLOCK_TICK if changed % 1_000_000_000 else WHOLE_SECONDS):
                 return found
         self._used[key] = found
         return found

@@ -18,7 +18,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings, resolve_layers
-from virnucpro.chunking.manifest import SPLIT_RECORD, SplitRecord, SplitSettings, chunk_name, read_split
+from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name, read_split
 from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_entries, settings_identity
 from virnucpro.storage.report_record import REPORT, SampleReport
@@ -185,11 +185,16 @@ class RunState:
         reason = why_not(request.index, split.index, self.digests)
         if reason is not None:
             return f"{request.index.name} {reason}"
-        for number in range(len(split.chunks)):
-            for ending in ("json", "fasta"):
-                path = request.chunks / f"{chunk_name(number)}.{ending}"
-                if not path.is_file():
-                    return _gone(path)
+        for number, digest in enumerate(split.chunks):
+            fasta = request.chunks / f"{chunk_name(number)}.fasta"
+            if not fasta.is_file():
+                return _gone(fasta)
+            try:
+                chunk = read_record(fasta.with_suffix(".json"), ChunkManifest)
+            except RecordError as error:
+                return f"{error.path.name} {error.reason}"
+            if chunk.digest != digest:
+                return f"{fasta.stem}.json is of another split"
         return None
 
     def chunk_stale(self, sample: str, chunk: str, split: SplitRecord | None = None) -> str | None:
