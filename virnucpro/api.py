@@ -128,7 +128,7 @@ def embed(
             chunk = chunk_name(number)
             source, output = request.chunks / f"{chunk}.fasta", request.chunk_file(chunk)
             chunk_files.append(output)
-            reason = state.chunk_stale(SAMPLE, chunk, record)
+            reason = state.chunk_stale(SAMPLE, chunk)
             if reason is None and not merged:
                 reason = why_not_chunk(output, chunk, digest, expected)
             if reason is None:

@@ -63,7 +63,7 @@ def _split(state: RunState, name: str) -> Planned:
     left, finished = [], []
     for count in range(len(split.chunks)):
         chunk = chunk_name(count)
-        if state.chunk_stale(name, chunk, split) is not None:
+        if state.chunk_stale(name, chunk) is not None:
             left.append(read_record(folder / f"{chunk}.json", ChunkManifest))
         elif (done := state.chunk_run(name, chunk)) is not None:
             finished.append(done)

@@ -9,9 +9,10 @@ each step. Needs the standard library alone: the process that plans a cluster's 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from virnucpro.base.digest import FileDigests, Products, read_products, why_not, why_stale
 from virnucpro.base.errors import UserError
@@ -24,6 +25,8 @@ from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_en
 from virnucpro.storage.report_record import REPORT, SampleReport
 from virnucpro.storage.tables import TABLES
 from virnucpro.weights.manifest import WeightsManifest, read_manifest, weights_name
+
+R = TypeVar("R")
 
 DIGESTS = ".digests.json"
 """In the folder of results: the sha256 of files that were read, so that they are not read again (see FileDigests)."""
@@ -126,7 +129,23 @@ class RunState:
     samples: Mapping[str, SampleRequest]
     weights: WeightsRequest
     digests: FileDigests
-    _headers: dict[str, dict[str, str] | str] = field(default_factory=dict)
+    _read: dict[tuple[str, Path], tuple[tuple[int, ...], Any]] = field(default_factory=dict)
+
+    def _once(self, read: Callable[[Path], R], path: Path) -> R:
+        """What ``read`` gives of a file, read again when that has changed: a plan asks of each chunk many times."""
+        stat = path.stat()
+        signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        key = (read.__name__, path)
+        if key not in self._read or self._read[key][0] != signature:
+            self._read[key] = (signature, read(path))
+        found: R = self._read[key][1]
+        return found
+
+    def _split(self, request: SampleRequest) -> SplitRecord:
+        try:
+            return self._once(_read_split_record, request.chunks / SPLIT_RECORD)
+        except OSError as error:
+            raise RecordError(request.chunks / SPLIT_RECORD, f"cannot be read ({error.strerror})") from None
 
     def weights_stale(self) -> str | None:
         """Whether the weights have to be prepared."""
@@ -136,8 +155,8 @@ class RunState:
 
     def _manifest(self) -> WeightsManifest | None:
         try:
-            manifest = read_manifest(self.weights.file)
-        except UserError:
+            manifest = self._once(read_manifest, self.weights.file)
+        except (OSError, UserError):
             return None
         is_it = manifest.model == self.weights.model and self.weights.source_sha256 in (None, manifest.source_sha256)
         return manifest if is_it else None
@@ -172,7 +191,7 @@ class RunState:
                 return "its contigs have to be translated again"
             inputs = (request.translated,)
         try:
-            split = read_split(request.chunks)
+            split = self._split(request)
         except RecordError as error:
             return f"{SPLIT_RECORD} {error.reason}"
         if split.inputs != tuple(self._sha256(path) for path in inputs):
@@ -190,14 +209,16 @@ class RunState:
             if not fasta.is_file():
                 return _gone(fasta)
             try:
-                chunk = read_record(fasta.with_suffix(".json"), ChunkManifest)
+                chunk = self._once(_read_chunk_manifest, fasta.with_suffix(".json"))
             except RecordError as error:
                 return f"{error.path.name} {error.reason}"
+            except OSError:
+                return _gone(fasta.with_suffix(".json"))
             if chunk.digest != digest:
                 return f"{fasta.stem}.json is of another split"
         return None
 
-    def chunk_stale(self, sample: str, chunk: str, split: SplitRecord | None = None) -> str | None:
+    def chunk_stale(self, sample: str, chunk: str) -> str | None:
         """Whether a chunk has to be embedded. Its bytes are compared with its checksum when it is merged."""
         request = self.samples[sample]
         path = request.chunk_file(chunk)
@@ -207,8 +228,7 @@ class RunState:
         if isinstance(header, str):
             return header
         try:
-            split = split or read_split(request.chunks)
-            digest = split.chunks[int(chunk.removeprefix("chunk_"))]
+            digest = self._split(request).chunks[int(chunk.removeprefix("chunk_"))]
         except (RecordError, IndexError):
             return "of another split"
         if header.get("chunk") != chunk or header.get("chunk_digest") != digest:
@@ -243,17 +263,12 @@ class RunState:
         return None
 
     def _chunk_header(self, path: Path) -> dict[str, str] | str:
-        stat = path.stat()
-        key = f"{path}:{stat.st_ino}:{stat.st_size}:{stat.st_ctime_ns}"
-        if key not in self._headers:
-            try:
-                with path.open("rb") as file:
-                    self._headers[key] = read_header(file).metadata
-            except HeaderError as error:
-                self._headers[key] = str(error)
-            except OSError as error:
-                self._headers[key] = f"cannot be read ({error.strerror})"
-        return self._headers[key]
+        try:
+            return self._once(_read_chunk_header, path)
+        except HeaderError as error:
+            return str(error)
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
 
     def tables_stale(self, sample: str) -> str | None:
         """Whether a sample has to be merged: its split, weights and settings, and every byte of its tables."""
@@ -295,6 +310,19 @@ class RunState:
             return "tables have to be written again"
         reports = {sample: self._sha256(request.report) for sample, request in self.samples.items()}
         return self._stale(record, reports_origin(reports))
+
+
+def _read_split_record(path: Path) -> SplitRecord:
+    return read_split(path.parent)
+
+
+def _read_chunk_manifest(path: Path) -> ChunkManifest:
+    return read_record(path, ChunkManifest)
+
+
+def _read_chunk_header(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        return read_header(file).metadata
 
 
 def table_settings(embedding: EmbeddingSettings, tables: TableSettings) -> dict[str, str]:

@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
@@ -134,8 +134,8 @@ def changed():
     return marker
 
 
-def tied(reason, given=(), **products):
-    """A rule's inputs, so that its output is made again for the given reason and for no other.
+def tied(why_stale, given=(), **products):
+    """A rule's inputs, so that its output is made again for the reason that `why_stale` gives, and for no other.
 
     What the user has given is tied to nothing (`ancient`): its content has been looked at, and its date says nothing.
     Nor is what is current. What is stale has an input that is newer. What is not current is tied to other rules'
@@ -154,6 +154,9 @@ def tied(reason, given=(), **products):
     if not workflow.is_main_process:
         return products
     products["changed"] = [str(changed())]
+    reason = (
+        why_stale()
+    )  # asked by the process that plans alone: jobs do what they are told
     if reason is None and not steps_are_forced():
         # Nor to what is gone: when that is made again for others, Snakemake would run all jobs that name it.
         return {
@@ -173,13 +176,13 @@ def steps_are_forced():
 def checkpoint_of(wildcards):
     """What the weights are prepared from, where it is a file that the user named."""
     given = [] if run.model.path is None else [run.model.path]
-    return tied(state.weights_stale(), given)
+    return tied(state.weights_stale, given)
 
 
 def contigs_of(wildcards):
     """What a sample is translated from."""
     return tied(
-        state.translation_stale(wildcards.sample),
+        partial(state.translation_stale, wildcards.sample),
         run.samples[wildcards.sample],
     )
 
@@ -187,10 +190,10 @@ def contigs_of(wildcards):
 def proteins_of(wildcards):
     """What a sample is split from: its own FASTA files, or what its contigs are translated to."""
     sample = wildcards.sample
-    reason = state.split_stale(sample)
+    why_stale = partial(state.split_stale, sample)
     if run.input == "nucleotide":
-        return tied(reason, translated=str(TRANSLATED).format(sample=sample))
-    return tied(reason, run.samples[sample])
+        return tied(why_stale, translated=str(TRANSLATED).format(sample=sample))
+    return tied(why_stale, run.samples[sample])
 
 
 def chunk_files_of(sample):
@@ -212,7 +215,7 @@ def chunk_of(wildcards):
     """What a chunk file is made from."""
     chunk = str(CHUNKS / wildcards.chunk).format(sample=wildcards.sample)
     return tied(
-        state.chunk_stale(wildcards.sample, wildcards.chunk),
+        partial(state.chunk_stale, wildcards.sample, wildcards.chunk),
         chunk_manifest=f"{chunk}.json",
         proteins=f"{chunk}.fasta",
         weights=WEIGHTS,
@@ -225,7 +228,7 @@ def tables_of(wildcards):
     files = chunk_files(wildcards)
     folder = SAMPLE.parent / wildcards.sample
     return tied(
-        state.tables_stale(wildcards.sample),
+        partial(state.tables_stale, wildcards.sample),
         index=folder / "proteins.parquet",
         weights=WEIGHTS,
         chunk_files=files,
@@ -237,7 +240,7 @@ def plots_of(wildcards):
     files = chunk_files(wildcards)
     folder = SAMPLE.parent / wildcards.sample
     return tied(
-        state.plots_stale(wildcards.sample),
+        partial(state.plots_stale, wildcards.sample),
         sample_report=folder / "embeddings.json",
         index=folder / "proteins.parquet",
         chunk_files=files,
@@ -247,7 +250,7 @@ def plots_of(wildcards):
 def reports_of_all(wildcards):
     """What the run's summary is made from."""
     reports = expand(SAMPLE / "embeddings.json", sample=run.samples)
-    return tied(state.summary_stale(SUMMARY_RECORD), reports=reports)
+    return tied(partial(state.summary_stale, SUMMARY_RECORD), reports=reports)
 
 
 def embed_memory(wildcards, input, attempt):
