@@ -2,6 +2,7 @@
 import atexit
 import os
 import re
+import shlex
 import sys
 import time
 from contextlib import ExitStack
@@ -21,6 +22,10 @@ if CLONE is not None and (CLONE / "virnucpro").is_dir():
             filter(None, [str(CLONE), os.getenv("PYTHONPATH")])
         )
     }
+
+# Snakemake (seen with 9.27) writes the interpreter's path into shell commands as it is, spaces and all.
+if Path(sys.executable).exists():
+    sys.executable = shlex.quote(sys.executable)
 
 try:
     from virnucpro.base.errors import UserError
