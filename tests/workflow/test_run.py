@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -205,3 +207,31 @@ rule everything:
     assert result.code == 0, result.text
     assert list(pd.read_parquet(tmp_path / "out/mine/embeddings.parquet")["id"]) == ["p1", "p2"]
     assert (tmp_path / "done.txt").exists()
+
+
+def test_a_clone_and_its_environment_in_a_path_with_a_space(tmp_path: Path) -> None:
+    clone = tmp_path / "my clone"
+    for name in ("workflow", "virnucpro", "envs"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / ".venv").symlink_to(sys.prefix)
+    (clone / "own.faa").write_text(">p1\nMKVLAAGIV\n>p2\nMKVX\n")
+    table = "results/own/embeddings.parquet"
+    done = subprocess.run(
+        [
+            clone / ".venv/bin/python",
+            "-m",
+            "snakemake",
+            "--cores",
+            "1",
+            table,
+            "--config",
+            "samples=own.faa",
+            "model=esm2_demo",
+        ],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(pd.read_parquet(clone / table)["id"]) == ["p1", "p2"]
