@@ -40,8 +40,8 @@ def end_dates_to_come(state: RunState, results: Path) -> None:
     now = time.time()
     made = [state.weights.file, results / "gpu.json", results / "summary.json"]
     for request in state.samples.values():
-        made += [request.translation, request.folder / "translated.faa", request.index, request.report]
-        made += [request.folder / "plots" / "plots.json", *request.tensors.glob("*"), *request.chunks.glob("*")]
+        made += [request.translation, request.translated, request.index, request.report]
+        made += [request.plots, *request.tensors.glob("*"), *request.chunks.glob("*")]
     for path in made:
         with suppress(OSError):
             if path.stat().st_mtime >= now:

@@ -38,6 +38,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_still(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that ``path`` names now: it may have been replaced or removed meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _is_left_over(entry: Path, prefix: str) -> bool:
     """Whether a temporary name was left by a process of this machine that no longer runs."""
     words = entry.name.removeprefix(prefix).split(".")

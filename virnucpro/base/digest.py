@@ -42,6 +42,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_stamp(path: Path) -> tuple[int, int, int, int]:
+    """Inode, size in bytes, and the times of the last write and change in ns: another version has another.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    stat = path.stat()  # without the device, whose number differs from node to node of a cluster
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 CLOCK_TICK = 100_000_000
 """Nanoseconds within which two changes of a file may leave the same times: a kernel's clock ticks every few ms."""
 
@@ -111,8 +121,7 @@ class FileDigests:
 
 
 def _signature(path: Path) -> str:
-    stat = path.stat()  # without the device, whose number differs from node to node of a cluster
-    return f"{path}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+    return ":".join(map(str, (path, *file_stamp(path))))
 
 
 def _is_sha256(value: object) -> bool:

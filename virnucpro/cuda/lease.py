@@ -32,6 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from virnucpro.base.atomic import is_still
 from virnucpro.base.errors import UserError
 from virnucpro.cuda.visible import VisibleDevice, device_nodes, list_gpus, visible_devices
 
@@ -194,7 +195,7 @@ def _try_lock(path: Path, held: ExitStack) -> bool:
         os.close(descriptor)
         return False
     held.callback(os.close, descriptor)
-    return _same_file(descriptor, path)  # else somebody has tidied the directory meanwhile
+    return is_still(descriptor, path)  # else somebody has tidied the directory meanwhile
 
 
 def _open_lock(path: Path) -> int:
@@ -239,13 +240,6 @@ def _make_lock(path: Path) -> None:
             os.close(descriptor)
     finally:
         os.umask(before)
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager

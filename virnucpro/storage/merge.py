@@ -1,9 +1,8 @@
-"""Read scattered rows out of many chunk files, with as much memory as the rows themselves take.
+"""Chunk files into one table a sample: every record that came in, in input order, each row proved to be its own.
 
-Rows are read by their place in the file, not through a memory map: a map's touched pages count as the process's
-memory until it is closed, and a disk error under a map kills the process instead of raising.
-
-Chunk files into one table a sample: every record that came in, in input order, each row proved to be its own.
+Rows are read by their place in the chunk files, with as much memory as the rows themselves take, not through a memory
+map: a map's touched pages count as the process's memory until it is closed, and a disk error under a map kills the
+process instead of raising.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from virnucpro.storage.tables import TABLES, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
 
 OPEN_FILES = 128
-
 
 LARGEST_READ = 1 << 30  # Linux reads no more than 2 GiB at once
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from virnucpro.base.digest import FileDigests, Products, read_products, why_not, why_stale
+from virnucpro.base.digest import FileDigests, Products, file_stamp, read_products, why_not, why_stale
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
@@ -71,6 +71,11 @@ class SampleFiles:
     def skipped(self) -> Path:
         """The table of skipped records."""
         return self.folder / "skipped.tsv"
+
+    @property
+    def plots(self) -> Path:
+        """The record of the plots."""
+        return self.folder / "plots" / "plots.json"
 
     @property
     def chunks(self) -> Path:
@@ -133,11 +138,10 @@ class RunState:
 
     def _once(self, read: Callable[[Path], R], path: Path) -> R:
         """What ``read`` gives of a file, read again when that has changed: a plan asks of each chunk many times."""
-        stat = path.stat()
-        signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        stamp = file_stamp(path)
         key = (read.__name__, path)
-        if key not in self._read or self._read[key][0] != signature:
-            self._read[key] = (signature, read(path))
+        if key not in self._read or self._read[key][0] != stamp:
+            self._read[key] = (stamp, read(path))
         found: R = self._read[key][1]
         return found
 
@@ -295,7 +299,7 @@ class RunState:
 
     def plots_stale(self, sample: str) -> str | None:
         """Whether a sample's plots have to be drawn."""
-        record = self.samples[sample].folder / "plots" / "plots.json"
+        record = self.samples[sample].plots
         if not record.exists():
             return _gone(record)
         if self.tables_stale(sample) is not None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from virnucpro import __version__
+from virnucpro.base.atomic import is_still
 from virnucpro.base.errors import UserError
 
 Log = Callable[[str], None]
@@ -231,17 +232,10 @@ def _locked(part: Path, log: Log) -> Iterator[BinaryIO]:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 log(f"{part.parent} knows no file locks: start no second download meanwhile")
-            if _is_same(file, part):
+            if is_still(file.fileno(), part):
                 yield file
                 return
         # The one we waited for has renamed or removed that file: take the new one.
-
-
-def _is_same(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _looks_like_checkpoint(file: BinaryIO, part: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from virnucpro.base.atomic import atomic_path
+from virnucpro.base.atomic import atomic_path, is_still
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import record_text
 from virnucpro.base.safetensors_header import TensorEntry
@@ -125,20 +125,13 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
                 state = {name: tensors.get_tensor(name) for name in header.tensors}
         except (SafetensorError, OSError) as error:
             raise UserError(f"weights {path} are cut short or damaged ({error}): {WAY_OUT}") from None
-        if not _is_same(file.fileno(), path):
+        if not is_still(file.fileno(), path):
             raise UserError(f"weights {path} were replaced while they were read: run the same command again")
     return manifest, state
 
 
 def _block_digest(descriptor: int, offset: int) -> bytes:
     return hashlib.sha256(os.pread(descriptor, BLOCK, offset)).digest()
-
-
-def _is_same(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _header_bytes(entries: Mapping[str, TensorEntry], manifest: WeightsManifest) -> bytes:

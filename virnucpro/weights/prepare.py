@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from virnucpro.base.digest import file_sha256
+from virnucpro.base.digest import file_sha256, file_stamp
 from virnucpro.base.errors import UserError
 from virnucpro.models.esm2.checkpoint import verify_archive
 from virnucpro.models.esm2.sizes import CHECKPOINT_URL, DEMO_MODEL, DEMO_WARNING
@@ -49,7 +49,7 @@ def prepare_weights(
 
 
 def _prepare(model: ModelRef, source: Path, output: Path, expected_sha256: str | None, log: Log) -> WeightsManifest:
-    before = _stamp(source)
+    before = file_stamp(source)
     checkpoint = read_checkpoint(source)
     sizes = checkpoint.architecture
     if model.path is None and sizes != KNOWN[model.name]:
@@ -69,17 +69,12 @@ def _prepare(model: ModelRef, source: Path, output: Path, expected_sha256: str |
     )
     log(f"writing {output}")
     manifest = write_weights(output, tensors, manifest, source=source)
-    if _stamp(source) != before or expected_sha256 not in (None, source_sha256):
+    if file_stamp(source) != before or expected_sha256 not in (None, source_sha256):
         output.unlink()
         raise UserError(f"checkpoint {source} changed while it was read: run the same command again")
     load_weights(output)  # as the jobs will read it
     log(f"{manifest.model}: {manifest.parameters:,} parameters in {manifest.dtype}, sha256 {manifest.sha256}")
     return manifest
-
-
-def _stamp(source: Path) -> tuple[int, int, int, int]:
-    stat = source.stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def cached_checkpoint(name: str) -> Path:

@@ -159,9 +159,8 @@ def tied(why_stale, given=(), **products):
     if not workflow.is_main_process:
         return products
     products["changed"] = [str(changed())]
-    reason = (
-        why_stale()
-    )  # asked by the process that plans alone: jobs do what they are told
+    # Asked by the process that plans alone: jobs do what they are told.
+    reason = why_stale()
     if reason is None and not steps_are_forced():
         # Nor to what is gone: when that is made again for others, Snakemake would run all jobs that name it.
         return {
@@ -231,10 +230,9 @@ def chunk_of(wildcards):
 def tables_of(wildcards):
     """What a sample's tables are made from."""
     files = chunk_files(wildcards)
-    folder = SAMPLE.parent / wildcards.sample
     return tied(
         partial(state.tables_stale, wildcards.sample),
-        index=folder / "proteins.parquet",
+        index=state.samples[wildcards.sample].index,
         weights=WEIGHTS,
         chunk_files=files,
     )
@@ -243,11 +241,11 @@ def tables_of(wildcards):
 def plots_of(wildcards):
     """What a sample's plots are made from."""
     files = chunk_files(wildcards)
-    folder = SAMPLE.parent / wildcards.sample
+    sample = state.samples[wildcards.sample]
     return tied(
         partial(state.plots_stale, wildcards.sample),
-        sample_report=folder / "embeddings.json",
-        index=folder / "proteins.parquet",
+        sample_report=sample.report,
+        index=sample.index,
         chunk_files=files,
     )
 
