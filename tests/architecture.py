@@ -21,7 +21,7 @@ BEGIN, END = "<!-- drawn by python -m tests.architecture -->\n", "<!-- end -->\n
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("base",),
-    ("sequences", "kernels", "cuda"),
+    ("sequences", "kernels", "cuda", "checkpoints"),
     ("attention",),
     ("models",),
     ("chunking",),

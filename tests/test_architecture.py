@@ -44,6 +44,7 @@ SHORT, SHORT_FILES = 50, 8
 
 TAKE_ANYTHING = {
     "base.records.from_entries": "what stands in a file, of which everything is to be checked",
+    "checkpoints.files.read_json": "the same",
     "config.json_schema": "JSON schema, which is a mapping of anything",
     "config.merged": "what a user wrote, as it was written",
     "config_files.config_sources": "what a user wrote, of which everything is to be checked",

@@ -97,7 +97,7 @@ class OtherFamily:
 
     name = "other"
 
-    def read(self, path: Path) -> None:
+    def read(self, stored: StoredTensors) -> None:
         return None
 
     def slopes(self, sizes: OtherSizes) -> Tensor:
@@ -126,8 +126,11 @@ def test_another_family_is_built_with_an_attention_tried_with_its_slopes(monkeyp
 
 
 def test_what_no_family_reads_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no checkpoint of esm2"):
+    with pytest.raises(UserError, match="holds no checkpoint"):
         families.read_checkpoint(tmp_path)
+    torch.save({"encoder.embeddings.token_type_embeddings.weight": torch.zeros(2, 4)}, tmp_path / "bert.bin")
+    with pytest.raises(UserError, match="is a BERT: esm2 is read"):
+        families.read_checkpoint(tmp_path / "bert.bin")
     with pytest.raises(UserError, match="no checkpoint at"):
         families.read_checkpoint(tmp_path / "esm2_none.pt")
 

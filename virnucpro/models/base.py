@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
+from virnucpro.checkpoints.tensors import StoredTensors
 
 
 class Sizes(Protocol):
@@ -121,6 +121,11 @@ class Checkpoint(Protocol[S_co]):
     @property
     def state(self) -> Mapping[str, Tensor]: ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known of the weights, a sentence each, for the log."""
+        ...
+
 
 class Family(Protocol[S]):
     """An architecture: everything about it that the rest of the package calls.
@@ -135,11 +140,11 @@ class Family(Protocol[S]):
     models: Mapping[str, S]
     tokenizer: Tokenizer
 
-    def read(self, path: Path) -> Checkpoint[S] | None:
-        """A checkpoint of this family, or None where ``path`` is in no layout of its.
+    def read(self, stored: StoredTensors) -> Checkpoint[S] | None:
+        """A checkpoint of this family, or None where the tensors are in no layout of its.
 
         Raises:
-            UserError: it is in one of its layouts, but damaged or unsafe.
+            UserError: they are in one of its layouts, but incomplete, damaged, or of another model of its kind.
         """
         ...
 

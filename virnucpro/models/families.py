@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.base.errors import UserError
+from virnucpro.checkpoints.tensors import read_tensors
 from virnucpro.models.base import Checkpoint, Family
 from virnucpro.models.esm2.family import ESM2_FAMILY
+from virnucpro.models.foreign import foreign_model
 
 FAMILIES: tuple[Family[Any], ...] = (ESM2_FAMILY,)
 
@@ -22,13 +24,16 @@ def family_named(name: str) -> Family[Any]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint[Any]:
-    """A checkpoint of the first family that knows its layout.
+    """A checkpoint, one file or a folder, of the first family that knows its layout.
 
     Raises:
-        UserError: no family does, or see :meth:`virnucpro.models.base.Family.read`.
+        UserError: no family does (the sentence says what it is), or see :meth:`virnucpro.models.base.Family.read` and
+            :func:`virnucpro.checkpoints.tensors.read_tensors`.
     """
+    stored = read_tensors(path)
     for family in FAMILIES:
-        found: Checkpoint[Any] | None = family.read(path)
+        found: Checkpoint[Any] | None = family.read(stored)
         if found is not None:
             return found
-    raise UserError(f"{path} is no checkpoint of {' or '.join(family.name for family in FAMILIES)}")
+    known = " or ".join(family.name for family in FAMILIES)
+    raise UserError(f"{path} {foreign_model(stored) or 'is of a model that is not known here'}: {known} is read")

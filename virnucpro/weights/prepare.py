@@ -9,7 +9,7 @@ import torch
 
 from virnucpro.base.digest import file_sha256, file_stamp
 from virnucpro.base.errors import UserError
-from virnucpro.models.esm2.checkpoint import verify_archive
+from virnucpro.checkpoints.torch_file import verify_archive
 from virnucpro.models.esm2.sizes import CHECKPOINT_URL, DEMO_MODEL, DEMO_WARNING
 from virnucpro.models.esm2.synthetic import write_demo_checkpoint
 from virnucpro.models.families import read_checkpoint

@@ -1,230 +1,274 @@
-"""Read a checkpoint in fair-esm's layout, safely: nothing in it is ever executed, and everything is checked."""
+"""Read ESM-2 out of a checkpoint in fair-esm's or HuggingFace's layout; everything that is used is checked."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
-import warnings
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from virnucpro.base.errors import UserError
-from virnucpro.models.esm2.sizes import PREFIXES, Architecture, contact_shapes, embedding_shapes, lm_head_shapes
+from virnucpro.base.text import short
+from virnucpro.checkpoints.tensors import StoredTensors, plain_tensor, read_tensors
+from virnucpro.models.esm2.names import (
+    EMBEDDING,
+    FIRST_NORM,
+    SHARED_INV_FREQ,
+    huggingface_name,
+    older_name,
+)
+from virnucpro.models.esm2.settings import LARGEST, Settings, another_vocabulary, read_settings
+from virnucpro.models.esm2.sizes import (
+    ESM2_MODELS,
+    VOCABULARY,
+    Architecture,
+    Shapes,
+    contact_shapes,
+    embedding_shapes,
+    lm_head_shapes,
+)
+from virnucpro.models.foreign import foreign_model
 
-_REPLACE = "get the file again (delete it if it was downloaded)"
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-_LARGEST = {"encoder_layers": 1000, "encoder_embed_dim": 100_000, "encoder_attention_heads": 1000}
+_NOT_NEEDED = ("embeddings.position_ids", "embeddings.position_embeddings.weight", "embed_positions.")
+"""Tensors within the embedding part that rotary models carry along and do not use."""
+
+_PARTS = ("encoder.", "embeddings.", "layers.", "embed_", "emb_")
+"""How names of the embedding part begin; all others are of heads, which embedding does not need."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An ESM-2 checkpoint as read: its sizes, and its tensors by fair-esm's prefix-free names."""
+    """An ESM-2 checkpoint as read.
+
+    Attributes:
+        state: the tensors that representations need, by fair-esm's prefix-free names, of the stored dtypes.
+        heads: those of the LM head and of the contact head, as far as they are there whole.
+        notes: what has to be known of the weights, a sentence each.
+    """
 
     architecture: Architecture
     state: dict[str, Tensor]
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def load_checkpoint(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
-    """Read a whole checkpoint for fair-esm's ``ESM2``, LM head included, memory-mapped.
+    """Read a checkpoint for fair-esm's ``ESM2``, with the heads that it has, memory-mapped.
 
     The contact head's tensors are added when ``NAME-contact-regression.pt`` is beside the file.
 
     Returns:
-        The sizes, and tensors of the stored dtype named as in ``ESM2.state_dict()``; without the
-        contact head when there is no such file.
+        The sizes, and tensors of the stored dtype named as in ``ESM2.state_dict()``.
 
     Raises:
         UserError: as :func:`read_checkpoint`.
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
-    state = dict(checkpoint.state)
+    state = checkpoint.state | checkpoint.heads
     beside = path.with_name(f"{path.stem}-contact-regression.pt")
     if beside.is_file():
-        content = _load(beside)
-        model = content.get("model") if isinstance(content, Mapping) else None
-        if not isinstance(model, Mapping):
-            raise UserError(f"{beside} is no contact-regression file of fair-esm: {_REPLACE}, or move it away")
-        contact = _without_prefix(beside, model)
+        contact = read_tensors(beside)
         shapes = contact_shapes(checkpoint.architecture)
-        _check_tensors(beside, contact, shapes, shapes)
-        state.update(contact)
+        for name, shape in shapes.items():
+            state[name] = contact.tensor(next(iter(contact.prefixes(name)), "") + name, shape)
     return checkpoint.architecture, state
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read an ESM-2 checkpoint and compare every name, shape and dtype in it with what its sizes ask for.
-
-    ``torch.load`` is used with ``weights_only=True`` and ``argparse.Namespace`` allowed, because the
-    released files hold their settings in one. Tensors are memory-mapped and not looked at.
+    """Read an ESM-2 checkpoint from a file or folder.
 
     Raises:
-        UserError: no such file, cut short, damaged, unsafe, another model, or not as its sizes say.
+        UserError: it is not there, cut short, damaged, unsafe, of another model, or not as its sizes say.
     """
-    path = Path(path)
-    content = _load(path)
-    architecture = _architecture(path, content)
-    state = _without_prefix(path, content["model"])
-    required = {**embedding_shapes(architecture), **lm_head_shapes(architecture)}
-    _check_tensors(path, state, required, {**required, **contact_shapes(architecture)})
-    return Checkpoint(architecture, state)
+    stored = read_tensors(path)
+    found = find_esm2(stored)
+    if found is None:
+        raise UserError(f"{path} is no ESM-2 checkpoint: it {foreign_model(stored) or 'is of a model not known here'}")
+    return found
 
 
-def verify_archive(path: Path) -> None:
-    """Read a checkpoint from end to end and compare every record with its CRC-32.
+def find_esm2(stored: StoredTensors) -> Checkpoint | None:
+    """ESM-2 among stored tensors, in either layout and under whatever prefix training put before the names.
+
+    Every name, shape and dtype that embedding needs is compared with what the sizes ask for. Sizes are read from the
+    tensors; settings that stand beside them have to agree.
+
+    Returns:
+        None where nothing there is like ESM-2.
 
     Raises:
-        UserError: a record is damaged.
+        UserError: it is like ESM-2, but incomplete, damaged, or of another model of its kind.
     """
-    if not _is_zip(path):
-        return  # torch's format before 1.6 has no checksums
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
-        raise UserError(f"checkpoint {path} is cut short or damaged ({error}): {_REPLACE}") from None
-    if damaged is not None:
-        raise UserError(f"checkpoint {path} is damaged (checksum of its record {damaged}): {_REPLACE}")
+    for is_huggingface in (False, True):
+        layout: Callable[[str], str] = huggingface_name if is_huggingface else str
+        prefixes = [
+            prefix
+            for prefix in stored.prefixes(layout(EMBEDDING))
+            if _stored_name(stored, prefix + layout(FIRST_NORM)) is not None
+        ]
+        if len(prefixes) > 1:
+            raise UserError(
+                f"{stored.path} holds several models (under {' and '.join(map(short, prefixes[:3]))}): "
+                "save the one that you mean alone"
+            )
+        if prefixes:
+            return _Reader(stored, prefixes[0], layout, read_settings(stored, is_huggingface)).read()
+    return None
 
 
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path.absolute()}")
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
-    except PermissionError as error:
-        raise UserError(f"cannot read checkpoint {path}: {error.strerror}") from None
-    except pickle.UnpicklingError as error:
-        foreign = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.[\w.]+)", str(error))
-        named = re.search(r"GLOBAL ([\w.]+)", str(error)) or foreign
-        if named is None:
-            raise UserError(f"{path} is no PyTorch checkpoint, or is cut short or damaged: {_REPLACE}") from None
+class _Reader:
+    def __init__(self, stored: StoredTensors, prefix: str, layout: Callable[[str], str], settings: Settings) -> None:
+        self.stored = stored
+        self.path = stored.path
+        self.prefix = prefix
+        self.layout = layout
+        self.settings = settings
+
+    def read(self) -> Checkpoint:
+        self._refuse_relatives()
+        architecture = self._architecture()
+        notes: list[str] = []
+        state = self._take(architecture, notes)
+        heads: dict[str, Tensor] = {}
+        for shapes in (lm_head_shapes(architecture), contact_shapes(architecture)):
+            heads |= self._head(shapes, state)
+        return Checkpoint(architecture, state, heads, tuple(notes))
+
+    def _name(self, own: str) -> str | None:
+        """What one of our tensors is called in the files; None where it is not there."""
+        return _stored_name(self.stored, self.prefix + self.layout(own))
+
+    def _refuse_relatives(self) -> None:
+        """Refuse models of ESM-2's kind that are others, by what they are."""
+        inside = [name.removeprefix(self.prefix) for name in self.stored.tensors if name.startswith(self.prefix)]
+        if any(".base_layer." in name or ".lora_" in name for name in inside):
+            raise UserError(
+                f"{self.path} holds a model with an adapter that is not merged into it: call peft's "
+                "merge_and_unload() and save that, or give base and adapter by `model:` and `adapter:`"
+            )
+        if any(name.startswith(("embeddings.layer_norm.", "emb_layer_norm_before.")) for name in inside):
+            raise UserError(f"{self.path} is ESM-1b, which has learned positions: only ESM-2 is read")
+
+    def _architecture(self) -> Architecture:
+        settings = self.settings
+        embedding = plain_tensor(self.path, EMBEDDING, self.stored.tensors[self.prefix + self.layout(EMBEDDING)])
+        if embedding.ndim != 2 or embedding.shape[0] != VOCABULARY:
+            raise UserError(another_vocabulary(self.path, tuple(embedding.shape)))
+        start = self.prefix + self.layout("layers.0.fc1.bias").partition("0")[0]
+        numbers = {
+            int(number)
+            for name in self.stored.tensors
+            if name.startswith(start)
+            and (number := name.removeprefix(start).partition(".")[0]).isdecimal()
+            and len(number) < 5
+        }
+        found = {"layers": max(numbers) + 1, "embed_dim": embedding.shape[1]}
+        for name, value in found.items():
+            if not 0 < value <= LARGEST[name]:
+                raise UserError(f"{self.path} is no ESM-2: its tensors are of {value} {name}")
+            if settings.sizes.get(name, value) != value:
+                raise UserError(
+                    f"{self.path} is not complete or not ESM-2: its tensors are of {value} {name.replace('_', ' ')}, "
+                    f"and its settings ({settings.place}) say {settings.sizes[name]}"
+                )
+        layers, embed_dim = found["layers"], found["embed_dim"]
+        heads = settings.sizes.get("heads") or self._heads(layers, embed_dim)
+        if embed_dim % (2 * heads):
+            raise UserError(f"{self.path}: {embed_dim} channels cannot be shared by {heads} heads of even size")
+        return Architecture(layers, embed_dim, heads, settings.token_dropout)
+
+    def _heads(self, layers: int, embed_dim: int) -> int:
+        """The heads, from the length of the rotary frequencies, or else those of a released model of these sizes."""
+        name = self._name("layers.0.self_attn.rot_emb.inv_freq") or self._shared_inv_freq()
+        if name is not None:
+            pairs = plain_tensor(self.path, name, self.stored.tensors[name]).numel()
+            if pairs and embed_dim % (2 * pairs) == 0:
+                return embed_dim // (2 * pairs)
+            raise UserError(f"{self.path} is damaged: {embed_dim} channels are no multiple of its {pairs} frequencies")
+        if any("position" in name for name in self.stored.tensors):
+            raise UserError(
+                f"{self.path} may be ESM-1b or ESM-1v (it has learned positions and no rotary frequencies): only ESM-2 "
+                "is read; if it is ESM-2, put its config.json beside it"
+            )
+        for released in ESM2_MODELS.values():
+            if (released.layers, released.embed_dim) == (layers, embed_dim):
+                return released.heads
         raise UserError(
-            f"checkpoint {path} asks for {named.group(1)}, which could run foreign code, so it is not read: "
-            "give one that holds tensors and settings alone, as fair-esm's do"
-        ) from None
-    except Exception:
-        # A damaged file can end in nearly any exception of torch's reader (RuntimeError, EOFError,
-        # ValueError, KeyError, ...); none of them tells the user more than this.
-        raise UserError(f"{path} is no PyTorch checkpoint, or is cut short or damaged: {_REPLACE}") from None
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def _can_be_mapped(path: Path) -> bool:
-    """Whether the tensors lie uncompressed in a zip archive, torch's format since 1.6."""
-    if not _is_zip(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
-
-
-def _check_records(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Compare the size of each mapped tensor's storage with that of its record in the archive.
-
-    The map is of the whole file, and torch takes the size from the pickle: where the record is shorter, the tensor
-    runs on into the next one. (What is not mapped is copied out of the archive, whose reader compares sizes itself.)
-    """
-    if not _can_be_mapped(path):
-        return
-    records = _stored_records(path)
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
-    first = min(storages, default=0)
-    for start in records:  # where the first storage may lie; its place in memory says where all others have to
-        if all(records.get(place - first + start) == size for place, size in storages.items()):
-            return
-    raise UserError(f"checkpoint {path} is damaged (its records are not of its tensors' sizes): {_REPLACE}")
-
-
-def _stored_records(path: Path) -> dict[int, int]:
-    """The bytes of each record of an uncompressed archive, by their place in the file."""
-    records = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for record in archive.infolist():
-            file.seek(record.header_offset + 26)  # the lengths of the name and of the extra field, which come next
-            lengths = file.read(4)
-            start = record.header_offset + 30 + sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
-            records[start] = record.file_size
-    return records
-
-
-def _architecture(path: Path, content: Any) -> Architecture:
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds {type(content).__name__}, not an ESM-2 checkpoint in fair-esm's layout")
-    if "args" in content:
-        arch = getattr(content["args"], "arch", "unknown")
-        raise UserError(f"{path} is an older ESM model (architecture {arch}), not ESM-2")
-    settings = content.get("cfg")
-    settings = settings.get("model") if isinstance(settings, Mapping) else None
-    if settings is None or not isinstance(content.get("model"), Mapping):
-        raise UserError(
-            f"{path} is no ESM-2 checkpoint in fair-esm's layout: it has no settings (cfg.model) beside its tensors"
+            f"{self.path} does not say how many attention heads it has: put a config.json beside it that holds "
+            '{"model_type": "esm", "num_attention_heads": N}'
         )
-    values = settings if isinstance(settings, Mapping) else vars(settings)
-    sizes = []
-    for name, largest in _LARGEST.items():
-        value = values.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
-            raise UserError(f"{path} is no ESM-2 checkpoint in fair-esm's layout: its setting {name} is {value!r}")
-        sizes.append(value)
-    dropout = values.get("token_dropout")
-    if not isinstance(dropout, bool):
-        raise UserError(f"{path} is no ESM-2 checkpoint in fair-esm's layout: its setting token_dropout is {dropout!r}")
-    layers, embed_dim, heads = sizes
-    if embed_dim % (2 * heads):
-        raise UserError(f"{path}: {embed_dim} channels cannot be shared by {heads} heads of even size")
-    return Architecture(layers, embed_dim, heads, dropout)
 
+    def _shared_inv_freq(self) -> str | None:
+        return next((self.prefix + name for name in SHARED_INV_FREQ if self.prefix + name in self.stored.tensors), None)
 
-def _without_prefix(path: Path, model: Mapping[Any, Any]) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(f"{path} is no ESM-2 checkpoint in fair-esm's layout: {name!r} is not a tensor")
-        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
-        short = name.removeprefix(prefix)
-        if short in state:
-            raise UserError(f"{path} holds two tensors {short}")
-        state[short] = tensor
-    return state
-
-
-def _check_tensors(
-    path: Path,
-    state: Mapping[str, Tensor],
-    required: Mapping[str, tuple[int, ...]],
-    allowed: Mapping[str, tuple[int, ...]],
-) -> None:
-    missing = [name for name in required if name not in state]
-    if missing:
-        raise UserError(f"{path} is not a complete ESM-2 checkpoint: {_some(missing)} missing")
-    unknown = [name for name in state if name not in allowed]
-    if unknown:
-        raise UserError(f"{path} is not ESM-2: it holds {_some(unknown)} that ESM-2 does not have")
-    for name, tensor in state.items():
-        if tuple(tensor.shape) != allowed[name]:
-            raise UserError(
-                f"{path} is damaged or not ESM-2: {name} has shape {tuple(tensor.shape)}, "
-                f"and its settings ask for {allowed[name]}"
+    def _take(self, architecture: Architecture, notes: list[str]) -> dict[str, Tensor]:
+        """Every tensor of the embedding part, checked; and nothing in that part is left over."""
+        shapes = embedding_shapes(architecture)
+        names = {own: self._name(own) for own in shapes}
+        frequencies = [own for own in shapes if own.endswith("inv_freq")]
+        computed: dict[str, Tensor] = {}
+        if all(names[own] is None for own in frequencies):
+            names |= dict.fromkeys(frequencies, self._shared_inv_freq())
+        if all(names[own] is None for own in frequencies):
+            computed = dict.fromkeys(frequencies, rounded_inv_freq(architecture.head_dim))
+            notes.append(
+                f"{self.path} holds no rotary frequencies (inv_freq): those of the released models are taken, which "
+                "were rounded to float16"
             )
-        if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_quantized:
-            raise UserError(
-                f"{path}: {name} is {tensor.dtype}, {tensor.layout}; plain float16, bfloat16 or float32 is read"
-            )
-    _check_records(path, state)
+        missing = [self.layout(own) for own, name in names.items() if name is None and own not in computed]
+        if missing:
+            raise UserError(f"{self.path} is not a complete ESM-2 checkpoint: {_some(missing)} missing")
+        used = {own: name for own, name in names.items() if name is not None}
+        strange = [
+            name
+            for name in self.stored.tensors.keys() - used.values()
+            if name.startswith(self.prefix) and _is_part(name.removeprefix(self.prefix))
+        ]
+        if strange:
+            raise UserError(f"{self.path} is not ESM-2: it holds {_some(sorted(strange))} that ESM-2 does not have")
+        return computed | {
+            own: plain_tensor(self.path, name, self.stored.tensors[name], shapes[own]) for own, name in used.items()
+        }
+
+    def _head(self, shapes: Shapes, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A head whose tensors are all there, under the model's prefix or what stands before it; else nothing."""
+        parts = self.prefix.split(".")[:-1]
+        for end in range(len(parts), -1, -1):
+            prefix = "".join(f"{part}." for part in parts[:end])
+            found = {own: self.stored.tensors.get(prefix + own) for own in shapes}
+            if "lm_head.weight" in found and found["lm_head.weight"] is None:
+                found["lm_head.weight"] = state[EMBEDDING]  # tied, and so left out by HuggingFace
+            if all(tensor is not None for tensor in found.values()):
+                return {
+                    own: plain_tensor(self.path, own, tensor, shapes[own])
+                    for own, tensor in found.items()
+                    if tensor is not None
+                }
+        return {}
+
+
+def rounded_inv_freq(head_dim: int) -> Tensor:
+    """Rotary frequencies as the released checkpoints hold them: the formula's, rounded to float16 in training.
+
+    Returns:
+        float32 ``(head_dim / 2,)``.
+    """
+    # In double, so that no CPU's float32 pow decides a rounding.
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    return (1.0 / 10000.0**exponents).to(torch.float16).to(torch.float32)
+
+
+def _is_part(name: str) -> bool:
+    """Whether a tensor is of the embedding part and not one that lies there unused."""
+    return name.startswith(_PARTS) and not name.startswith(_NOT_NEEDED) and name not in SHARED_INV_FREQ
+
+
+def _stored_name(stored: StoredTensors, name: str) -> str | None:
+    return next((one for one in (name, older_name(name)) if one in stored.tensors), None)
 
 
 def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other tensors"
+    return short(names[0]) if len(names) == 1 else f"{short(names[0])} and {len(names) - 1} other tensors"

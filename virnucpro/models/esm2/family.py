@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from virnucpro.attention import PackedAttention
+from virnucpro.checkpoints.tensors import StoredTensors
 from virnucpro.models.base import Model, Tokenizer
 from virnucpro.models.esm2.alphabet import ESM2Tokenizer
-from virnucpro.models.esm2.checkpoint import Checkpoint, read_checkpoint
+from virnucpro.models.esm2.checkpoint import Checkpoint, find_esm2
 from virnucpro.models.esm2.forms import fastest_form
 from virnucpro.models.esm2.model import Parameters
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
@@ -26,9 +26,9 @@ class ESM2Family:
     models: Mapping[str, Architecture] = ESM2_MODELS
     tokenizer: Tokenizer = ESM2Tokenizer()
 
-    def read(self, path: Path) -> Checkpoint | None:
-        """A checkpoint in fair-esm's layout, one file of torch's; any other file is refused with the reason."""
-        return None if path.is_dir() else read_checkpoint(path)
+    def read(self, stored: StoredTensors) -> Checkpoint | None:
+        """A checkpoint in fair-esm's or HuggingFace's layout."""
+        return find_esm2(stored)
 
     def slopes(self, sizes: Architecture) -> Tensor | None:
         return None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from virnucpro.base.atomic import atomic_path
+from virnucpro.models.esm2.checkpoint import rounded_inv_freq
 from virnucpro.models.esm2.sizes import (
     DEMO_ARCHITECTURE,
     PREFIXES,
@@ -122,7 +123,7 @@ def _tensors(
             yield name, embed_tokens
             continue
         if name.endswith("inv_freq"):
-            yield name, _inv_freq(architecture.head_dim).to(device)
+            yield name, rounded_inv_freq(architecture.head_dim).to(device)
             continue
         tensor = _random(name, shape, generator, device)
         if name == "embed_tokens.weight":
@@ -147,12 +148,6 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator, devic
     numbers = torch.rand(shape, generator=generator, device=device).sub_(0.5)  # exact in float32
     numbers.mul_(deviation * math.sqrt(12.0))
     return numbers.add_(centre) if centre else numbers
-
-
-def _inv_freq(head_dim: int) -> Tensor:
-    # In double, so that no CPU's float32 pow decides a rounding; rounded to float16 as in training.
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    return (1.0 / 10000.0**exponents).to(torch.float16).to(torch.float32)
 
 
 def _make_loud(name: str, tensor: Tensor, loud: Tensor) -> None:

@@ -1,0 +1,177 @@
+"""Files that ``torch.save`` wrote, read safely: nothing in them is ever executed, and their records are checked."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from virnucpro.base.errors import UserError
+from virnucpro.base.text import short
+from virnucpro.checkpoints.files import what_it_is
+
+REPLACE = "get the file again (delete it if it was downloaded)"
+
+LARGEST_EXPANSION = 20
+"""Times a compressed archive may grow when it is read to memory; weights hardly grow at all (torch compresses none)."""
+
+
+class Inert:
+    """Stands for an object that people's training leaves beside the tensors, and knows nothing of what it was."""
+
+    def __new__(cls, *_: object, **__: object) -> Inert:
+        return object.__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_STAND_INS: dict[type, tuple[str, ...]] = {
+    OrderedDict: (
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "lightning.pytorch.utilities.parsing.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+        "lightning.fabric.utilities.data.AttributeDict",
+    ),
+    Inert: (
+        *(f"pathlib{inner}.{name}" for inner in ("", "._local") for name in ("Path", "PosixPath", "WindowsPath")),
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        *("numpy.dtype", "numpy.ndarray", "datetime.datetime", "datetime.timedelta"),
+        *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode"),
+        *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "typing.Any"),
+        *(f"builtins.{name}" for name in ("dict", "list", "int", "float", "str", "bool")),
+    ),
+    set: ("builtins.set",),
+    argparse.Namespace: ("argparse.Namespace",),
+}
+"""What is put in place of a class that a checkpoint names: plain containers and inert objects; never the class itself.
+
+``argparse.Namespace`` is what fair-esm's files keep their settings in.
+"""
+
+
+def load_torch_file(path: Path) -> Any:
+    """What a file of ``torch.save`` holds, by torch's ``weights_only`` reader; tensors are mapped from the file.
+
+    Raises:
+        UserError: cut short, damaged, no such file, or one that asks for code to be run.
+    """
+    allowed: list[Any] = [(stand_in, name) for stand_in, names in _STAND_INS.items() for name in names]
+    try:
+        is_mapped = can_be_mapped(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror}") from None
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.[\w.]+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error)) or foreign
+        if named is None:
+            raise _unreadable(path) from None
+        raise UserError(
+            f"checkpoint {path} asks for {short(named.group(1))[1:-1]}, which could run foreign code, so it is not "
+            "read: give one that holds tensors and settings alone, such as torch.save(model.state_dict()) writes"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception:
+        # A damaged file can end in nearly any exception of torch's reader (RuntimeError, EOFError,
+        # ValueError, KeyError, ...); none of them tells the user more than this.
+        raise _unreadable(path) from None
+
+
+def verify_archive(path: Path) -> None:
+    """Read an archive from end to end and compare every record with its CRC-32.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    if not is_zip(path):
+        return  # torch's format before 1.6 has no checksums, and safetensors has none
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
+        raise UserError(f"checkpoint {path} is cut short or damaged ({error}): {REPLACE}") from None
+    if damaged is not None:
+        raise UserError(f"checkpoint {path} is damaged (checksum of its record {short(damaged)}): {REPLACE}")
+
+
+def check_records(path: Path, tensors: Iterable[Tensor]) -> None:
+    """Compare the size of each mapped tensor's storage with that of its record in the archive.
+
+    The map is of the whole file, and torch takes the size from the pickle: where the record is shorter, the tensor
+    runs on into the next one. (What is not mapped is copied out of the archive, whose reader compares sizes itself.)
+
+    Args:
+        tensors: strided ones on the CPU.
+
+    Raises:
+        UserError: a record has another size than its tensor.
+    """
+    if not can_be_mapped(path):
+        return
+    records = _stored_records(path)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    first = min(storages, default=0)
+    for start in records:  # where the first storage may lie; its place in memory says where all others have to
+        if all(records.get(place - first + start) == size for place, size in storages.items()):
+            return
+    raise UserError(f"checkpoint {path} is damaged (its records are not of its tensors' sizes): {REPLACE}")
+
+
+def is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def can_be_mapped(path: Path) -> bool:
+    """Whether the tensors lie uncompressed in a zip archive, torch's format since 1.6.
+
+    Raises:
+        UserError: it is compressed so much that reading it could fill the memory.
+    """
+    if not is_zip(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if all(record.compress_type == zipfile.ZIP_STORED for record in records):
+        return True
+    size, expanded = path.stat().st_size, sum(record.file_size for record in records)
+    if expanded > LARGEST_EXPANSION * size:
+        raise UserError(
+            f"checkpoint {path} would grow from {size:,} bytes to {expanded:,} when it is read, as no weights do: "
+            "give one that torch.save wrote"
+        )
+    return False
+
+
+def _stored_records(path: Path) -> dict[int, int]:
+    """The bytes of each record of an uncompressed archive, by their place in the file."""
+    records = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for record in archive.infolist():
+            file.seek(record.header_offset + 26)  # the lengths of the name and of the extra field, which come next
+            lengths = file.read(4)
+            start = record.header_offset + 30 + sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
+            records[start] = record.file_size
+    return records
+
+
+def _unreadable(path: Path) -> UserError:
+    reason = what_it_is(path)
+    if reason is not None:
+        return UserError(f"{path} is no PyTorch checkpoint: {reason}")
+    return UserError(f"{path} is no PyTorch checkpoint, or is cut short or damaged: {REPLACE}")
