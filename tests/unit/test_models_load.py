@@ -14,6 +14,7 @@ from torch import Tensor
 from virnucpro.attention import choose_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
+from virnucpro.checkpoints.tensors import StoredTensors
 from virnucpro.engine import load as load_module
 from virnucpro.engine.load import build_model, load_model
 from virnucpro.models import families
