@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from virnucpro.base.errors import UserError
+from virnucpro.base.limits import why_not_written
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -81,15 +82,14 @@ def _beside(path: Path) -> str:
         for entry in path.parent.iterdir():
             if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and _is_left_over(entry, prefix):
                 remove(entry)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise cannot_write(path, error) from None
     return f"{prefix}{_host()}.{os.getpid()}."
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The sentence for a place that cannot be written to."""
-    reason = error.strerror or str(error)
-    return UserError(f"cannot write {path}: {reason}; free space there or choose another place for the results")
+    return UserError(f"cannot write {path}: {why_not_written(error)}")
 
 
 @contextmanager

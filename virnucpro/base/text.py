@@ -28,6 +28,18 @@ def number(count: int, of: str) -> str:
     return f"{count:,} {of}" + ("" if count == 1 else "s")
 
 
+def size(count: float) -> str:
+    """Bytes in words.
+
+    >>> size(512), size(1_999_000), size(3.21e9)
+    ('512 bytes', '2.0 MB', '3.2 GB')
+    """
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return number(round(count), "byte")
+
+
 def duration(seconds: float) -> str:
     """Seconds in words.
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
 from pathlib import Path
 from typing import BinaryIO
 
-from virnucpro.base.errors import UserError
+from virnucpro.base.limits import STOPS, sentence_for
 
 
 class _Events(logging.Handler):
@@ -38,6 +39,8 @@ def send(out: BinaryIO, *event: str | int) -> None:
 
 
 def main() -> int:
+    for number in STOPS:  # who stops the job stops the parent too, which says so; our end follows from its own
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Whatever libraries print must not mix with the events.
     out = os.fdopen(os.dup(1), "wb")
@@ -50,11 +53,9 @@ def main() -> int:
         from virnucpro.engine.job import run_share
 
         run_share(Path(sys.argv[1]), logger)
-    except UserError as error:
-        send(out, "error", str(error))
-        return 1
-    except Exception:
-        send(out, "defect", traceback.format_exc())
+    except Exception as error:
+        sentence = sentence_for(error)
+        send(out, *(("defect", traceback.format_exc()) if sentence is None else ("error", sentence)))
         return 1
     return 0
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from virnucpro.base.atomic import atomic_path, is_still
 from virnucpro.base.errors import UserError
+from virnucpro.base.limits import is_out_of_memory
 from virnucpro.base.records import record_text
 from virnucpro.base.safetensors_header import TensorEntry
 from virnucpro.weights.manifest import (
@@ -124,6 +125,8 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
             with safe_open(path, framework="pt", device="cpu") as tensors:
                 state = {name: tensors.get_tensor(name) for name in header.tensors}
         except (SafetensorError, OSError) as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(f"weights {path} are cut short or damaged ({error}): {WAY_OUT}") from None
         if not is_still(file.fileno(), path):
             raise UserError(f"weights {path} were replaced while they were read: run the same command again")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
 
+from virnucpro.base.atomic import scratch_directory
 from virnucpro.base.digest import file_sha256, file_stamp
 from virnucpro.base.errors import UserError
 from virnucpro.checkpoints.torch_file import verify_archive
@@ -41,8 +41,8 @@ def prepare_weights(
     model = ModelRef.of(model)
     if model == ModelRef(DEMO_MODEL):
         log(f"WARNING: {DEMO_WARNING}")
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / f"{DEMO_MODEL}.pt"
+        with scratch_directory(Path(output)) as folder:
+            source = folder / f"{DEMO_MODEL}.pt"
             write_demo_checkpoint(source)
             return _prepare(model, source, Path(output), None, log)
     return _prepare(model, locate_checkpoint(model, log), Path(output), source_sha256, log)

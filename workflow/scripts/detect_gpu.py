@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from virnucpro.gpu_report import detect_gpu
 from virnucpro.jobs import job
 
 with job("detect_gpu", snakemake.log[0]) as log:
+    from virnucpro.gpu_report import detect_gpu
+
     detect_gpu(Path(snakemake.output[0]), log)

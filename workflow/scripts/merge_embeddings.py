@@ -4,12 +4,7 @@ import json
 import shlex
 from pathlib import Path
 
-from virnucpro.base.settings import EmbeddingSettings, TableSettings
 from virnucpro.jobs import job
-from virnucpro.storage.chunk_metadata import identity
-from virnucpro.storage.merge import merge_embeddings
-from virnucpro.storage.state import table_settings
-from virnucpro.weights.manifest import read_manifest
 
 
 def as_text(value):
@@ -18,6 +13,12 @@ def as_text(value):
 
 
 with job(f"merge_embeddings {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+    from virnucpro.base.settings import EmbeddingSettings, TableSettings
+    from virnucpro.storage.chunk_metadata import identity
+    from virnucpro.storage.merge import merge_embeddings
+    from virnucpro.storage.state import table_settings
+    from virnucpro.weights.manifest import read_manifest
+
     settings = EmbeddingSettings(**snakemake.params.settings)
     tables = TableSettings(**snakemake.params.tables)
     merge_embeddings(

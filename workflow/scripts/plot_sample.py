@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from virnucpro.base.digest import file_sha256, write_products
 from virnucpro.jobs import job
-from virnucpro.report.sample_plots import SAMPLE_PLOTS, plot_sample
-from virnucpro.storage.state import reports_origin
 
 with job(f"plot_sample {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+    from virnucpro.base.digest import file_sha256, write_products
+    from virnucpro.report.sample_plots import SAMPLE_PLOTS, plot_sample
+    from virnucpro.storage.state import reports_origin
+
     report = Path(snakemake.input.sample_report[0])
     origin = reports_origin({report.parent.name: file_sha256(report)})
     plot_sample(

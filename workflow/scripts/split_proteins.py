@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from virnucpro.base.digest import recorded
-from virnucpro.base.settings import InputPolicies, LongProteins
-from virnucpro.chunking.split import split_proteins
 from virnucpro.jobs import job
 
 with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+    from virnucpro.base.digest import recorded
+    from virnucpro.base.settings import InputPolicies, LongProteins
+    from virnucpro.chunking.split import split_proteins
+
     translated = [Path(file) for file in snakemake.input.get("translated", [])]
     split_proteins(
         translated or [Path(file) for file in snakemake.params.files],

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from virnucpro.base.digest import file_sha256, write_products
 from virnucpro.jobs import job
-from virnucpro.report.run_plots import RUN_PLOTS, plot_run
-from virnucpro.report.summary import summarise
-from virnucpro.storage.state import reports_origin
 
 with job("summarise", snakemake.log[0]) as log:
+    from virnucpro.base.digest import file_sha256, write_products
+    from virnucpro.report.run_plots import RUN_PLOTS, plot_run
+    from virnucpro.report.summary import summarise
+    from virnucpro.storage.state import reports_origin
+
     reports = [Path(report) for report in snakemake.input.reports]
     origin = reports_origin({report.parent.name: file_sha256(report) for report in reports})
     plot_run(reports, {name: [Path(file) for file in snakemake.output[name]] for name in RUN_PLOTS})

@@ -6,11 +6,13 @@ import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from torch import Tensor
 
 from virnucpro.base.atomic import atomic_path
+from virnucpro.base.guarded_file import GuardedFile
 from virnucpro.models.esm2.checkpoint import rounded_inv_freq
 from virnucpro.models.esm2.sizes import (
     DEMO_ARCHITECTURE,
@@ -106,8 +108,9 @@ def write_demo_checkpoint(path: Path) -> None:
 
 def _save(path: Path, content: object) -> None:
     # Through an open file, because torch.save puts the name of a path into the archive.
-    with atomic_path(path) as beside, beside.open("wb") as file:
-        torch.save(content, file)
+    with atomic_path(path) as beside, GuardedFile(beside) as file:
+        torch.save(content, cast(IO[bytes], file))
+        file.check()
 
 
 def _tensors(

@@ -1,0 +1,130 @@
+"""What the system limits, done for real: each ends in one sentence, leaves nothing half-written, and is no defect."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.faults import HOOKS
+from virnucpro.base.limits import sentence_for
+from virnucpro.jobs import job
+
+ROOT = Path(__file__).parents[2]
+EMBED = [sys.executable, "-m", "virnucpro.cli", "embed", "own.faa", "-o", "out", "--model", "esm2_demo"]
+LONGEST_WAIT = 300
+
+
+def limited(kind: int, amount: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(kind, (amount, amount))
+
+
+def embed(folder: Path, command: list[str], limit: Callable[[], None] | None = None) -> tuple[int, str]:
+    """Run it, and give how it ended and the last line of what it said; nothing of it may look like a defect."""
+    (folder / "own.faa").write_text(">a\nMKVLAAGIV\n>b\nMKVX\n")
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+        timeout=LONGEST_WAIT,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "defect" not in done.stderr
+    assert not list(folder.rglob(".*.tmp*"))
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "words"), [(100, "every step needs 536.9 MB"), (600, "not enough main memory (lib")]
+)
+def test_too_little_memory(megabytes: int, words: str, tmp_path: Path) -> None:
+    """Where no library could start, and where torch can't be loaded."""
+    code, last = embed(tmp_path, EMBED, limited(resource.RLIMIT_AS, megabytes * 1_000_000))
+    assert code == 1
+    assert words in last
+    assert last.endswith("run the same command again")
+
+
+def test_files_may_not_be_large_enough(tmp_path: Path) -> None:
+    """The first large file is the checkpoint of the demo, which is there for a moment only."""
+    code, last = embed(tmp_path, EMBED, limited(resource.RLIMIT_FSIZE, 50_000))
+    assert code == 1
+    assert "File too large: this process may write files of 50.0 kB (`ulimit -f`)" in last
+    assert "out/weights" in last
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_too_few_threads(threads: int, tmp_path: Path) -> None:
+    """As a user who has no other process; root's number is not limited."""
+    if os.getuid() != 0 or not shutil.which("setpriv") or not shutil.which("prlimit"):
+        pytest.skip("needs root, setpriv and prlimit, to become a user without processes")
+    may = "-all,+dac_override,+dac_read_search"  # so that another user may run this Python wherever it lies
+    becomes = ["setpriv", "--reuid=54321", "--clear-groups"]
+    becomes += [f"--{kind}={may}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
+    code, last = embed(tmp_path, [*becomes, "prlimit", f"--nproc={threads}", *EMBED])
+    assert code == 1
+    assert f"no further thread or process can be started (`ulimit -u` allows this user {threads})" in last
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    """A second one a moment later, as Snakemake and impatient people send it, does not come between."""
+    (tmp_path / "own.faa").write_text(">a\nMKVLAAGIV\n")
+    (tmp_path / "embeddings.parquet").write_text("pause")
+    env = {**os.environ, "PYTHONPATH": f"{HOOKS}{os.pathsep}{ROOT}", "VIRNUCPRO_TEST_FAULTS": str(tmp_path)}
+    process = subprocess.Popen(EMBED, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + LONGEST_WAIT
+    while not (tmp_path / "embeddings.parquet.pid").exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.send_signal(number)
+    said = process.communicate(timeout=LONGEST_WAIT)[1]
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("[embed] stopped by ")
+    assert number.name in said.splitlines()[-1]
+    assert not list(tmp_path.rglob(".*.tmp*"))
+    assert not list(tmp_path.rglob("embeddings.*t"))[1:]
+
+
+def test_a_log_that_cannot_be_written_hides_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """/dev/full refuses every byte; what went wrong is said on standard error."""
+    with pytest.raises(SystemExit), job("step", "/dev/full"):
+        raise MemoryError
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("[step] error: not enough main memory: ")
+
+
+def test_a_log_without_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").write_text("a file")
+    with pytest.raises(SystemExit), job("step", tmp_path / "logs" / "step.log"):
+        pass
+    assert "[step] error: cannot write" in capsys.readouterr().err
+
+
+def test_what_libraries_say_of_memory_is_told_from_defects() -> None:
+    import numpy as np
+    import torch
+
+    for ask in (lambda: np.empty(1 << 60, np.uint8), lambda: torch.empty(1 << 60, dtype=torch.uint8)):
+        with pytest.raises((MemoryError, RuntimeError)) as raised:
+            ask()
+        assert (sentence_for(raised.value) or "").startswith("not enough main memory (")
+    assert sentence_for(RuntimeError("could not create a primitive")), "oneDNN's"
+    assert sentence_for(RuntimeError("index out of range")) is None
+    assert sentence_for(KeyError("allocate")) is None

@@ -1,0 +1,118 @@
+"""What the system allows a process (memory, threads, size of files), and errors that come of it: no defects of ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from virnucpro.base.errors import UserError
+from virnucpro.base.text import size
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end a step: Ctrl-C, a scheduler's."""
+
+LEAST_MEMORY = 1 << 29
+"""Bytes of address space that every step needs. With less, libraries in C end the process by themselves."""
+
+_NO_MEMORY = re.compile(
+    "allocate memory|unable to allocate|not enough memory|bad_alloc|os error 12|"
+    "failed to map segment|could not create a (primitive|memory)",
+    re.IGNORECASE,
+)
+"""What torch, NumPy, Arrow, the loader of libraries and oneDNN say (the last when it compiles a product's code)."""
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+def sentence_for(error: BaseException) -> str | None:
+    """The sentence that ends a step: of a user's mistake, or a limit of the system; None for a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        return _out_of_memory(error)
+    if isinstance(error, BlockingIOError) or "can't start new thread" in str(error):
+        return _out_of_threads()
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}; fix that and run the same command again"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever type a library gives it, says that there is not enough main memory."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, Exception) and bool(_NO_MEMORY.search(str(error))))
+
+
+def check_limits() -> None:
+    """Refuse to begin where libraries could not even start: they would end the process without a word of ours.
+
+    Raises:
+        UserError: less memory than any step needs, or fewer threads than there are cores.
+    """
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= allowed < LEAST_MEMORY:
+        raise UserError(
+            f"this process may use {size(allowed)} of memory (`ulimit -v`), and every step needs {size(LEAST_MEMORY)} "
+            "or more: raise the limit and run the same command again"
+        )
+    gate = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        for _ in os.sched_getaffinity(0):
+            thread = threading.Thread(target=gate.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:
+        raise UserError(_out_of_threads()) from None
+    finally:
+        gate.set()
+        for thread in threads:
+            thread.join()
+
+
+def _out_of_memory(error: BaseException) -> str:
+    said = str(error).strip().splitlines()
+    limit, where = _memory_limit()
+    return (
+        f"not enough main memory{f' ({said[0][:200]})' if said else ''}: {where} allows {size(limit)}. Give this step "
+        "more, end what else uses it, or make the step smaller (chunk_residues for the embedding, shorter records for "
+        "the split), and run the same command again"
+    )
+
+
+def _memory_limit() -> tuple[int, str]:
+    """Bytes that this process may use, and who says so: the least of what there is."""
+    limits = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine")]
+    if (allowed := resource.getrlimit(resource.RLIMIT_AS)[0]) >= 0:
+        limits.append((allowed, "`ulimit -v`"))
+    with suppress(OSError, ValueError):
+        limits.append((int(_CGROUP.read_text()), "the job's control group"))
+    return min(limits)
+
+
+def _out_of_threads() -> str:
+    threads, memory = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_AS))
+    limits = [f"`ulimit -u` allows this user {threads:,}"] if threads >= 0 else []
+    limits += [f"`ulimit -v` allows {size(memory)} of memory, of which each takes its part"] if memory >= 0 else []
+    return (
+        f"no further thread or process can be started ({'; '.join(limits) or 'the machine or the container is full'}): "
+        "raise the limit or end other programs, and run the same command again"
+    )
+
+
+def why_not_written(error: OSError) -> str:
+    """Why something could not be written, and the way out, as the end of a sentence."""
+    reason = os.strerror(error.errno) if error.errno is not None else error.strerror or str(error)
+    if error.errno == errno.EFBIG:
+        allowed = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        what = f"files of {size(allowed)} (`ulimit -f`)" if allowed >= 0 else "no files of that size"
+        return f"{reason}: this process may write {what}; raise the limit and run the same command again"
+    return f"{reason}; free space there or choose another place for the results"
