@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from virnucpro.base.atomic import alone_in
 from virnucpro.base.digest import FileDigests
@@ -19,10 +20,12 @@ from virnucpro.base.settings import (
     default,
     resolve_layers,
 )
+from virnucpro.base.space import check_space
 from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
 from virnucpro.chunking.size import chunk_size
 from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import identity
+from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
 from virnucpro.storage.state import DIGESTS, RunState, SampleRequest, WeightsRequest, table_settings
 from virnucpro.storage.tables import TABLES, check_formats
 from virnucpro.weights.manifest import read_manifest
@@ -123,6 +126,8 @@ def embed(
         record = read_split(request.chunks)
         expected = identity(manifest, settings)
         merged = state.tables_stale(SAMPLE) is None
+        if not merged:
+            _check_space(request, record.counts, manifest.embed_dim, kept)
         chunk_files = []
         for number, digest in enumerate(record.chunks):
             chunk = chunk_name(number)
@@ -155,6 +160,18 @@ def embed(
             )
         digests.save()
     return outputs[tables.formats[0]]
+
+
+def _check_space(request: SampleRequest, counts: Mapping[str, int], embed_dim: int, layers: int) -> None:
+    """Refuse, before anything is embedded, what the disk can't hold."""
+    if request.embedding.long_proteins.policy == "truncate":
+        return  # how many residues stay is known chunk by chunk
+    kept: dict[str, Any] = {"embed_dim": embed_dim, "layers": layers, "pooling": request.embedding.pooling}
+    tables = request.tables
+    needed = chunk_file_bytes(counts["unique"], counts["unique_residues"], **kept)
+    needed -= sum(path.stat().st_size for path in request.tensors.glob("chunk_*.safetensors"))
+    sizes = table_bytes(tables.formats, counts["records"], counts["residues"], dtype=tables.dtype, **kept)
+    check_space(request.folder, max(0, needed) + sum(sizes.values()), f"embedding {counts['records']:,} records")
 
 
 def _files(given: Sequence[str | Path]) -> tuple[Path, ...]:

@@ -43,7 +43,7 @@ def planned(run: RunConfig) -> list[Planned]:
 
 
 def text_of(run: RunConfig) -> str:
-    return planned_text(run, run_state(run))
+    return planned_text(run, planned(run))
 
 
 def split(run: RunConfig) -> list[Path]:

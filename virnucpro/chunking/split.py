@@ -22,6 +22,7 @@ from virnucpro.base.digest import FileProof, digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import InputPolicies, LongProteins
+from virnucpro.base.space import check_space
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.index import BATCH_ROWS, IndexRows, IndexWriter
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name
@@ -132,6 +133,9 @@ def split_proteins(
         gapped=int(seen.is_gapped.sum()),
         unknown=int(seen.is_unknown.sum()),
     )
+    # Each different sequence with ">", an id and two line ends, and a digest a record that hardly packs.
+    needed = counts.unique_residues + 4 * counts.unique + 16 * counts.records
+    check_space(Path(chunks).parent, needed, f"splitting {counts.records:,} records")
     skipped = skipped or Path(chunks).with_name(SKIPPED_TABLE)
     settings = SplitSettings(chunk_residues, multiple_of, embed_dim, long_proteins, policies)
     with (

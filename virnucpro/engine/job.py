@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record
-from virnucpro.base.settings import EmbeddingSettings
-from virnucpro.chunking.cost import protein_costs
+from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.space import check_space
+from virnucpro.base.text import number
+from virnucpro.chunking.cost import embedded_residues, protein_costs
 from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.cuda.devices import job_devices
 from virnucpro.engine.devices import ShareTask, balanced_shares, embed_on_devices, write_part
@@ -22,6 +24,7 @@ from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.chunk_file import write_chunk_file
 from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, RunStatistics, embedding_identity
+from virnucpro.storage.sizes import chunk_file_bytes
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
 
@@ -65,6 +68,7 @@ def embed_chunk(
         " and ".join(settings.pooling),
         ", ".join(names),
     )
+    _check_space(output, proteins, manifest, settings, copies=min(2, len(names)))
     if len(names) == 1:
         torch.set_num_threads(threads_each)
         embeddings = embed_proteins(proteins, weights, manifest, settings, device=names[0], logger=logger)
@@ -90,6 +94,22 @@ def embed_chunk(
     done = embeddings.run.statistics
     logger.info("done: %d tokens in %.1f s, %.0f tokens/s", done.tokens, done.seconds, done.tokens_per_second)
     return done
+
+
+def _check_space(
+    output: Path, proteins: Sequence[Protein], manifest: WeightsManifest, settings: EmbeddingSettings, *, copies: int
+) -> None:
+    """Refuse to compute what the disk can't hold; several devices leave their parts beside the chunk file first."""
+    lengths = np.array([len(protein.sequence) for protein in proteins])
+    needed = chunk_file_bytes(
+        len(proteins),
+        int(embedded_residues(lengths, settings.long_proteins).sum()),
+        embed_dim=manifest.embed_dim,
+        layers=len(resolve_layers(settings.layers, manifest.layers)),
+        pooling=settings.pooling,
+    )
+    what = f"writing the embeddings of {number(len(proteins), 'protein')}"
+    check_space(output.parent, copies * needed, what, largest=needed)
 
 
 def run_share(folder: Path, logger: logging.Logger) -> None:

@@ -6,17 +6,22 @@ Needs no numpy: with conda, Snakemake's own Python has none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record
-from virnucpro.base.text import duration, number
+from virnucpro.base.space import free_bytes, no_room
+from virnucpro.base.text import duration, number, size
 from virnucpro.chunking.manifest import ChunkManifest, chunk_name, read_split
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_count
 from virnucpro.config import RunConfig
-from virnucpro.sequences.amount import Amount, estimate
+from virnucpro.models.reference import KNOWN
+from virnucpro.sequences.amount import ENOUGH, Amount, estimate
 from virnucpro.storage.chunk_metadata import DeviceRun
+from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
 from virnucpro.storage.state import RunState
 
 H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 95_600}
@@ -25,21 +30,28 @@ H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 9
 
 @dataclass(frozen=True)
 class Planned:
-    """What is left of one sample: ``line`` says it; ``finished`` tells how its finished chunks ran."""
+    """What is left of one sample.
+
+    ``line`` says it; ``finished`` tells how its finished chunks ran; ``disk`` is the bytes that its files take, about,
+    and ``disk_for_sure`` what they take at least.
+    """
 
     line: str
     tokens: int
     chunks: int
     exact: bool
     finished: tuple[DeviceRun, ...] = ()
+    disk: int = 0
+    disk_for_sure: int = 0
 
 
-def planned_text(run: RunConfig, state: RunState) -> str:
-    """A line a sample, and one with the GPU time of what is left."""
-    samples = plan(run, state)
+def planned_text(run: RunConfig, samples: Sequence[Planned]) -> str:
+    """A line a sample, and what is left takes: GPU time, and room on the disk."""
     lines = [sample.line for sample in samples]
     chunks, tokens = sum(sample.chunks for sample in samples), sum(sample.tokens for sample in samples)
     exact = all(sample.exact for sample in samples)
+    if disk := _disk(run, samples):
+        lines.append(disk)
     if not chunks:
         return "\n".join([*lines, "Nothing is left to embed."] if exact else lines)
     about = "" if exact else "about "
@@ -48,23 +60,87 @@ def planned_text(run: RunConfig, state: RunState) -> str:
     return "\n".join([*lines, _time(run, tokens, finished)])
 
 
-def plan(run: RunConfig, state: RunState) -> list[Planned]:
-    """Look at the splits that are what is wanted, and at the FASTA files of samples without one."""
+def plan(run: RunConfig, state: RunState, *, enough: int = ENOUGH) -> list[Planned]:
+    """Look at the splits that are what is wanted, and at the FASTA files of samples without one.
+
+    Args:
+        enough: bytes of each of those files that are read; a larger one is judged by its beginning.
+    """
     return [
-        _split(state, name) if state.split_stale(name) is None else _not_split(run, state, name, files)
+        _split(run, state, name) if state.split_stale(name) is None else _not_split(run, state, name, files, enough)
         for name, files in run.samples.items()
     ]
 
 
-def _split(state: RunState, name: str) -> Planned:
+def why_no_room(run: RunConfig, samples: Sequence[Planned]) -> str | None:
+    """The sentence that refuses a run whose results the disk can't hold. Weights are not counted."""
+    needed = sum(sample.disk_for_sure for sample in samples)
+    with suppress(OSError):
+        if needed > (free := free_bytes(run.results)):
+            return no_room(run.results, "chunk files and tables take", needed, free)
+    return None
+
+
+def _disk(run: RunConfig, samples: Sequence[Planned]) -> str:
+    needed = sum(sample.disk for sample in samples)
+    with suppress(OSError):
+        if needed:
+            line = f"Disk: about {size(needed)} for chunk files and tables in {run.results}, where "
+            line += f"{size(free_bytes(run.results))} is free"
+            return line + (": that does not fit, and a run will not begin." if why_no_room(run, samples) else ".")
+    return ""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of a protein; of a model whose width is not known yet, nothing can be said."""
+
+    run: RunConfig
+    embed_dim: int
+
+    @classmethod
+    def of(cls, run: RunConfig, state: RunState) -> _Kept | None:
+        known = state.manifest() or KNOWN.get(run.model.name)
+        return None if known is None else cls(run, known.embed_dim)
+
+    def chunk(self, proteins: int, residues: int) -> int:
+        """Bytes of a chunk file."""
+        return chunk_file_bytes(proteins, self._embedded(proteins, residues), **self._of_each)
+
+    def tables(self, records: int, residues: int) -> int:
+        """Bytes of a sample's tables."""
+        tables, embedded = self.run.tables, self._embedded(records, residues)
+        return sum(table_bytes(tables.formats, records, embedded, dtype=tables.dtype, **self._of_each).values())
+
+    def _embedded(self, proteins: int, residues: int) -> int:
+        long_proteins = self.run.embedding.long_proteins
+        return min(residues, proteins * long_proteins.longest) if long_proteins.policy == "truncate" else residues
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether as many residues are kept as are counted, and not some of each protein."""
+        embedding = self.run.embedding
+        return embedding.long_proteins.policy != "truncate" or "per_residue" not in embedding.pooling
+
+    @property
+    def _of_each(self) -> dict[str, Any]:
+        embedding = self.run.embedding
+        return {"embed_dim": self.embed_dim, "layers": len(embedding.layers), "pooling": embedding.pooling}
+
+
+def _split(run: RunConfig, state: RunState, name: str) -> Planned:
     """A sample whose chunks are known."""
     folder = state.samples[name].chunks
     split = read_split(folder)
-    left, finished = [], []
+    left, finished, disk = [], [], 0
+    kept = _Kept.of(run, state)
     for count in range(len(split.chunks)):
         chunk = chunk_name(count)
         if state.chunk_stale(name, chunk) is not None:
-            left.append(read_record(folder / f"{chunk}.json", ChunkManifest))
+            left.append(entry := read_record(folder / f"{chunk}.json", ChunkManifest))
+            old = state.samples[name].chunk_file(chunk)
+            new = kept.chunk(entry.proteins, entry.residues) if kept else 0
+            disk += max(0, new - (old.stat().st_size if old.exists() else 0))
         elif (done := state.chunk_run(name, chunk)) is not None:
             finished.append(done)
     tokens = sum(entry.residues + SPECIAL_TOKENS * entry.proteins for entry in left)
@@ -73,14 +149,16 @@ def _split(state: RunState, name: str) -> Planned:
         f"Sample {name}: {number(chunks, 'chunk')} of {number(split.counts['unique'], 'different protein')}, "
         f"{number(split.counts['unique_residues'], 'residue')}; {chunks - len(left):,} done, {len(left):,} to embed."
     )
-    return Planned(line, tokens, len(left), True, tuple(finished))
+    if kept and state.tables_stale(name) is not None:
+        disk += kept.tables(split.counts["records"], split.counts["residues"])
+    return Planned(line, tokens, len(left), True, tuple(finished), disk, disk if kept and kept.is_exact else 0)
 
 
-def _not_split(run: RunConfig, state: RunState, name: str, files: Sequence[Path]) -> Planned:
+def _not_split(run: RunConfig, state: RunState, name: str, files: Sequence[Path], enough: int) -> Planned:
     """A sample of which the input files alone are known."""
     translated = state.samples[name].translated
     contigs = run.input == "nucleotide" and state.translation_stale(name) is not None
-    amount = _amount(run, [translated] if run.input == "nucleotide" and not contigs else files)
+    amount = _amount(run, [translated] if run.input == "nucleotide" and not contigs else files, enough)
     if amount is None:
         return Planned(f"Sample {name}: its files cannot be read.", 0, 0, False)
     about = "" if amount.exact else "about "
@@ -94,13 +172,18 @@ def _not_split(run: RunConfig, state: RunState, name: str, files: Sequence[Path]
         f"Sample {name}: {about}{number(amount.records, 'protein')}, {number(amount.letters, 'residue')}; "
         f"not split yet, about {number(chunks, 'chunk')}."
     )
-    return Planned(line, amount.unique_letters + SPECIAL_TOKENS * amount.unique, chunks, False)
+    tokens, disk, sure = amount.unique_letters + SPECIAL_TOKENS * amount.unique, 0, 0
+    if kept := _Kept.of(run, state):
+        disk = amount.unique_letters + kept.chunk(amount.unique, amount.unique_letters)
+        disk += kept.tables(amount.records, amount.letters)
+        sure = (disk if amount.exact else disk // 2) if kept.is_exact else 0
+    return Planned(line, tokens, chunks, False, (), disk, sure)
 
 
-def _amount(run: RunConfig, files: Sequence[Path]) -> Amount | None:
+def _amount(run: RunConfig, files: Sequence[Path], enough: int) -> Amount | None:
     """What is in the files; None when one cannot be read, which the split will say better."""
     try:
-        return estimate(files, skip_repeated_ids=run.policies.duplicate_ids == "skip")
+        return estimate(files, skip_repeated_ids=run.policies.duplicate_ids == "skip", enough=enough)
     except (UserError, OSError):
         return None
 

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -24,13 +24,15 @@ from virnucpro.base.atomic import remove
 from virnucpro.base.digest import FileProof, file_sha256, files_of
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
+from virnucpro.base.space import check_space
 from virnucpro.chunking.index import IndexRows, read_index
 from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, verify_chunks
 from virnucpro.storage.chunk_metadata import ChunkMetadata
 from virnucpro.storage.provenance import chunk_run, precision_name, provenance, table_layout
 from virnucpro.storage.report_record import MergeCounts, SampleReport
-from virnucpro.storage.tables import TABLES, open_table
+from virnucpro.storage.sizes import table_bytes
+from virnucpro.storage.tables import TABLES, check_formats, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
 
 OPEN_FILES = 128
@@ -146,6 +148,8 @@ def merge_embeddings(
         UserError: chunk files are missing, or bad (then renamed to ``NAME.bad``); nothing is written.
     """
     log = logger or logging.getLogger(__name__)
+    if outputs:
+        check_formats(list(outputs))
     split = read_split(chunks)
     if FileProof.of(index) != split.index:
         raise UserError(f"{index} is not what the split wrote, so it was damaged: run the same command again")
@@ -156,6 +160,7 @@ def merge_embeddings(
             f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
         )
     log.info("%d chunk files verified", len(chunk_files))
+    _check_space(report.parent, outputs, layout, chunk_files, split.counts["records"])
     metadata = [ChunkMetadata.from_entries(chunk.metadata, chunk.path) for chunk in chunk_files]
     origin = provenance(chunk_files, metadata, expected, split, layout, command)
     records = windowed = truncated = 0
@@ -177,6 +182,23 @@ def merge_embeddings(
     _remove_what_no_longer_belongs(report.parent, outputs, tensors, log)
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts
+
+
+def _check_space(
+    folder: Path, formats: Iterable[str], layout: Layout, chunks: Sequence[ChunkFile], records: int
+) -> None:
+    """Refuse to begin what the disk can't hold. Old tables stay until the new ones are whole."""
+    sizes = table_bytes(
+        formats,
+        records,
+        sum(chunk.layout[f"residues.{layout.residues[0]}"][1][0] for chunk in chunks) if layout.residues else 0,
+        embed_dim=layout.embed_dim,
+        layers=max(len(layout.means), len(layout.residues)),
+        pooling=[kind for kind, layers in (("mean", layout.means), ("per_residue", layout.residues)) if layers],
+        dtype=layout.dtype,
+    )
+    largest = max((size for name, size in sizes.items() if name != "virnucpro_pt"), default=0)
+    check_space(folder, sum(sizes.values()), f"writing the tables of {records:,} records", largest=largest)
 
 
 def _remove_what_no_longer_belongs(

@@ -155,9 +155,10 @@ class RunState:
         """Whether the weights have to be prepared."""
         if not self.weights.file.exists():
             return MISSING
-        return None if self._manifest() is not None else "not prepared from this checkpoint by this version"
+        return None if self.manifest() is not None else "not prepared from this checkpoint by this version"
 
-    def _manifest(self) -> WeightsManifest | None:
+    def manifest(self) -> WeightsManifest | None:
+        """The manifest of the weights, where they are prepared as they are wanted."""
         try:
             manifest = self._once(read_manifest, self.weights.file)
         except (OSError, UserError):
@@ -254,7 +255,7 @@ class RunState:
             layers = json.dumps(resolve_layers(embedding.layers, int(header["model_layers"])))
         except (KeyError, ValueError, UserError):
             return "made by another version"
-        manifest = self._manifest()
+        manifest = self.manifest()
         wanted: dict[str, str] = {**settings_identity(embedding), "model": self.weights.model, "layers": layers}
         if self.weights.source_sha256 is not None:
             wanted["source_sha256"] = self.weights.source_sha256
@@ -292,7 +293,7 @@ class RunState:
             **table_settings(request.embedding, request.tables),
             "model": self.weights.model,
         }
-        manifest = self._manifest()
+        manifest = self.manifest()
         if manifest is not None:
             wanted["weights_sha256"] = manifest.sha256
         return why_stale(Products(report.made_from, files), request.folder, wanted, self.digests)

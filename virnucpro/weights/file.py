@@ -19,6 +19,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.limits import is_out_of_memory
 from virnucpro.base.records import record_text
 from virnucpro.base.safetensors_header import TensorEntry
+from virnucpro.base.space import check_space
 from virnucpro.weights.manifest import (
     METADATA_ENTRY,
     WAY_OUT,
@@ -72,6 +73,7 @@ def write_weights(
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
         entries[name] = TensorEntry(_NAMES[tensor.dtype], tuple(tensor.shape), begin, end)
+    check_space(Path(path).parent, end, f"writing the weights of {manifest.model}", largest=end)
     hasher = _BlockHasher()
     with atomic_path(path) as beside, beside.open("wb") as file:
         header = _header_bytes(entries, replace(manifest, sha256=UNKNOWN))

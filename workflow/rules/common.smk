@@ -35,6 +35,7 @@ try:
     from virnucpro.config import load_config, merged
     from virnucpro.config_files import config_sources
     from virnucpro.models.reference import planning_architecture
+    from virnucpro.report.plan import plan, planned_text, why_no_room
     from virnucpro.run_state import (
         end_dates_to_come,
         other_samples,
@@ -297,11 +298,27 @@ def sample_plots():
     )
 
 
-def closing_summary():
-    """What closes the run; a run of everything that has not made everything ends with an error."""
+def is_of_a_part():
+    """Whether not all of the run is asked for."""
     chosen = workflow.dag_settings
     parts = (chosen.targets, chosen.target_jobs, chosen.until, chosen.omit_from)
-    if any(parts) or chosen.batch is not None:
+    return any(parts) or chosen.batch is not None
+
+
+ENOUGH_TO_START = 1 << 22
+"""Bytes of a FASTA file that are read before a run, to see whether its results will fit on the disk."""
+
+
+def why_not_begun():
+    """Why the disk can't hold what the whole run makes, if so; a part of it is refused by its own jobs."""
+    if is_of_a_part():
+        return None
+    return why_no_room(run, plan(run, state, enough=ENOUGH_TO_START))
+
+
+def closing_summary():
+    """What closes the run; a run of everything that has not made everything ends with an error."""
+    if is_of_a_part():
         return "\n".join(stale_tables(state))
     wanted = [
         str(SUMMARY),
@@ -323,6 +340,4 @@ if workflow.is_main_process:
     atexit.register(state.digests.save)  # what input functions read is known at the end
 
 if DRY_RUN:
-    from virnucpro.report.plan import planned_text
-
-    logger.info(planned_text(run, state))
+    logger.info(planned_text(run, plan(run, state)))

@@ -1,0 +1,51 @@
+"""How many bytes chunk files and tables take, before they are written: never more than they will, and little less.
+
+Needs the standard library alone: the process that plans a run asks too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+VALUE = {"float32": 4, "float16": 2}
+"""Bytes of a number."""
+
+PER_PROTEIN = 16 + 4 + 4 + 4 + 1
+"""Bytes of a chunk file's other tensors: digests, lengths, windows, embedded, precision."""
+
+PER_RECORD = {"parquet": 4, "hdf5": 250, "npy": 4 + 2 + 5, "virnucpro_pt": 60}
+"""Bytes of a table beside a record's vectors, with the shortest id; headers of datasets in HDF5, pickled tensors."""
+
+
+def chunk_file_bytes(proteins: int, residues: int, *, embed_dim: int, layers: int, pooling: Collection[str]) -> int:
+    """Bytes of a chunk file.
+
+    Args:
+        proteins: in the chunk.
+        residues: of them all that are embedded; they count where each one's vector is kept.
+        embed_dim: the model's width.
+        layers: how many are kept.
+        pooling: what is kept of each.
+    """
+    vectors = proteins * ("mean" in pooling) + residues * ("per_residue" in pooling)
+    return PER_PROTEIN * proteins + 4 * vectors * layers * embed_dim
+
+
+def table_bytes(
+    formats: Iterable[str],
+    records: int,
+    residues: int,
+    *,
+    embed_dim: int,
+    layers: int,
+    pooling: Collection[str],
+    dtype: str,
+) -> dict[str, int]:
+    """Bytes of a sample's table in each of these formats; arguments as for :func:`chunk_file_bytes`, of its records."""
+    vectors = records * ("mean" in pooling) + residues * ("per_residue" in pooling)
+    numbers = vectors * layers * embed_dim
+    return {
+        name: PER_RECORD[name] * records
+        + (4 * records * embed_dim if name == "virnucpro_pt" else VALUE[dtype] * numbers)
+        for name in formats
+    }
