@@ -32,7 +32,7 @@ from virnucpro.storage.tables import TABLES
 
 for name, residues in [*((name, False) for name in TABLES), ("hdf5", True)]:
     try:
-        write_table(name, Path(sys.argv[1]) / name, 6000, residues=residues, length=2)
+        write_table(name, Path(sys.argv[1]) / name, 2500 if name == "hdf5" else 12_000, residues=residues, length=2)
     except UserError as error:
         print(name, error, flush=True)
 """
