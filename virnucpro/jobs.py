@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import signal
 import sys
@@ -59,12 +60,19 @@ def job(name: str, log: str | Path | None = None) -> Iterator[logging.Logger]:
         logger.error("error: %s", sentence)
         raise SystemExit(1) from None
     finally:
+        atexit.register(_ignore_stops)  # last, so that it is called first
         for number, handler in before.items():
             signal.signal(number, handler)
         for each in handlers:
             logger.removeHandler(each)
             with suppress(OSError):  # a full disk: the sentence is on standard error too
                 each.close()
+
+
+def _ignore_stops() -> None:
+    """What is done is done: a signal while libraries are being taken down would only print their tracebacks."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Stopped(BaseException):

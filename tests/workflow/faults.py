@@ -84,7 +84,7 @@ class Run:
         self.table.unlink()
         self.table.with_suffix(".json").unlink()
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, in_its_own_session: bool = False, target: str = TARGET) -> subprocess.Popen[str]:
         """Call Snakemake and do not wait."""
         paths = [str(HOOKS), *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(
@@ -92,7 +92,7 @@ class Run:
                 *(sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), "--directory", str(self.folder)),
                 *(self.arguments or ("--cores", "2")),
                 *arguments,
-                TARGET,
+                *filter(None, [target]),
                 *("--config", *(f"{key}={value}" for key, value in self.config.items())),
             ],
             cwd=ROOT,
@@ -100,6 +100,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=in_its_own_session,
         )
         self._started.append(process)
         return process
@@ -108,8 +109,8 @@ class Run:
         text, _ = process.communicate(timeout=timeout)
         return Result(process.returncode, text)
 
-    def call(self, *arguments: str) -> Result:
-        return self.finish(self.start(*arguments))
+    def call(self, *arguments: str, target: str = TARGET) -> Result:
+        return self.finish(self.start(*arguments, target=target))
 
     def struck(self, output: Path, seconds: float = 300) -> int:
         """Wait for the process that met its fault at this output, and give its id."""

@@ -140,6 +140,18 @@ def changed():
     return marker
 
 
+@cache
+def ask_for_what_until_names():
+    """Let Snakemake miss files of the rules that --until names, as it does with rules that are named as targets.
+
+    By itself (seen with 9.27) it asks which of them the rules need that are left out, and forgets those at a checkpoint:
+    it then ends with "Nothing to be done", or with nothing done, and no error.
+    """
+    last = workflow.dag_settings.until or ()
+    named = {rule for rule in workflow.rules if rule.name in last}
+    workflow.dag.targetrules = {*workflow.dag.targetrules, *named}
+
+
 def tied(why_stale, given=(), **products):
     """A rule's inputs, so that its output is made again for the reason that `why_stale` gives, and for no other.
 
@@ -159,6 +171,7 @@ def tied(why_stale, given=(), **products):
     products["given"] = ancient(files)
     if not workflow.is_main_process:
         return products
+    ask_for_what_until_names()
     products["changed"] = [str(changed())]
     # Asked by the process that plans alone: jobs do what they are told.
     reason = why_stale()
