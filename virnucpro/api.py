@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from virnucpro.base.settings import (
 )
 from virnucpro.base.space import check_space
 from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
-from virnucpro.chunking.size import chunk_size
+from virnucpro.chunking.size import chunk_sizes
 from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
@@ -81,6 +82,7 @@ def embed(
     """
     # torch takes seconds to load, so nothing of it is imported with the package.
     from virnucpro.chunking.split import split_proteins
+    from virnucpro.cuda.devices import job_devices
     from virnucpro.engine.job import embed_chunk
     from virnucpro.storage.chunk_file import why_not_chunk
     from virnucpro.storage.merge import merge_embeddings
@@ -106,9 +108,17 @@ def embed(
             prepare_weights(model, weights.file, source_sha256=weights.source_sha256, log=log.info)
         manifest = read_manifest(weights.file)
         kept = len(resolve_layers(settings.layers, manifest.layers))
-        size = chunk_size(wanted, embed_dim=manifest.embed_dim, layers=kept, pooling=settings.pooling)
+        sizes = chunk_sizes(
+            wanted,
+            parameters=manifest.parameters,
+            embed_dim=manifest.embed_dim,
+            layers=kept,
+            pooling=settings.pooling,
+        )
+        size = sizes["cpu" if job_devices(devices)[0] == "cpu" else "gpu"]
         split = SplitSettings(*size, manifest.embed_dim, settings.long_proteins, policies)
-        request = SampleRequest(folder, inputs, None, split, settings, tables)
+        also = tuple(replace(split, chunk_residues=other.residues) for other in sizes.values())
+        request = SampleRequest(folder, inputs, None, split, settings, tables, also=also)
         state = RunState({SAMPLE: request}, weights, digests)
         if (reason := state.split_stale(SAMPLE)) is not None:
             log.info("splitting %s (%s)", ", ".join(map(str, inputs)), reason)

@@ -26,9 +26,9 @@ from virnucpro.base.settings import (
     TableSettings,
 )
 from virnucpro.base.text import short
-from virnucpro.chunking.size import ChunkSize, chunk_size
+from virnucpro.chunking.size import ChunkSize, chunk_sizes
 from virnucpro.config_files import Source
-from virnucpro.models.reference import ModelRef, planning_architecture
+from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
 from virnucpro.samples import find_samples
 
 GROUPS = {
@@ -72,9 +72,15 @@ class RunConfig:
     model: ModelRef
     embedding: EmbeddingSettings
     tables: TableSettings
-    chunk_size: ChunkSize
+    chunk_sizes: dict[str, ChunkSize]
+    device: str
     gpus_per_job: int
     prefer_features: tuple[str, ...]
+
+    @property
+    def chunk_size(self) -> ChunkSize:
+        """The size of chunks for the devices that will embed them."""
+        return self.chunk_sizes[self.device]
 
     @property
     def split_policies(self) -> InputPolicies:
@@ -82,11 +88,12 @@ class RunConfig:
         return replace(self.policies, suspicious="accept") if self.input == "nucleotide" else self.policies
 
 
-def load_config(*sources: Source) -> RunConfig:
+def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
     """Check what the sources give, fill in the defaults, and find the sample files.
 
     Args:
         sources: where settings are given; a later one wins, setting by setting (``samples`` as a whole).
+        device: "gpu" or "cpu": what jobs will find; those that ask for no GPU run on a CPU.
 
     Raises:
         UserError: an unknown key, a value that is not allowed, settings that exclude each other, a missing file or two
@@ -111,7 +118,6 @@ def load_config(*sources: Source) -> RunConfig:
     tables = TableSettings(**_group(chosen, "merge"))
     layers = model.resolve(embedding.layers)
     tables.check(layers, embedding.pooling)
-    width = planning_architecture(model).embed_dim
     return RunConfig(
         samples=samples,
         policies=InputPolicies(**_fields(chosen, *(field.name for field in fields(InputPolicies)))),
@@ -120,7 +126,14 @@ def load_config(*sources: Source) -> RunConfig:
         model=model,
         embedding=embedding,
         tables=tables,
-        chunk_size=chunk_size(chosen["chunk_residues"], embed_dim=width, layers=len(layers), pooling=embedding.pooling),
+        chunk_sizes=chunk_sizes(
+            chosen["chunk_residues"],
+            parameters=planning_parameters(model),
+            embed_dim=planning_architecture(model).embed_dim,
+            layers=len(layers),
+            pooling=embedding.pooling,
+        ),
+        device=device if chosen["gpus_per_job"] else "cpu",
         **_fields(chosen, "input", "gpus_per_job", "prefer_features"),
         **_group(chosen, "nucleotide"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,11 @@ def run_state(run: RunConfig) -> RunState:
     digests = FileDigests(run.results / DIGESTS)
     width = planning_architecture(run.model).embed_dim
     split = SplitSettings(*run.chunk_size, width, run.embedding.long_proteins, run.split_policies)
+    # A split for other devices serves as well: chunks that are done there are not lost here.
+    also = tuple(replace(split, chunk_residues=size.residues) for size in run.chunk_sizes.values())
     window = run.window if run.input == "nucleotide" else None
     samples = {
-        name: SampleRequest(run.results / name, files, window, split, run.embedding, run.tables, run.policies)
+        name: SampleRequest(run.results / name, files, window, split, run.embedding, run.tables, run.policies, also)
         for name, files in run.samples.items()
     }
     return RunState(samples, WeightsRequest.of(run.model, run.resources, digests), digests)

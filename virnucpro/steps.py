@@ -12,8 +12,9 @@ import sys
 
 from virnucpro.base.digest import FileDigests, file_sha256, write_products
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
-from virnucpro.chunking.size import chunk_size
-from virnucpro.models.reference import ModelRef, planning_architecture
+from virnucpro.chunking.size import chunk_sizes
+from virnucpro.cuda.visible import has_gpu
+from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
 from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.state import (
@@ -111,7 +112,13 @@ def _split(given: argparse.Namespace) -> None:
     wanted = values(given, ["layers", "pooling", "chunk_residues"])
     width = planning_architecture(model).embed_dim
     layers = len(model.resolve(wanted["layers"]))
-    size = chunk_size(wanted["chunk_residues"], embed_dim=width, layers=layers, pooling=wanted["pooling"])
+    size = chunk_sizes(
+        wanted["chunk_residues"],
+        parameters=planning_parameters(model),
+        embed_dim=width,
+        layers=layers,
+        pooling=wanted["pooling"],
+    )["gpu" if has_gpu() else "cpu"]
     split_proteins(
         given.fasta,
         sample.index,

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.stub_chunks import stub_statistics, write_stub_chunk
 from tests.unit.test_report_plots import protein
 from virnucpro.base.digest import file_sha256, write_products
-from virnucpro.chunking.size import ChunkSize, chunk_size
+from virnucpro.chunking.size import ChunkSize
 from virnucpro.chunking.split import split_proteins
 from virnucpro.config import RunConfig, load_config
 from virnucpro.config_files import Source
@@ -97,7 +97,7 @@ def test_the_number_of_chunks_predicted_is_the_number_that_is_split(run: Any) ->
     config = run(layers=[0], model="esm2_demo")
     assert config.chunk_size.multiple_of == 1
     for size in (ChunkSize(9_000, 8), ChunkSize(10_000, 8), ChunkSize(10_000, 1), ChunkSize(10**6, 8)):
-        (sample,) = planned(replace(config, chunk_size=size))
+        (sample,) = planned(replace(config, chunk_sizes={"gpu": size}))
         counts = split_proteins(
             [Path("own.faa")],
             Path("index"),
@@ -107,8 +107,37 @@ def test_the_number_of_chunks_predicted_is_the_number_that_is_split(run: Any) ->
         )
         assert sample.chunks == counts.chunks
         assert sample.tokens == counts.unique_residues + 2 * counts.unique
-    assert chunk_size("auto", embed_dim=2560, layers=1, pooling=("mean",)) == ChunkSize(20_000_000, 8)
     assert run(chunk_residues="auto").chunk_size.multiple_of == 8
+
+
+def test_chunks_are_sized_by_model_and_device_and_a_split_for_the_other_device_serves(run: Any) -> None:
+    records = [(f"p{number}", protein(300, number)) for number in range(90)]
+    Path("own.faa").write_text("".join(f">{name}\n{sequence}\n" for name, sequence in records))
+    gpu, cpu = run(chunk_residues="auto"), run(chunk_residues="auto", gpus_per_job=0)
+    assert (gpu.chunk_size, cpu.chunk_size) == (ChunkSize(20_000_000, 8), ChunkSize(21_000, 8))
+    assert (planned(gpu)[0].chunks, planned(cpu)[0].chunks) == (1, 8)
+    folder, size = cpu.results / "own", cpu.chunk_size
+    counts = split_proteins(
+        [Path("own.faa")],
+        folder / "proteins.parquet",
+        folder / "chunks",
+        chunk_residues=size.residues,
+        multiple_of=size.multiple_of,
+    )
+    assert counts.chunks == 8
+    assert [planned(config)[0].chunks for config in (cpu, gpu)] == [8, 8], "what is done on a CPU counts on a GPU"
+    assert run_state(run(chunk_residues=20_000_000)).split_stale("own") == "made with another chunk residues"
+    sizes = {
+        model: run(chunk_residues="auto", model=model).chunk_sizes
+        for model in ("esm2_t48_15B_UR50D", "esm2_t33_650M_UR50D", "esm2_demo")
+    }
+    assert [(size["gpu"].residues, size["cpu"].residues) for size in sizes.values()] == [
+        (3_800_000, 4_000),
+        (40_000_000, 92_000),
+        (40_000_000, 40_000_000),
+    ]
+    Path("fine_tuned.pt").write_bytes(bytes(4 * 7_400_000))
+    assert run(chunk_residues="auto", model="fine_tuned.pt").chunk_sizes["cpu"].residues == 8_100_000
 
 
 def test_a_sample_without_proteins(run: Any) -> None:

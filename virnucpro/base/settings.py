@@ -197,9 +197,9 @@ SETTINGS = {
         ),
         Setting(
             "chunk_residues",
-            "Residues in a chunk, the unit of work that is embedded by one job and lost when that job is. auto is 20 "
-            "million (about ten minutes of esm2_t36_3B_UR50D on a data-centre GPU), less when whole residues are "
-            "written.",
+            "Residues in a chunk, the unit of work that is embedded by one job and lost when that job is. auto is some "
+            "ten minutes, by the model and by whether jobs have a GPU: 20 million for esm2_t36_3B_UR50D on a GPU, "
+            "21,000 on a CPU; 40 million at most, and less when whole residues are written.",
             "auto",
             words=("auto",),
             numbers=(1, 2**53),

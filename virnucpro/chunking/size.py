@@ -8,8 +8,15 @@ from typing import NamedTuple
 SPECIAL_TOKENS = 2
 """BOS and EOS."""
 
-MEAN_RESIDUES = 20_000_000
-"""About ten minutes of the 3B model on a data-centre GPU; loading the model costs a job some seconds."""
+MINUTES = 10
+"""What a chunk of automatic size takes, about: it is lost when its job is stopped, and loading the model costs a job
+seconds."""
+
+OPERATIONS_PER_SECOND = {"gpu": 190e12, "cpu": 4 * 50e9}
+"""What embedding keeps up on a data-centre GPU in half precision (an A100 has 312e12), and on four cores in float32."""
+
+MOST_RESIDUES = 40_000_000
+"""The job holds its chunk in main memory: some 100 bytes a residue. So small models get less than ten minutes."""
 
 PER_RESIDUE_BYTES = 2_000_000_000
 """A chunk file with every residue's vector is held in memory by the job that writes it."""
@@ -26,18 +33,32 @@ class ChunkSize(NamedTuple):
     multiple_of: int
 
 
-def chunk_size(wanted: int | str, *, embed_dim: int, layers: int, pooling: Collection[str]) -> ChunkSize:
-    """The size of chunks for a model of width ``embed_dim`` of which so many layers are kept.
+def chunk_sizes(
+    wanted: int | str, *, parameters: int, embed_dim: int, layers: int, pooling: Collection[str]
+) -> dict[str, ChunkSize]:
+    """The size of chunks for jobs on a GPU and on a CPU, by "gpu" and "cpu".
 
     Args:
-        wanted: residues, or "auto".
+        wanted: residues, or "auto": about :data:`MINUTES`, at two operations a parameter and residue.
+        parameters: of the model.
+        embed_dim: its width.
+        layers: of how many the representation is kept.
+        pooling: what is kept; each residue's vector makes chunks smaller.
+
+    >>> auto = chunk_sizes("auto", parameters=2_832_442_880, embed_dim=2560, layers=1, pooling=["mean"])
+    >>> auto["gpu"].residues, auto["cpu"].residues
+    (20000000, 21000)
     """
     if wanted != "auto":
-        return ChunkSize(int(wanted), 1)
-    residues = MEAN_RESIDUES
+        return dict.fromkeys(OPERATIONS_PER_SECOND, ChunkSize(int(wanted), 1))
+    most = MOST_RESIDUES
     if "per_residue" in pooling:
-        residues = max(1, min(MEAN_RESIDUES, PER_RESIDUE_BYTES // (4 * embed_dim * layers)))
-    return ChunkSize(residues, AUTO_MULTIPLE)
+        most = max(1, min(most, PER_RESIDUE_BYTES // (4 * embed_dim * layers)))
+    sizes = {}
+    for device, rate in OPERATIONS_PER_SECOND.items():
+        residues = 60 * MINUTES * rate / (2 * parameters)
+        sizes[device] = ChunkSize(min(most, int(float(f"{residues:.1e}"))), AUTO_MULTIPLE)
+    return sizes
 
 
 def chunk_count(residues: int, proteins: int, chunk_residues: int, multiple_of: int = 1) -> int:

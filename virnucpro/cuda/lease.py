@@ -34,12 +34,11 @@ from pathlib import Path
 
 from virnucpro.base.atomic import is_still
 from virnucpro.base.errors import UserError
-from virnucpro.cuda.visible import VisibleDevice, device_nodes, list_gpus, visible_devices
+from virnucpro.cuda.visible import VISIBLE, VisibleDevice, device_nodes, list_gpus, visible_devices
 
 LEASE_DIRECTORY = Path("/tmp/virnucpro-leases")
 """Where the locks lie. Not ``tempfile.gettempdir()``: ``TMPDIR`` differs from job to job."""
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NOTE = b"A lock for one GPU, held while a virnucpro job runs on it. Safe to delete when none runs.\n"
 
 

@@ -8,6 +8,7 @@ CUDA reads it (CUDA C++ programming guide, "CUDA environment variables").
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.base.errors import UserError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 _GPU_LINE = re.compile(r"^GPU (?P<index>\d+): (?P<name>.*) \(UUID: (?P<uuid>GPU-[^)]+)\)$")
 _MIG_LINE = re.compile(r"^\s+MIG .*\(UUID: (?P<uuid>MIG-[^)]+)\)$")
@@ -105,6 +108,14 @@ def _gpus_of_driver(folder: Path) -> list[Gpu] | None:
 def device_nodes(folder: Path = Path("/dev")) -> int:
     """How many GPUs this process could open: CUDA needs /dev/nvidia0, /dev/nvidia1, ..."""
     return sum(path.name[6:].isdecimal() for path in folder.glob("nvidia*"))
+
+
+def has_gpu() -> bool:
+    """Whether a job that starts here finds a GPU, as far as can be told without starting CUDA."""
+    try:
+        return bool(visible_devices(os.environ.get(VISIBLE), list_gpus(), device_nodes()))
+    except UserError:
+        return True  # a driver that hangs has one
 
 
 def split_visible(value: str) -> list[str]:

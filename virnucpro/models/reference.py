@@ -74,6 +74,13 @@ KNOWN = {**ESM2_MODELS, DEMO_MODEL: DEMO_ARCHITECTURE}
 """Models that are known by name."""
 
 
+def planning_parameters(model: ModelRef) -> int:
+    """How many numbers the model has, about; of a checkpoint whose name tells nothing, by the size of its file."""
+    if model.name not in KNOWN and model.path is not None and model.path.is_file():
+        return max(1, model.path.stat().st_size // 4)
+    return planning_architecture(model).parameters
+
+
 def planning_architecture(model: ModelRef) -> Architecture:
     """Sizes to plan with before a checkpoint has been read: one whose name tells nothing is taken for the default."""
     return KNOWN.get(model.name, KNOWN[default("model")])

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-VALUE = {"float32": 4, "float16": 2}
-"""Bytes of a number."""
+from virnucpro.storage.tables import TABLES
 
 PER_PROTEIN = 16 + 4 + 4 + 4 + 1
 """Bytes of a chunk file's other tensors: digests, lengths, windows, embedded, precision."""
-
-PER_RECORD = {"parquet": 4, "hdf5": 250, "npy": 4 + 2 + 5, "virnucpro_pt": 60}
-"""Bytes of a table beside a record's vectors, with the shortest id; headers of datasets in HDF5, pickled tensors."""
 
 
 def chunk_file_bytes(proteins: int, residues: int, *, embed_dim: int, layers: int, pooling: Collection[str]) -> int:
@@ -43,9 +39,8 @@ def table_bytes(
 ) -> dict[str, int]:
     """Bytes of a sample's table in each of these formats; arguments as for :func:`chunk_file_bytes`, of its records."""
     vectors = records * ("mean" in pooling) + residues * ("per_residue" in pooling)
-    numbers = vectors * layers * embed_dim
-    return {
-        name: PER_RECORD[name] * records
-        + (4 * records * embed_dim if name == "virnucpro_pt" else VALUE[dtype] * numbers)
-        for name in formats
+    value = int(dtype.removeprefix("float")) // 8
+    numbers = dict.fromkeys(formats, value * vectors * layers) | {
+        name: 4 * records for name in formats if name == "virnucpro_pt"
     }
+    return {name: TABLES[name].per_record * records + number * embed_dim for name, number in numbers.items()}

@@ -97,6 +97,7 @@ class SampleRequest(SampleFiles):
         inputs: its FASTA files, in order; contigs when there is a ``window``.
         window: bases of a window that contigs are cut into; None for proteins.
         policies: what is done about records of contigs that can't simply be translated.
+        also: splits that will do as well as ``split``.
     """
 
     inputs: tuple[Path, ...]
@@ -105,6 +106,7 @@ class SampleRequest(SampleFiles):
     embedding: EmbeddingSettings
     tables: TableSettings
     policies: InputPolicies = InputPolicies()
+    also: tuple[SplitSettings, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class RunState:
             return f"{SPLIT_RECORD} {error.reason}"
         if split.inputs != tuple(self._sha256(path) for path in inputs):
             return "its FASTA files have changed"
-        if split.settings != request.split:
+        if split.settings not in (request.split, *request.also):
             wanted = asdict(request.split) | asdict(request.split.policies)
             made_with = asdict(split.settings.policies) | asdict(split.settings)
             changed = [name for name, value in made_with.items() if wanted[name] != value]

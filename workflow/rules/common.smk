@@ -34,6 +34,7 @@ try:
     from virnucpro.chunking.manifest import ChunkManifest
     from virnucpro.config import load_config, merged
     from virnucpro.config_files import config_sources
+    from virnucpro.cuda.visible import has_gpu
     from virnucpro.models.reference import planning_architecture
     from virnucpro.report.plan import plan, planned_text, why_no_room
     from virnucpro.run_state import (
@@ -57,9 +58,31 @@ if CLONE is None and workflow.deployment_settings.deployment_method:
         "clone the repository and give the path of its workflow/Snakefile, or leave conda out"
     )
 
+
+def device_of_jobs():
+    """Whether embed jobs will find a GPU ("gpu") or not ("cpu"), for chunks of automatic size.
+
+    Jobs of this machine find what is here, those of a cluster what they ask for. The process that plans says it to its
+    jobs, which would find another answer elsewhere.
+    """
+    if workflow.is_main_process:
+        # Which executor it is, Snakemake (seen with 9.27) tells later, and in a dry run never: a cluster's has a
+        # number of jobs, a local one of cores. In a dry run -j is taken for the former.
+        given = {argument.partition("=")[0] for argument in sys.argv}
+        named = {"-e", "--executor", "--profile"} & given or os.getenv(
+            "SNAKEMAKE_PROFILE"
+        )
+        is_dry = getattr(workflow.output_settings, "dryrun", False)
+        on_cluster = workflow.resource_settings.nodes and (named or not is_dry)
+        os.environ[DEVICE] = "gpu" if on_cluster or has_gpu() else "cpu"
+    return os.getenv(DEVICE, "gpu")
+
+
+DEVICE = "VIRNUCPRO_DEVICE_OF_JOBS"
+
 try:
     sources = config_sources(workflow, config, CLONE)
-    run = load_config(*sources)
+    run = load_config(*sources, device=device_of_jobs())
 except UserError as error:
     sys.exit(f"error: {error}")
 config = merged(sources)  # what scripts and reports see: as it was given

@@ -22,19 +22,24 @@ if TYPE_CHECKING:
 
 
 class TableFormat(NamedTuple):
-    """One format: its table's name in a sample's folder, whether that is a folder, our module, and the library."""
+    """One format: its table's name in a sample's folder, whether that is a folder, our module, and the library.
+
+    ``per_record`` are the bytes that a record takes at least, beside its vectors: the shortest id, headers of its
+    dataset in HDF5, of its pickled tensor.
+    """
 
     name: str
     is_folder: bool
     module: str
     library: str
+    per_record: int
 
 
 TABLES = {
-    "parquet": TableFormat("embeddings.parquet", False, "parquet", "pyarrow"),
-    "hdf5": TableFormat("embeddings.h5", False, "hdf5", "h5py"),
-    "virnucpro_pt": TableFormat("virnucpro_pt", True, "virnucpro_pt", "torch"),
-    "npy": TableFormat("embeddings_npy", True, "npy", "numpy"),
+    "parquet": TableFormat("embeddings.parquet", False, "parquet", "pyarrow", 4),
+    "hdf5": TableFormat("embeddings.h5", False, "hdf5", "h5py", 250),
+    "virnucpro_pt": TableFormat("virnucpro_pt", True, "virnucpro_pt", "torch", 60),
+    "npy": TableFormat("embeddings_npy", True, "npy", "numpy", 11),
 }
 """The formats, by the names that the configuration uses."""
 
