@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import pytest
 from virnucpro.base.errors import UserError
 from virnucpro.cuda import lease as lease_module
 from virnucpro.cuda.lease import LEASE_DIRECTORY, lease_devices
-from virnucpro.cuda.visible import list_gpus
+from virnucpro.cuda.visible import list_gpus, parse_gpu_list, visible_devices
 
 ROOT = Path(__file__).parents[2]
 LOG = logging.getLogger("test_lease")
@@ -280,7 +281,8 @@ def test_lock_files_serve_every_user(tmp_path: Path) -> None:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o1777
     files = sorted(path for path in (tmp_path / "locks").iterdir())
-    assert [path.name for path in files] == [*sorted(f"{uuid.lower()}.lock" for uuid in UUIDS), "turn.lock"]
+    numbers = [f"{socket.gethostname()}-unknown-{number}.lock" for number in range(4)]
+    assert [path.name for path in files] == sorted([*(f"{uuid.lower()}.lock" for uuid in UUIDS), "turn.lock", *numbers])
     for path in files:
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
         assert b"Safe to delete" in path.read_bytes()
@@ -358,6 +360,11 @@ def test_a_turn_that_somebody_keeps_is_told(tmp_path: Path, start: Start) -> Non
     line = waiter.stderr.readline()
     assert line.startswith(f"Waiting for {tmp_path / 'locks' / 'turn.lock'}")
     assert f"held by process {keeper.pid}" in line
+    with (
+        pytest.raises(UserError, match=rf"turn\.lock has been held for .*by process {keeper.pid}\): end that process"),
+        lease_devices(1, directory=tmp_path / "locks", logger=LOG, poll_seconds=0.01, turn_seconds=0.2),
+    ):
+        pass
     keeper.communicate("\n", timeout=20)
     waiter.communicate(timeout=20)
     assert waiter.returncode == 0
@@ -419,6 +426,40 @@ def test_gpus_that_cannot_be_listed_are_told_apart_by_number(
         with lease_devices(1, **quick) as other:  # type: ignore[arg-type]
             assert (one, other) == (["0"], ["1"])
     assert "told apart by number alone" in caplog.text
+
+
+def test_one_gpu_is_one_lock_for_those_who_know_its_number_alone(
+    tmp_path: Path, start: Start, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nvidia-smi works for one job, and fails for the next one: it takes none of the first's GPUs."""
+    start(3, 60, CUDA_VISIBLE_DEVICES="0,1,3")
+    wait_until(lambda: len(journal(tmp_path)) == 1)
+    (machine / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    monkeypatch.setattr(lease_module, "device_nodes", lambda: 4)
+    if list_gpus() is not None:
+        pytest.skip("this machine's driver lists its GPUs")
+    with lease_devices(1, directory=tmp_path / "locks", logger=LOG) as got:
+        assert got == ["2"]
+        (machine / "nvidia-smi").write_text(f"#!/bin/sh\ncat {machine}/list\n")
+        late = start(1, 0)
+        assert late.stderr is not None
+        assert late.stderr.readline().startswith("Waiting for 1 free GPU")
+    assert late.wait(LONGEST_WAIT) == 0
+
+
+def test_a_slice_is_part_of_its_gpu_for_those_who_see_no_slices(tmp_path: Path) -> None:
+    gpu = f"GPU 0: NVIDIA A100 (UUID: {UUIDS[0]})\n"
+    slices = [f"MIG-{digit * 8}-0000-0000-0000-000000000000" for digit in "12"]
+    sliced = parse_gpu_list(gpu + "".join(f"  MIG 3g.20gb  Device 0: (UUID: {name})\n" for name in slices))
+    files = {
+        device.token: locks
+        for known in (parse_gpu_list(gpu), sliced)
+        for locks, device in lease_module._lock_paths(visible_devices(None, known), tmp_path, "").items()
+    }
+    whole = files[UUIDS[0]]
+    assert [whole.alone in files[name].shared for name in slices] == [True, True]
+    assert len({locks.alone for locks in files.values()}) == 3
+    assert len({locks.shared[-1] for locks in files.values()}) == 1, "the GPU's number"
 
 
 def test_directory_emptied_under_the_holder(tmp_path: Path, start: Start) -> None:

@@ -13,12 +13,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from virnucpro.base.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+NUMBERED = "unknown-"
+"""How the identity of a GPU begins that is known by its number alone: on this host, in the driver's order."""
 
 _GPU_LINE = re.compile(r"^GPU (?P<index>\d+): (?P<name>.*) \(UUID: (?P<uuid>GPU-[^)]+)\)$")
 _MIG_LINE = re.compile(r"^\s+MIG .*\(UUID: (?P<uuid>MIG-[^)]+)\)$")
@@ -46,11 +49,13 @@ class VisibleDevice:
     """One device that a job can be given.
 
     ``token`` is what CUDA understands in ``CUDA_VISIBLE_DEVICES``; ``identity`` is the same text for
-    the same physical device, however it was named.
+    the same physical device, however it was named. ``coarser`` are the identities that it has for a process that can
+    tell less: the whole GPU of a MIG slice, and the GPU's number where the driver does not answer.
     """
 
     token: str
     identity: str
+    coarser: tuple[str, ...] = field(default=(), compare=False)
 
 
 def parse_gpu_list(text: str) -> list[Gpu]:
@@ -159,9 +164,9 @@ def visible_devices(visible: str | None, gpus: Sequence[Gpu] | None, nodes: int 
     """
     if gpus is None:
         entries = [str(number) for number in range(nodes)] if visible is None else split_visible(visible)
-        return [VisibleDevice(one, f"unknown-{one}" if one.isdecimal() else one.lower()) for one in entries]
+        return [VisibleDevice(one, _numbered(one) if one.isdecimal() else one.lower()) for one in entries]
     if visible is None:
-        return [VisibleDevice(unit, unit.lower()) for gpu in gpus for unit in gpu.units]
+        return [_device(unit, gpus) for gpu in gpus for unit in gpu.units]
     entries = split_visible(visible)
     devices: list[VisibleDevice] = []
     for entry in entries:
@@ -170,8 +175,19 @@ def visible_devices(visible: str | None, gpus: Sequence[Gpu] | None, nodes: int 
             break
         if any(device.identity == unit.lower() for device in devices):
             return []
-        devices.append(VisibleDevice(unit, unit.lower()))
+        devices.append(_device(unit, gpus))
     return devices
+
+
+def _device(unit: str, gpus: Sequence[Gpu]) -> VisibleDevice:
+    gpu = next(gpu for gpu in gpus if unit in gpu.units)
+    coarser = [gpu.uuid.lower()] if unit in gpu.mig else []
+    return VisibleDevice(unit, unit.lower(), (*coarser, _numbered(gpu.index)))
+
+
+def _numbered(number: str | int) -> str:
+    """The identity of a GPU of which nothing but its number is known."""
+    return f"{NUMBERED}{number}"
 
 
 def _find_unit(entry: str, gpus: Sequence[Gpu]) -> str | None:
