@@ -53,7 +53,7 @@ def ours(
     budget = budget or default_budget(architecture.embed_dim, device, 1, dtype)
 
     def run() -> None:
-        packed = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("full")), ESM2_FAMILY.tokenizer)
+        packed = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("full")), ESM2_FAMILY.tokenizer())
         outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim, per_residue=False)
         run_model(model, packed, outputs, names=names, token_budget=budget, logger=LOGGER)
         outputs.finish()

@@ -224,7 +224,7 @@ def embed_packed(
     """Embed as a job does: the embeddings, the seconds of a second run, and what computed them."""
     model = build_model(state, architecture, device=device, dtype=dtype, logger=logger)
     lengths = np.array([len(ids) for ids in proteins])
-    packed = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("full")), ESM2_FAMILY.tokenizer)
+    packed = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("full")), ESM2_FAMILY.tokenizer())
     last = architecture.layers
 
     def run() -> Embedded:

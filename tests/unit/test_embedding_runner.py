@@ -68,7 +68,7 @@ class Memory:
 
 def run(forward: Any, budget: int, lengths: np.ndarray = LENGTHS) -> tuple[Outputs, RunCounts]:
     proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
-    work = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("window", 20, 10)), ESM2_FAMILY.tokenizer)
+    work = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("window", 20, 10)), ESM2_FAMILY.tokenizer())
     outputs = Outputs(lengths, (1,), 2, per_residue=True)
     progress = Progress(len(lengths), int(work.length.sum()), int(work.tokens_before[-1]), where="x", logger=LOGGER)
     names = [f"p{row}" for row in range(len(lengths))]

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 rattler = pytest.importorskip("rattler", reason="pip install py-rattler")
 SolverError = pytest.importorskip("rattler.exceptions").SolverError
@@ -57,7 +58,8 @@ def read(name: str) -> tuple[list[str], list[str]]:
 
 def constraints() -> dict[str, str]:
     lines = (ROOT / "envs" / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    pins = (line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pins}
 
 
 def name_of(spec: str) -> str:
@@ -86,7 +88,9 @@ def test_conda_pins_admit_the_tested_versions(name: str) -> None:
 def requirements(package: str) -> set[str]:
     """What an installed package asks for, without extras."""
     parsed = map(Requirement, requires(package) or [])
-    return {each.name for each in parsed if each.marker is None or each.marker.evaluate({"extra": ""})}
+    return {
+        canonicalize_name(each.name) for each in parsed if each.marker is None or each.marker.evaluate({"extra": ""})
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,8 +100,9 @@ def test_pip_pins_are_the_constraints_and_complete(name: str) -> None:
     tested = constraints()
     for pin in pins:
         package, version = pin.split("==")
-        assert tested[package] == version, pin
-    there = {CONDA_TO_PYPI.get(name_of(spec), name_of(spec)) for spec in specs} | {pin.split("==")[0] for pin in pins}
+        assert tested[canonicalize_name(package)] == version, pin
+    there = {CONDA_TO_PYPI.get(name_of(spec), name_of(spec)) for spec in specs}
+    there |= {canonicalize_name(pin.split("==")[0]) for pin in pins}
     for pin in pins:
         for requirement in requirements(pin.split("==")[0]):
             assert requirement in there, f"{pin} needs {requirement}"
@@ -165,7 +170,8 @@ def third_party(script: str) -> set[str]:
 def modules(name: str) -> set[str]:
     specs, pins = read(name)
     packages = {CONDA_TO_PYPI.get(name_of(spec), name_of(spec)) for spec in specs} - NOT_FROM_PYPI
-    return {IMPORTED_AS.get(package, package) for package in packages | {pin.split("==")[0] for pin in pins}}
+    packages |= {canonicalize_name(pin.split("==")[0]) for pin in pins}
+    return {IMPORTED_AS.get(package, package) for package in packages}
 
 
 @pytest.mark.parametrize("name", NAMES)

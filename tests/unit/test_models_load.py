@@ -130,13 +130,13 @@ def test_what_no_family_reads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         families.read_checkpoint(tmp_path)
     torch.save({"encoder.embeddings.token_type_embeddings.weight": torch.zeros(2, 4)}, tmp_path / "bert.bin")
-    with pytest.raises(UserError, match="is a BERT: esm2 is read"):
+    with pytest.raises(UserError, match="is a BERT: esm2 or mosaic_bert is read"):
         families.read_checkpoint(tmp_path / "bert.bin")
     with pytest.raises(UserError, match="no checkpoint at"):
         families.read_checkpoint(tmp_path / "esm2_none.pt")
 
 
 def test_the_tokenizer_of_esm2() -> None:
-    tokenizer = ESM2_FAMILY.tokenizer
+    tokenizer = ESM2_FAMILY.tokenizer()
     assert (tokenizer.begin, tokenizer.end) == ((0,), (2,))
-    assert tokenizer.encode(b"LAG", "p").tolist() == [4, 5, 6]
+    assert [ids.tolist() for ids in tokenizer.encode([b"LAG"], ["p"])] == [[4, 5, 6]]

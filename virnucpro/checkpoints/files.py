@@ -10,14 +10,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
 
-CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+CONFIG, ADAPTER_CONFIG, TOKENIZER = "config.json", "adapter_config.json", "tokenizer.json"
 
 WEIGHTS = ("model", "pytorch_model")
 """What files of weights are called in a folder, safetensors first; an adapter's are called ``adapter_model``."""
@@ -40,15 +40,19 @@ class CheckpointFiles:
         weights: the files of tensors, in order.
         index: names the file of each tensor, where there are several.
         config: the model's or adapter's configuration.
+        tokenizer: what the model's tokens are, as HuggingFace's ``tokenizers`` keeps it.
     """
 
     path: Path
     weights: tuple[Path, ...]
     index: Path | None = None
     config: Path | None = None
+    tokenizer: Path | None = None
 
     def __iter__(self) -> Any:
-        return iter((*self.weights, *(extra for extra in (self.index, self.config) if extra is not None)))
+        return iter(
+            (*self.weights, *(extra for extra in (self.index, self.config, self.tokenizer) if extra is not None))
+        )
 
     @property
     def revision(self) -> str:
@@ -64,8 +68,8 @@ class CheckpointFiles:
 def checkpoint_files(path: Path) -> CheckpointFiles:
     """The files of a checkpoint: of a folder with ``config.json``, of a repository in the hub's cache, or one file.
 
-    ``config.json`` counts for a file of its folder too, where that is called as transformers calls its files
-    (``.safetensors``, ``.bin``).
+    ``config.json`` and ``tokenizer.json`` count for a file of their folder too, where that is called as transformers
+    calls its files (``.safetensors``, ``.bin``).
 
     Raises:
         UserError: nothing there is a checkpoint, a shard is missing, or something leads out of the folder.
@@ -87,7 +91,7 @@ def checkpoint_files(path: Path) -> CheckpointFiles:
             raise UserError(
                 f"{path} holds a model and an adapter: set `adapter:` to it too, or move {ADAPTER_CONFIG} away"
             )
-        return found
+        return replace(found, tokenizer=_own_file(folder, TOKENIZER))
     if not path.exists():
         raise UserError(f"no checkpoint at {path.absolute()}")
     if not path.is_file():
@@ -99,8 +103,11 @@ def checkpoint_files(path: Path) -> CheckpointFiles:
     shard = _SHARD.fullmatch(path.name)
     if shard is not None and int(shard["count"]) > 1:
         raise UserError(f"{path} is one of {int(shard['count'])} parts of a checkpoint: give its folder, {path.parent}")
-    config = _own_file(path.parent, CONFIG) if path.suffix in SUFFIXES else None
-    return CheckpointFiles(path, (path,), config=config)
+    if path.suffix not in SUFFIXES:
+        return CheckpointFiles(path, (path,))
+    return CheckpointFiles(
+        path, (path,), config=_own_file(path.parent, CONFIG), tokenizer=_own_file(path.parent, TOKENIZER)
+    )
 
 
 def adapter_files(path: Path) -> CheckpointFiles:

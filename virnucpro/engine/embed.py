@@ -21,7 +21,7 @@ from virnucpro.base.settings import EmbeddingSettings, resolve_layers
 from virnucpro.chunking.cost import embedded_residues
 from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces, padding_avoided
-from virnucpro.engine.load import load_model
+from virnucpro.engine.load import load_model, load_tokenizer
 from virnucpro.engine.run import (
     Outputs,
     Progress,
@@ -32,7 +32,6 @@ from virnucpro.engine.run import (
     run_batches,
 )
 from virnucpro.models.base import Model, ModelFacts
-from virnucpro.models.families import family_named
 from virnucpro.models.precision import dtype_name, exact_products, resolve_precision
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics
 from virnucpro.weights.manifest import WeightsManifest
@@ -78,13 +77,14 @@ def embed_proteins(
             fit into memory or has no finite embedding in any type.
     """
     device = parse_device(device)
-    tokenizer = family_named(manifest.architecture.family).tokenizer
+    tokenizer = load_tokenizer(weights, manifest)
     layers = resolve_layers(settings.layers, manifest.layers)
-    tokens = [tokenizer.encode(protein.sequence, protein.id) for protein in proteins]
+    names = [protein.id for protein in proteins]
+    tokens = tokenizer.encode([protein.sequence for protein in proteins], names)
+    letters = np.array([len(protein.sequence) for protein in proteins], dtype=np.int64)
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     pieces = cut_into_pieces(lengths, settings.long_proteins)
     embedded = embedded_residues(lengths, settings.long_proteins)
-    names = [protein.id for protein in proteins]
 
     def load(precision: str, kernels: str) -> Model:
         return load_model(
@@ -127,7 +127,7 @@ def embed_proteins(
         outputs.finish()
     seconds = time.perf_counter() - started
     tensors: dict[str, NDArray[Any]] = {
-        "lengths": lengths.astype(np.int32),
+        "lengths": letters.astype(np.int32),
         "windows": np.bincount(pieces.row, minlength=len(proteins)).astype(np.int32),
         "embedded": embedded.astype(np.int32),
         "precision": precision,
@@ -139,7 +139,7 @@ def embed_proteins(
         tensors |= {f"residues.{layer}": values for layer, values in outputs.residues.items()}
     statistics = RunStatistics(
         proteins=len(proteins),
-        residues=int(lengths.sum()),
+        residues=int(letters.sum()),
         tokens=counts.tokens,
         seconds=seconds,
         load_seconds=started - loading,

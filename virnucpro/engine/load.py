@@ -12,11 +12,11 @@ from torch import Tensor
 from virnucpro.attention import PackedAttention, choose_attention
 from virnucpro.base.errors import UserError
 from virnucpro.cuda.devices import current_device, device_name, parse_device
-from virnucpro.models.base import Model, Sizes
+from virnucpro.models.base import Model, Sizes, Tokenizer
 from virnucpro.models.families import family_named
 from virnucpro.models.precision import dtype_name, parameter_dtype, resolve_precision
 from virnucpro.weights.file import load_weights
-from virnucpro.weights.manifest import WeightsManifest
+from virnucpro.weights.manifest import WeightsManifest, read_tokenizer
 
 
 def load_model(
@@ -55,6 +55,15 @@ def load_model(
         logger=logger,
         name=str(weights),
     )
+
+
+def load_tokenizer(weights: Path, manifest: WeightsManifest) -> Tokenizer:
+    """The tokenizer of prepared weights.
+
+    Raises:
+        UserError: there are no such weights, or they are damaged.
+    """
+    return family_named(manifest.architecture.family).tokenizer(read_tokenizer(weights))
 
 
 def build_model(

@@ -7,8 +7,9 @@ its sizes, which need no torch, in :mod:`virnucpro.models.reference`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -94,20 +95,21 @@ class Model(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Residues to token ids.
+    """Letters to token ids.
 
     Attributes:
-        begin, end: ids of the special tokens that every sequence gets before and after its own.
+        begin, end: ids of the special tokens that every piece of a sequence gets before and after its own, and whose
+            representations are not kept.
     """
 
     begin: tuple[int, ...]
     end: tuple[int, ...]
 
-    def encode(self, sequence: bytes, name: str) -> np.ndarray:
-        """Token ids of a sequence without special tokens, an unsigned integer for each residue.
+    def encode(self, sequences: Sequence[bytes], names: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each sequence without ``begin`` and ``end``: integers ``(tokens,)``, of one dtype for all.
 
         Raises:
-            UserError: a character has no token; ``name`` says in which sequence.
+            UserError: a character has no token; one of ``names`` says in which sequence.
         """
         ...
 
@@ -122,6 +124,11 @@ class Checkpoint(Protocol[S_co]):
     def state(self) -> Mapping[str, Tensor]: ...
 
     @property
+    def tokenizer(self) -> str:
+        """What prepared weights keep for :meth:`Family.tokenizer`; empty where the family itself knows the tokens."""
+        ...
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What has to be known of the weights, a sentence each, for the log."""
         ...
@@ -133,12 +140,20 @@ class Family(Protocol[S]):
     Attributes:
         name: as in manifests and provenance.
         models: sizes of the published models, by the names that users give.
-        tokenizer: of all its models.
+        demo: the name of its small model with random weights.
     """
 
     name: str
     models: Mapping[str, S]
-    tokenizer: Tokenizer
+    demo: str
+
+    def write_demo(self, folder: Path) -> Path:
+        """Write the demo model's checkpoint, always the same, into a folder; gives its path."""
+        ...
+
+    def tokenizer(self, text: str = "") -> Tokenizer:
+        """The tokenizer of a model whose prepared weights keep ``text`` (see :attr:`Checkpoint.tokenizer`)."""
+        ...
 
     def read(self, stored: StoredTensors) -> Checkpoint[S] | None:
         """A checkpoint of this family, or None where the tensors are in no layout of its.

@@ -10,8 +10,9 @@ from virnucpro.checkpoints.tensors import read_tensors
 from virnucpro.models.base import Checkpoint, Family
 from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.foreign import foreign_model
+from virnucpro.models.mosaic_bert.family import MOSAIC_BERT_FAMILY
 
-FAMILIES: tuple[Family[Any], ...] = (ESM2_FAMILY,)
+FAMILIES: tuple[Family[Any], ...] = (ESM2_FAMILY, MOSAIC_BERT_FAMILY)
 
 
 def family_named(name: str) -> Family[Any]:
@@ -21,6 +22,16 @@ def family_named(name: str) -> Family[Any]:
         KeyError: there is none.
     """
     return {family.name: family for family in FAMILIES}[name]
+
+
+def write_demo_checkpoint(name: str, folder: Path) -> Path:
+    """Write a demo model's checkpoint into a folder and give its path.
+
+    Raises:
+        KeyError: no family has such a demo.
+    """
+    writers = {family.demo: family.write_demo for family in FAMILIES}
+    return writers[name](folder)
 
 
 def read_checkpoint(path: Path) -> Checkpoint[Any]:

@@ -12,7 +12,11 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.paths import matching
 from virnucpro.base.settings import default, resolve_layers
 from virnucpro.base.text import short
-from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_MODEL, ESM2_MODELS, Architecture
+from virnucpro.models.esm2 import sizes as esm2
+from virnucpro.models.mosaic_bert import sizes as mosaic_bert
+
+AnySizes = esm2.Architecture | mosaic_bert.MosaicSizes
+"""Every family's sizes, which their entry ``family`` tells apart."""
 
 LONGEST_STEM = 200
 """Bytes of a checkpoint's name without its ending: files of ours are called after it and a digest."""
@@ -70,7 +74,15 @@ class ModelRef:
         return tuple(layers) if self.path is not None else resolve_layers(layers, KNOWN[self.name].layers)
 
 
-KNOWN = {**ESM2_MODELS, DEMO_MODEL: DEMO_ARCHITECTURE}
+DEMO_WARNINGS = {esm2.DEMO_MODEL: esm2.DEMO_WARNING, mosaic_bert.DEMO_MODEL: mosaic_bert.DEMO_WARNING}
+"""What has to be said of the models that are random, by name."""
+
+KNOWN: dict[str, AnySizes] = {
+    **esm2.ESM2_MODELS,
+    **mosaic_bert.MOSAIC_MODELS,
+    esm2.DEMO_MODEL: esm2.DEMO_ARCHITECTURE,
+    mosaic_bert.DEMO_MODEL: mosaic_bert.DEMO_SIZES,
+}
 """Models that are known by name."""
 
 
@@ -81,10 +93,6 @@ def planning_parameters(model: ModelRef) -> int:
     return planning_architecture(model).parameters
 
 
-def planning_architecture(model: ModelRef) -> Architecture:
+def planning_architecture(model: ModelRef) -> AnySizes:
     """Sizes to plan with before a checkpoint has been read: one whose name tells nothing is taken for the default."""
     return KNOWN.get(model.name, KNOWN[default("model")])
-
-
-AnySizes = Architecture
-"""A union of every family's sizes, which their entry ``family`` tells apart; so far there is one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from virnucpro.chunking.manifest import ChunkManifest
-from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.reference import AnySizes
 
 MEGABYTE = 1_000_000
 
@@ -29,7 +29,7 @@ START_MINUTES = 15
 
 
 def embed_memory_mb(
-    architecture: Architecture,
+    architecture: AnySizes,
     chunk: ChunkManifest,
     *,
     layers: int = 1,
@@ -56,7 +56,7 @@ def embed_memory_mb(
 
 
 def embed_minutes(
-    architecture: Architecture, chunk: ChunkManifest, *, gpus: int = 1, threads: int = 1, attempt: int = 1
+    architecture: AnySizes, chunk: ChunkManifest, *, gpus: int = 1, threads: int = 1, attempt: int = 1
 ) -> int:
     """Time limit in minutes: start, then two operations a parameter and token of the chunk's cost on a slow device."""
     rate = gpus * GPU_OPERATIONS_PER_SECOND if gpus else threads * CPU_OPERATIONS_PER_SECOND

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from virnucpro.base.settings import SETTINGS
 from virnucpro.chunking.manifest import SplitRecord
-from virnucpro.models.esm2.sizes import DEMO_WARNING
+from virnucpro.models.reference import DEMO_WARNINGS
 from virnucpro.storage.chunk_file import ChunkFile
 from virnucpro.storage.chunk_metadata import ChunkMetadata, EmbeddingIdentity, read_header_entries
 from virnucpro.storage.report_record import REPORT, ChunkRun, Provenance
@@ -70,7 +70,7 @@ def provenance(
         ),
         versions=_distinct([run.versions for run in runs]),
         command=command if command is not None else " ".join(sys.argv),
-        warning=DEMO_WARNING if any(one.source.demo for one in metadata) else "",
+        warning=DEMO_WARNINGS.get(identity.model, "random weights") if any(one.source.demo for one in metadata) else "",
     )
 
 

@@ -22,6 +22,7 @@ from virnucpro.base.safetensors_header import TensorEntry
 from virnucpro.base.space import check_space
 from virnucpro.weights.manifest import (
     METADATA_ENTRY,
+    TOKENIZER_ENTRY,
     WAY_OUT,
     WeightsManifest,
     open_weights,
@@ -37,8 +38,8 @@ _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 _ALIGNMENT = 64
 
 
-def digest(entries: Mapping[str, TensorEntry], blocks: Iterable[bytes]) -> str:
-    """What stands for weights: sha256 over the header's tensor entries and the sha256 of each 4 MiB block of the data.
+def digest(entries: Mapping[str, TensorEntry], blocks: Iterable[bytes], tokenizer: str = "") -> str:
+    """What stands for weights: sha256 over the header's tensor entries, the sha256 of each 4 MiB block, the tokenizer.
 
     Args:
         entries: dtype, shape and place of each tensor.
@@ -47,11 +48,12 @@ def digest(entries: Mapping[str, TensorEntry], blocks: Iterable[bytes]) -> str:
     total = hashlib.sha256(json.dumps(entries, sort_keys=True, separators=(",", ":")).encode())
     for block in blocks:
         total.update(block)
+    total.update(tokenizer.encode())
     return total.hexdigest()
 
 
 def write_weights(
-    path: Path, tensors: Mapping[str, Tensor], manifest: WeightsManifest, *, source: Path
+    path: Path, tensors: Mapping[str, Tensor], manifest: WeightsManifest, *, source: Path, tokenizer: str = ""
 ) -> WeightsManifest:
     """Write tensors as a safetensors file, whole or not at all, in the dtype that they have.
 
@@ -61,6 +63,7 @@ def write_weights(
     Args:
         manifest: all that is known of the weights but their ``sha256``.
         source: the checkpoint, for messages.
+        tokenizer: see :attr:`virnucpro.models.base.Checkpoint.tokenizer`.
 
     Returns:
         The manifest with the ``sha256``, as it is in the file.
@@ -76,7 +79,7 @@ def write_weights(
     check_space(Path(path).parent, end, f"writing the weights of {manifest.model}", largest=end)
     hasher = _BlockHasher()
     with atomic_path(path) as beside, beside.open("wb") as file:
-        header = _header_bytes(entries, replace(manifest, sha256=UNKNOWN))
+        header = _header_bytes(entries, replace(manifest, sha256=UNKNOWN), tokenizer)
         file.write(header)
         for name, tensor in tensors.items():
             flat = tensor.detach().reshape(-1)
@@ -87,8 +90,8 @@ def write_weights(
                 data = block.view(torch.uint8).numpy().data
                 hasher.update(data)
                 file.write(data)
-        whole = replace(manifest, sha256=digest(entries, hasher.digests()))
-        final = _header_bytes(entries, whole)
+        whole = replace(manifest, sha256=digest(entries, hasher.digests(), tokenizer))
+        final = _header_bytes(entries, whole, tokenizer)
         assert len(final) == len(header)
         file.seek(0)
         file.write(final)
@@ -121,7 +124,7 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
         offsets = range(header.data_start, os.fstat(file.fileno()).st_size, BLOCK)
         with ThreadPoolExecutor(threads) as pool:
             blocks = list(pool.map(lambda offset: _block_digest(file.fileno(), offset), offsets))
-        if digest(header.tensors, blocks) != manifest.sha256:
+        if digest(header.tensors, blocks, header.metadata.get(TOKENIZER_ENTRY, "")) != manifest.sha256:
             raise UserError(f"weights {path} are damaged (their numbers do not give their sha256): {WAY_OUT}")
         try:
             with safe_open(path, framework="pt", device="cpu") as tensors:
@@ -139,8 +142,11 @@ def _block_digest(descriptor: int, offset: int) -> bytes:
     return hashlib.sha256(os.pread(descriptor, BLOCK, offset)).digest()
 
 
-def _header_bytes(entries: Mapping[str, TensorEntry], manifest: WeightsManifest) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt", METADATA_ENTRY: record_text(manifest)}}
+def _header_bytes(entries: Mapping[str, TensorEntry], manifest: WeightsManifest, tokenizer: str) -> bytes:
+    metadata = {"format": "pt", METADATA_ENTRY: record_text(manifest)}
+    if tokenizer:
+        metadata[TOKENIZER_ENTRY] = tokenizer
+    header: dict[str, object] = {"__metadata__": metadata}
     for name, entry in entries.items():
         header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.begin, entry.end]}
     text = json.dumps(header, separators=(",", ":")).encode("ascii")

@@ -14,6 +14,9 @@ from virnucpro.models.reference import AnySizes, ModelRef
 METADATA_ENTRY = "virnucpro"
 """The name of the manifest in the safetensors metadata."""
 
+TOKENIZER_ENTRY = "tokenizer"
+"""The name of the model's tokenizer there, for a family whose models have one each."""
+
 WAY_OUT = "delete it and run the same command again"
 
 
@@ -21,7 +24,8 @@ WAY_OUT = "delete it and run the same command again"
 class WeightsManifest:
     """Facts about prepared weights; equal weights give an equal file, byte for byte (no dates, no paths).
 
-    ``sha256`` stands for the tensors: their names, dtypes, shapes and numbers (:func:`virnucpro.weights.file.digest`).
+    ``sha256`` stands for the tensors, their names, dtypes, shapes and numbers, and for the tokenizer where there is
+    one (:func:`virnucpro.weights.file.digest`).
     ``source_sha256`` is that of the checkpoint file that they were made from. ``parameters`` counts the embedding
     part. ``dtype`` is as in ``torch.float16`` without ``torch.``. ``demo`` marks random weights.
     """
@@ -53,6 +57,16 @@ def read_manifest(path: Path) -> WeightsManifest:
     """
     with open_weights(path) as file:
         return read_weights_header(Path(path), file)[1]
+
+
+def read_tokenizer(path: Path) -> str:
+    """The text that prepared weights keep for their family's tokenizer; empty where there is none.
+
+    Raises:
+        UserError: as :func:`read_manifest`.
+    """
+    with open_weights(path) as file:
+        return read_weights_header(Path(path), file)[0].metadata.get(TOKENIZER_ENTRY, "")
 
 
 def open_weights(path: Path) -> BinaryIO:

@@ -10,11 +10,11 @@ from virnucpro.base.atomic import scratch_directory
 from virnucpro.base.digest import file_sha256, file_stamp
 from virnucpro.base.errors import UserError
 from virnucpro.checkpoints.torch_file import verify_archive
-from virnucpro.models.esm2.sizes import CHECKPOINT_URL, DEMO_MODEL, DEMO_WARNING
-from virnucpro.models.esm2.synthetic import write_demo_checkpoint
-from virnucpro.models.families import read_checkpoint
+from virnucpro.models.esm2.sizes import CHECKPOINT_URL, ESM2_MODELS
+from virnucpro.models.families import read_checkpoint, write_demo_checkpoint
+from virnucpro.models.mosaic_bert.sizes import HUB_ID, HUB_REVISION, RELEASED_SHA256
 from virnucpro.models.precision import dtype_name
-from virnucpro.models.reference import KNOWN, ModelRef
+from virnucpro.models.reference import DEMO_WARNINGS, KNOWN, ModelRef
 from virnucpro.weights.download import DownloadError, Log, download
 from virnucpro.weights.file import UNKNOWN, load_weights, write_weights
 from virnucpro.weights.manifest import WeightsManifest, weights_name
@@ -29,7 +29,7 @@ def prepare_weights(
     ``inv_freq`` its stored values. Memory stays bounded whatever the model's size.
 
     Args:
-        model: a released model's name, ``esm2_demo``, or the path of a checkpoint.
+        model: a released model's name, a demo's, or the path of a checkpoint.
         output: the safetensors file to write; its metadata hold the manifest.
         source_sha256: of the checkpoint's file, where the caller has named the output by it.
         log: receives one line for each thing to tell.
@@ -39,12 +39,10 @@ def prepare_weights(
             changed meanwhile.
     """
     model = ModelRef.of(model)
-    if model == ModelRef(DEMO_MODEL):
-        log(f"WARNING: {DEMO_WARNING}")
+    if _is_demo(model):
+        log(f"WARNING: {DEMO_WARNINGS[model.name]}")
         with scratch_directory(Path(output)) as folder:
-            source = folder / f"{DEMO_MODEL}.pt"
-            write_demo_checkpoint(source)
-            return _prepare(model, source, Path(output), None, log)
+            return _prepare(model, write_demo_checkpoint(model.name, folder), Path(output), None, log)
     return _prepare(model, locate_checkpoint(model, log), Path(output), source_sha256, log)
 
 
@@ -57,6 +55,9 @@ def _prepare(model: ModelRef, source: Path, output: Path, expected_sha256: str |
     log(f"checking {source}")
     verify_archive(source)
     source_sha256 = file_sha256(source)
+    released = RELEASED_SHA256.get(model.name) if model.path is None else None
+    if released not in (None, source_sha256):
+        raise UserError(f"{source} is not the released {model} (its sha256 is {source_sha256}): get the file again")
     tensors = {name: checkpoint.state[name] for name in sizes.shapes()}
     manifest = WeightsManifest(
         model=weights_name(model, source_sha256),
@@ -65,16 +66,20 @@ def _prepare(model: ModelRef, source: Path, output: Path, expected_sha256: str |
         architecture=sizes,
         dtype=dtype_name(max(tensors.values(), key=torch.Tensor.numel).dtype),  # of nearly every number
         parameters=sizes.parameters,
-        demo=model == ModelRef(DEMO_MODEL),
+        demo=_is_demo(model),
     )
     log(f"writing {output}")
-    manifest = write_weights(output, tensors, manifest, source=source)
+    manifest = write_weights(output, tensors, manifest, source=source, tokenizer=checkpoint.tokenizer)
     if file_stamp(source) != before or expected_sha256 not in (None, source_sha256):
         output.unlink()
         raise UserError(f"checkpoint {source} changed while it was read: run the same command again")
     load_weights(output)  # as the jobs will read it
     log(f"{manifest.model}: {manifest.parameters:,} parameters in {manifest.dtype}, sha256 {manifest.sha256}")
     return manifest
+
+
+def _is_demo(model: ModelRef) -> bool:
+    return model.path is None and model.name in DEMO_WARNINGS
 
 
 def cached_checkpoint(name: str) -> Path:
@@ -86,7 +91,7 @@ def locate_checkpoint(model: str | ModelRef, log: Log, *, url: str = CHECKPOINT_
     """Give the path of a model's checkpoint, downloading it once where it is not there yet.
 
     Args:
-        model: one of the released names, ``esm2_demo`` (made on the spot), or the path of a
+        model: one of the released names, a demo's (made on the spot), or the path of a
             checkpoint in fair-esm's layout.
         log: receives one line for each thing to tell.
         url: where to download from, with ``{name}`` for the model's name.
@@ -99,10 +104,15 @@ def locate_checkpoint(model: str | ModelRef, log: Log, *, url: str = CHECKPOINT_
     if model.path is not None:
         return model.path
     target = cached_checkpoint(model.name)
-    if model.name == DEMO_MODEL:
-        log(f"WARNING: {DEMO_WARNING}")
-        write_demo_checkpoint(target)
-        return target
+    if _is_demo(model):
+        log(f"WARNING: {DEMO_WARNINGS[model.name]}")
+        return write_demo_checkpoint(model.name, target.parent)
+    if model.name not in ESM2_MODELS:
+        raise UserError(
+            f"{model} is not downloaded by itself: fetch pytorch_model.bin, config.json and tokenizer.json from "
+            f"https://huggingface.co/{HUB_ID}/tree/{HUB_REVISION} into one folder, and set the model to the path of "
+            "that pytorch_model.bin"
+        )
     if target.is_file():
         log(f"{model}: found {target}")
         return target

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from virnucpro.base.errors import UserError
@@ -48,5 +50,5 @@ class ESM2Tokenizer:
     begin: tuple[int, ...] = (CLS,)
     end: tuple[int, ...] = (EOS,)
 
-    def encode(self, sequence: bytes, name: str) -> np.ndarray:
-        return tokenise(sequence, name)
+    def encode(self, sequences: Sequence[bytes], names: Sequence[str]) -> list[np.ndarray]:
+        return [tokenise(sequence, name) for sequence, name in zip(sequences, names, strict=True)]

@@ -46,12 +46,14 @@ class Checkpoint:
         state: the tensors that representations need, by fair-esm's prefix-free names, of the stored dtypes.
         heads: those of the LM head and of the contact head, as far as they are there whole.
         notes: what has to be known of the weights, a sentence each.
+        tokenizer: empty, because all models have the same tokens.
     """
 
     architecture: Architecture
     state: dict[str, Tensor]
     heads: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tokenizer: str = ""
 
 
 def load_checkpoint(path: Path) -> tuple[Architecture, dict[str, Tensor]]:

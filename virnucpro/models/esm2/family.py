@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from virnucpro.models.esm2.alphabet import ESM2Tokenizer
 from virnucpro.models.esm2.checkpoint import Checkpoint, find_esm2
 from virnucpro.models.esm2.forms import fastest_form
 from virnucpro.models.esm2.model import Parameters
-from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
+from virnucpro.models.esm2.sizes import DEMO_MODEL, ESM2_MODELS, Architecture
+from virnucpro.models.esm2.synthetic import write_demo_checkpoint
 from virnucpro.models.precision import parameter_dtype
 
 
@@ -24,7 +26,15 @@ class ESM2Family:
 
     name: str = Architecture.family
     models: Mapping[str, Architecture] = ESM2_MODELS
-    tokenizer: Tokenizer = ESM2Tokenizer()
+    demo: str = DEMO_MODEL
+
+    def write_demo(self, folder: Path) -> Path:
+        path = folder / f"{DEMO_MODEL}.pt"
+        write_demo_checkpoint(path)
+        return path
+
+    def tokenizer(self, text: str = "") -> Tokenizer:
+        return ESM2Tokenizer()
 
     def read(self, stored: StoredTensors) -> Checkpoint | None:
         """A checkpoint in fair-esm's or HuggingFace's layout."""

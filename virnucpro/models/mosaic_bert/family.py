@@ -1,0 +1,59 @@
+"""MosaicBERT as the rest of the package sees it (see :class:`virnucpro.models.base.Family`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from virnucpro.attention import PackedAttention
+from virnucpro.base.errors import UserError
+from virnucpro.checkpoints.tensors import StoredTensors
+from virnucpro.models.base import Model, Tokenizer
+from virnucpro.models.mosaic_bert.checkpoint import Checkpoint, find_mosaic
+from virnucpro.models.mosaic_bert.model import MosaicBert, Parameters
+from virnucpro.models.mosaic_bert.sizes import DEMO_MODEL, MOSAIC_MODELS, MosaicSizes, alibi_slopes
+from virnucpro.models.mosaic_bert.synthetic import write_demo_checkpoint
+from virnucpro.models.mosaic_bert.tokenizer import NucleotideTokenizer
+
+
+class MosaicBertFamily:
+    """BERT with ALiBi and gated GELU (Portes et al. 2023, arXiv:2312.17482), such as DNABERT-S."""
+
+    name: str = MosaicSizes.family
+    models: Mapping[str, MosaicSizes] = MOSAIC_MODELS
+    demo: str = DEMO_MODEL
+
+    def write_demo(self, folder: Path) -> Path:
+        return write_demo_checkpoint(folder)
+
+    def tokenizer(self, text: str = "") -> Tokenizer:
+        return NucleotideTokenizer(text)
+
+    def read(self, stored: StoredTensors) -> Checkpoint | None:
+        """A checkpoint with the names of the published files, and the ``tokenizer.json`` beside it."""
+        return find_mosaic(stored)
+
+    def slopes(self, sizes: MosaicSizes) -> Tensor | None:
+        return torch.tensor(alibi_slopes(sizes.heads), dtype=torch.float32)
+
+    def build(
+        self,
+        state: Mapping[str, Tensor],
+        sizes: MosaicSizes,
+        attention: PackedAttention,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        kernels: str,
+        logger: logging.Logger,
+    ) -> Model:
+        if dtype == torch.float8_e4m3fn:
+            raise UserError("precision fp8 is computed for ESM-2 alone: take precision auto")
+        return MosaicBert(Parameters.arrange(state, sizes, device=device, dtype=dtype), sizes, attention)
+
+
+MOSAIC_BERT_FAMILY = MosaicBertFamily()
