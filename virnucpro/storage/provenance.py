@@ -70,7 +70,7 @@ def provenance(
         ),
         versions=_distinct([run.versions for run in runs]),
         command=command if command is not None else " ".join(sys.argv),
-        warning=DEMO_WARNINGS.get(identity.model, "random weights") if any(one.source.demo for one in metadata) else "",
+        warning=DEMO_WARNINGS.get(identity.model, RANDOM) if any(one.source.demo for one in metadata) else "",
     )
 
 
