@@ -16,6 +16,8 @@ from virnucpro.storage.chunk_metadata import ChunkMetadata, EmbeddingIdentity, r
 from virnucpro.storage.report_record import REPORT, ChunkRun, Provenance
 from virnucpro.storage.tables.rows import Layout
 
+RANDOM = "the weights are random: the embeddings mean nothing biologically"
+
 
 def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype: str, records_per_file: int) -> Layout:
     """What the tables of these chunk files (verified: all alike) will hold; without any, what was expected of them."""
