@@ -128,3 +128,21 @@ def test_what_libraries_say_of_memory_is_told_from_defects() -> None:
     assert sentence_for(RuntimeError("could not create a primitive")), "oneDNN's"
     assert sentence_for(RuntimeError("index out of range")) is None
     assert sentence_for(KeyError("allocate")) is None
+
+
+def test_a_record_too_long_for_a_protein_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    """A gigabyte in one line, of which the file system keeps next to nothing; the process may use 700 MB."""
+    path = tmp_path / "chromosome.faa"
+    with path.open("wb") as file:
+        file.write(b">one\nMKLV")
+        file.truncate(1 << 30)
+    program = f"""
+from pathlib import Path
+from virnucpro.jobs import job
+with job("split"):
+    from virnucpro.chunking.split import split_proteins
+    split_proteins([Path({str(path)!r})], Path("index"), Path("chunks"), chunk_residues=1000)
+"""
+    code, last = embed(tmp_path, [sys.executable, "-c", program], limited(resource.RLIMIT_AS, 700_000_000))
+    assert code == 1
+    assert "chromosome.faa, line 1: a record of more than 16,777,216 letters" in last

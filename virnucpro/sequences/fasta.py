@@ -22,6 +22,10 @@ from virnucpro.sequences.residues import SPACE, clean_residues, is_residue
 LONGEST_RECORD = (1 << 31) - 1
 """Bytes of one record: lengths are stored as int32."""
 
+LONGEST_PROTEIN = 1 << 24
+"""Bytes of a protein's record. The longest known have 45,000 residues; a chromosome is refused before it fills memory.
+"""
+
 _CONTROL = bytes(range(32)) + b"\x7f"
 
 
@@ -115,7 +119,7 @@ def _wrong_letter(path: Path, record: RawRecord) -> UserError:
     return letter_error(path, record, position, what)
 
 
-def read_raw(source: Path | SequenceFile) -> Iterator[RawRecord]:
+def read_raw(source: Path | SequenceFile, longest: int = LONGEST_RECORD) -> Iterator[RawRecord]:
     """Read records of any kind of sequence, letters unchecked, in the file's order; none of a file without records.
 
     Raises:
@@ -146,8 +150,11 @@ def read_raw(source: Path | SequenceFile) -> Iterator[RawRecord]:
             pieces = []
         pieces.append(first)
         size += len(first)
-        if size > LONGEST_RECORD:
-            raise UserError(f"{path}, line {line}: a record longer than {LONGEST_RECORD} bytes; is this a FASTA file?")
+        if size > longest:
+            raise UserError(
+                f"{path}, line {line}: a record of more than {longest:,} letters, more than can be read here: "
+                "is this a FASTA file, and of what the setting input says it holds?"
+            )
         del block, first
         for text in others:
             if started:

@@ -20,6 +20,8 @@ from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies
 from virnucpro.sequences.fasta import (
+    LONGEST_PROTEIN,
+    LONGEST_RECORD,
     FastaRecord,
     RawRecord,
     as_protein,
@@ -52,14 +54,16 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """What a sample's records are: how letters become a sequence, what is suspicious, what joins a header's words."""
+    """What a sample's records are: how letters become a sequence, what is suspicious, what joins a header's words,
+    and how many bytes a record may have."""
 
     clean: Callable[[Path, RawRecord], FastaRecord]
     checks: Sequence[Callable[[], Check]]
     blank: str = " "
+    longest: int = LONGEST_RECORD
 
 
-PROTEINS = Kind(as_protein, PROTEIN_CHECKS)
+PROTEINS = Kind(as_protein, PROTEIN_CHECKS, longest=LONGEST_PROTEIN)
 
 
 class Intake:
@@ -153,7 +157,7 @@ class Intake:
             is_suspected = checked and self._policies.suspicious == "refuse"
             checks = [check() for check in self._kind.checks] if is_suspected else []
             is_empty = True
-            for raw in read_raw(file):
+            for raw in read_raw(file, self._kind.longest):
                 is_empty = False
                 record = self._named(self._kind.clean(path, raw))
                 if record.sequence.strip(GAPS):
