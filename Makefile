@@ -14,7 +14,7 @@ TORCH_INDEX := https://download.pytorch.org/whl
 ALONE := tests/workflow/test_faults.py tests/slurm
 
 .DEFAULT_GOAL := help
-.PHONY: help env another-build demo test coverage test-slow test-index test-gpu lint format bench clean
+.PHONY: help env another-build demo test coverage fuzz test-slow test-index test-gpu lint format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ test: env ## the test suite; GPU and Slurm tests skip themselves where there is 
 coverage: env ## the test suite, and the lines of the package that no test has entered
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-report=html \
 	  $(addprefix --ignore=,$(ALONE))
+
+fuzz: env ## 100,000 odd and hostile inputs to everything that reads a file, with limited memory: minutes
+	$(BIN)/python -m tests.fuzz
 
 test-slow: env ## every length from 1 to 2000, full-size architectures: minutes
 	$(BIN)/python -m pytest -m slow

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from virnucpro.base.atomic import cannot_write
 from virnucpro.base.limits import STOPS, check_limits, sentence_for
+from virnucpro.base.text import printable
 
 LINE = "%(asctime)s %(message)s"
 CLOCK = "%H:%M:%S"
@@ -39,7 +40,7 @@ def job(name: str, log: str | Path | None = None) -> Iterator[logging.Logger]:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     handlers: list[logging.Handler] = [_Quiet(sys.stderr)]
-    handlers[0].setFormatter(logging.Formatter(f"[{name}] %(message)s"))
+    handlers[0].setFormatter(_Printable(f"[{name}] %(message)s"))
     logger.addHandler(handlers[0])
     before = {number: signal.signal(number, _Stop()) for number in STOPS}
     try:
@@ -99,6 +100,14 @@ class _Stop:
             raise Stopped(number)
 
 
+class _Printable(logging.Formatter):
+    """Texts of others (ids, names, a server's words) cannot begin a line of their own or steer a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = "\n    ".join(map(printable, record.message.split("\n")))
+        return super().formatMessage(record)
+
+
 class _Quiet(logging.StreamHandler[TextIO]):
     """Drops a line that cannot be written, as on a full disk, instead of printing a traceback."""
 
@@ -112,5 +121,5 @@ def _log_file(path: Path) -> logging.Handler:
         handler = _Quiet(path.open("w", encoding="utf-8"))
     except OSError as error:
         raise cannot_write(path, error) from None
-    handler.setFormatter(logging.Formatter(LINE, CLOCK))
+    handler.setFormatter(_Printable(LINE, CLOCK))
     return handler

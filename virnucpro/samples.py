@@ -161,6 +161,7 @@ def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
             f"samples table {table} lacks the column {' and '.join(missing)} in its first line: name the columns "
             "sample and path once each, separated by tabs, commas or semicolons"
         )
+    empty = True
     for number, line in lines[1:]:
         cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))]
         if len(cells) > len(columns) and any(cells[len(columns) :]):
@@ -174,8 +175,9 @@ def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
             continue
         if not name or not path:
             raise UserError(f"samples table {table}, line {number}: sample and path must both be given")
+        empty = False
         yield number, name, path
-    if len(lines) < 2:
+    if empty:
         raise UserError(f"samples table {table} has no rows: add a line with a sample and a path")
 
 

@@ -18,6 +18,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import from_entries, parse_record
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage import merge as merge_module
+from virnucpro.storage.chunk_file import read_chunk_file, write_chunk_file
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables import read_embeddings, read_residues
@@ -285,3 +286,39 @@ def test_unknown_formats_and_files_are_one_clear_error(tmp_path: Path, fasta: Pa
     for path in (tmp_path / "nothing", tmp_path, fasta):
         with pytest.raises(UserError, match=str(path)):
             read_embeddings(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "place", "value", "sentence"),
+    [
+        ("mean.6", (0, 3), np.nan, "numbers that are not finite"),
+        ("mean.6", (1, 0), -np.inf, "numbers that are not finite"),
+        ("residues.6", (2, 2), np.inf, "numbers that are not finite"),
+        ("offsets", (1,), 10**12, "offsets do not fit"),
+        ("offsets", (0,), -1, "offsets do not fit"),
+        ("offsets", (1,), 2, "not those that it says were embedded"),
+    ],
+)
+def test_values_that_no_job_writes_are_refused(
+    tmp_path: Path, fasta: Path, tensor: str, place: tuple[int, ...], value: float, sentence: str
+) -> None:
+    """A whole file of right checksum, whose numbers are wrong."""
+    sample = Sample(tmp_path, fasta, pooling=("mean", "per_residue"))
+    chunk = read_chunk_file(sample.tensors[0])
+    tensors = {name: chunk.read(name) for name in chunk.names}
+    tensors[tensor][place] = value
+    metadata = {key: text for key, text in chunk.metadata.items() if key not in ("format", "checksum")}
+    write_chunk_file(sample.tensors[0], tensors, metadata)
+    with pytest.raises(UserError, match=sentence):
+        sample.merge("parquet", expected={"pooling": '["mean","per_residue"]'})
+    assert not (tmp_path / "parquet").exists()
+
+
+def test_a_width_unlike_the_models_is_refused(tmp_path: Path, fasta: Path) -> None:
+    sample = Sample(tmp_path, fasta)
+    chunk = read_chunk_file(sample.tensors[0])
+    tensors = {name: chunk.read(name) for name in chunk.names}
+    metadata = {key: text for key, text in chunk.metadata.items() if key not in ("format", "checksum")}
+    write_chunk_file(sample.tensors[0], {**tensors, "mean.6": tensors["mean.6"][:, :4]}, metadata)
+    with pytest.raises(UserError, match=r"'mean\.6' is 4 wide, and its model 8"):
+        sample.merge()

@@ -25,12 +25,12 @@ def user_path(text: str | os.PathLike[str], what: str) -> Path:
     Raises:
         UserError: there is no such user, or no file system takes such a name.
     """
+    if not os.fspath(text).isprintable():
+        raise UserError(f"{what}: {short(str(text))} has control characters in it: rename it, or give a link to it")
     try:
         path = Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{what}: {short(str(text))} names the home folder of a user who does not exist") from None
-    if "\0" in str(path):
-        raise UserError(f"{what}: {short(str(text))} has a zero byte in it, which no file name can have")
     if len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         raise UserError(
             f"{what}: {short(str(text))} is longer than a file system takes ({LONGEST_NAME} bytes a name, "

@@ -23,7 +23,8 @@ LARGEST_FILE = 1 << 28
 """Bytes; a record of a hundred thousand chunks takes some 20 million."""
 
 LARGEST_NUMBER = 1 << 63
-"""Whole numbers are smaller, as everything that counts or measures them holds 64 bits."""
+"""Whole numbers are smaller, as everything that counts or measures them holds 64 bits; a field that can be nothing but
+a whole number counts or measures, so it is not negative."""
 
 LONGEST_TEXT = 1 << 20
 """Characters of one text in a record."""
@@ -145,8 +146,8 @@ def _decoded(kind: Any, value: Any, name: str) -> Any:
             raise ValueError(f"{name} is not finite")
         return number
     value = _of_type(value, kind, name)
-    if kind is int and not -LARGEST_NUMBER < value < LARGEST_NUMBER:
-        raise ValueError(f"{name} does not fit into 64 bits")
+    if kind is int and not 0 <= value < LARGEST_NUMBER:
+        raise ValueError(f"{name} is negative or does not fit into 64 bits")
     return _bounded_text(value, name) if kind is str else value
 
 
@@ -157,6 +158,8 @@ def _decoded_as_one_of(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
     for kind in kinds:
         if kind is not type(None):
             try:
+                if kind is int and -LARGEST_NUMBER < _of_type(value, int, name) < 0:
+                    return value  # a layer counted from the end
                 return _decoded(kind, value, name)
             except (TypeError, ValueError) as error:
                 reasons.append(str(error))

@@ -14,6 +14,9 @@ from typing import BinaryIO, NamedTuple
 LARGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
 
+MOST_DIMENSIONS = 64
+"""Of a tensor, as in NumPy."""
+
 WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "I16": 2, "U16": 2} | {
     "F32": 4, "I32": 4, "U32": 4, "F64": 8, "I64": 8, "U64": 8
 }  # fmt: skip
@@ -87,6 +90,8 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def _numbers(values: object) -> tuple[int, ...]:
-    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 1 << 63 for value in values):
+    if not isinstance(values, list) or len(values) > MOST_DIMENSIONS:
+        raise ValueError("not a short list")
+    if not all(type(value) is int and 0 <= value < 1 << 63 for value in values):
         raise ValueError("not a list of whole numbers")
     return tuple(values)

@@ -53,6 +53,17 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal or a log would act on written out: control and bidirectional signs, line ends.
+
+    >>> printable("a\\x1b[31mb\\nERROR")
+    'a\\\\x1b[31mb\\\\nERROR'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def short(value: Any) -> str:
     """The value as it would be written, cut where it is long or nested deeply."""
     brief = Repr()

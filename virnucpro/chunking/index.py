@@ -90,7 +90,7 @@ def read_index(path: Path, batch_rows: int = BATCH_ROWS) -> Iterator[IndexRows]:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such index; run the split first") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as an index ({str(error).splitlines()[0]}); {way_out}") from None
     with file:
         if not file.schema_arrow.equals(INDEX_SCHEMA, check_metadata=True):
@@ -98,7 +98,7 @@ def read_index(path: Path, batch_rows: int = BATCH_ROWS) -> Iterator[IndexRows]:
         try:
             for batch in file.iter_batches(batch_size=batch_rows, use_threads=False):
                 yield _rows(batch)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); {way_out}") from None
 
 

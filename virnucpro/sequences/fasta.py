@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from virnucpro.base.errors import UserError
+from virnucpro.base.text import short
 from virnucpro.sequences.files import SequenceFile
 from virnucpro.sequences.residues import SPACE, clean_residues, is_residue
 
@@ -96,13 +97,15 @@ def empty_file(path: Path, way_out: str = "") -> UserError:
 def empty_record(record: FastaRecord, way_out: str = "") -> UserError:
     """The error for a record without any residue; ``way_out`` ends the sentence."""
     where = f"{record.path}, line {record.line}"
-    return UserError(f"{where}: record {record.id!r} is empty; give it a sequence or take it out of the file{way_out}")
+    return UserError(
+        f"{where}: record {short(record.id)} is empty; give it a sequence or take it out of the file{way_out}"
+    )
 
 
 def letter_error(path: Path, record: RawRecord, position: int, what: str) -> UserError:
     """The error for the byte at ``position`` of a record's text; ``what`` ends the sentence."""
     line = record.line + 1 + record.text.count(b"\n", 0, position)
-    return UserError(f"{path}, line {line}: {_letter(record.text[position])} in record {record.id!r} {what}")
+    return UserError(f"{path}, line {line}: {_letter(record.text[position])} in record {short(record.id)} {what}")
 
 
 def _letter(byte: int) -> str:
@@ -200,7 +203,7 @@ def header_text(path: Path, line: int, words: bytes) -> str:
     except UnicodeDecodeError:
         text = words.decode("latin-1")
     if not text.isprintable() and len(words.translate(None, _CONTROL)) != len(words):
-        raise UserError(f"{path}, line {line}: the id {text!r} holds control characters; is this a FASTA file?")
+        raise UserError(f"{path}, line {line}: the id {short(text)} holds control characters; is this a FASTA file?")
     return text
 
 

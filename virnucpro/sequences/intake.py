@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies
+from virnucpro.base.text import short
 from virnucpro.sequences.fasta import (
     LONGEST_PROTEIN,
     LONGEST_RECORD,
@@ -164,7 +165,7 @@ class Intake:
                     for check in checks:
                         wrong = check.record(raw, record)
                         if wrong is not None:
-                            raise UserError(f"{path}, line {record.line}: record {record.id!r} {wrong}{_INSIST}")
+                            raise UserError(f"{path}, line {record.line}: record {short(record.id)} {wrong}{_INSIST}")
                 del raw
                 yield record
             for check in checks:

@@ -311,6 +311,10 @@ def verify_chunk(path: Path, name: str, digest: str, expected: Mapping[str, str]
     for key, value in {"chunk": name, **expected}.items():
         if not _same(chunk.metadata.get(key), value):
             raise ChunkError(path, f"it was made with {key} {chunk.metadata.get(key)}, not {value}")
+    width = chunk.metadata.get("embed_dim")
+    for tensor, (_, shape, _) in chunk.layout.items():
+        if tensor.startswith(("mean.", "residues.")) and str(shape[1]) != width:
+            raise ChunkError(path, f"its tensor {tensor!r} is {shape[1]} wide, and its model {width}")
     rows = digest_of_digests([chunk.read("digests").tobytes()])
     if digest != rows or chunk.metadata.get("chunk_digest") != rows:
         raise ChunkError(path, "it was made of other sequences than this sample has now")

@@ -105,6 +105,9 @@ class RowReader:
         bounds_of = np.stack([rows, rows + 1], axis=1).reshape(-1)
         bounds = self.rows(number, "offsets", bounds_of).reshape(-1, 2)
         counts = bounds[:, 1] - bounds[:, 0]
+        within = (bounds[:, 0] >= 0) & (counts >= 0) & (bounds[:, 1] <= self._chunks[number].layout[name][1][0])
+        if not within.all():
+            raise ChunkError(self._chunks[number].path, "its offsets do not fit its residues")
         total = int(counts.sum())
         begins = np.cumsum(counts) - counts
         each = np.arange(total) - np.repeat(begins, counts) + np.repeat(bounds[:, 0], counts)
@@ -256,7 +259,7 @@ def _rows(
     for number in np.unique(numbers).tolist():
         here = np.flatnonzero(numbers == number)
         rows = row_numbers[here]
-        if int(rows.max()) >= chunks[number].proteins:
+        if int(rows.max()) >= chunks[number].proteins or int(rows.min()) < 0:
             raise ChunkError(chunks[number].path, "it has fewer proteins than the index names")
         right = (reader.rows(number, "digests", rows) == batch.digest[part][here]).all()
         if not right or not np.array_equal(reader.rows(number, "lengths", rows), batch.length[part][here]):
@@ -266,10 +269,12 @@ def _rows(
         for position, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
             used[position] = precision_name(precisions[number], code)
         for layer in layout.means:
-            mean[layer][here] = reader.rows(number, f"mean.{layer}", rows)
+            mean[layer][here] = _finite(chunks[number], reader.rows(number, f"mean.{layer}", rows))
         for layer in layout.residues:
             values, counts[here] = reader.ragged(number, f"residues.{layer}", rows)
-            pieces[layer].append(values)
+            if not np.array_equal(counts[here], embedded[here]):
+                raise ChunkError(chunks[number].path, "its residues are not those that it says were embedded")
+            pieces[layer].append(_finite(chunks[number], values))
         order.append(here)
     residues = {layer: _in_order(parts, order, counts) for layer, parts in pieces.items()}
     lengths = batch.length[part]
@@ -284,6 +289,13 @@ def _rows(
         residues=residues,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
     )
+
+
+def _finite(chunk: ChunkFile, values: NDArray[Any]) -> NDArray[Any]:
+    """The values, which an embed job never leaves infinite or undefined."""
+    if not np.isfinite(values).all():
+        raise ChunkError(chunk.path, "it holds numbers that are not finite")
+    return values
 
 
 def _treatment(windows: int, embedded: int, length: int) -> str:

@@ -19,9 +19,10 @@ from virnucpro.models.esm2.names import (
     huggingface_name,
     older_name,
 )
-from virnucpro.models.esm2.settings import LARGEST, Settings, another_vocabulary, read_settings
+from virnucpro.models.esm2.settings import Settings, another_vocabulary, read_settings
 from virnucpro.models.esm2.sizes import (
     ESM2_MODELS,
+    LARGEST,
     VOCABULARY,
     Architecture,
     Shapes,
@@ -178,9 +179,10 @@ class _Reader:
                 )
         layers, embed_dim = found["layers"], found["embed_dim"]
         heads = settings.sizes.get("heads") or self._heads(layers, embed_dim)
-        if embed_dim % (2 * heads):
-            raise UserError(f"{self.path}: {embed_dim} channels cannot be shared by {heads} heads of even size")
-        return Architecture(layers, embed_dim, heads, settings.token_dropout)
+        try:
+            return Architecture(layers, embed_dim, heads, settings.token_dropout)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
     def _heads(self, layers: int, embed_dim: int) -> int:
         """The heads, from the length of the rotary frequencies, or else those of a released model of these sizes."""

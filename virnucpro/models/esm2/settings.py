@@ -10,9 +10,7 @@ from typing import Any
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
 from virnucpro.checkpoints.tensors import StoredTensors
-from virnucpro.models.esm2.sizes import VOCABULARY
-
-LARGEST = {"layers": 1000, "embed_dim": 100_000, "heads": 1000}
+from virnucpro.models.esm2.sizes import LARGEST, VOCABULARY
 
 _FAIR_ESM = {"layers": "encoder_layers", "embed_dim": "encoder_embed_dim", "heads": "encoder_attention_heads"}
 _HUGGINGFACE = {"layers": "num_hidden_layers", "embed_dim": "hidden_size", "heads": "num_attention_heads"}

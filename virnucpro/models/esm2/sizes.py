@@ -22,6 +22,9 @@ DEMO_WARNING = (
 
 Shapes = dict[str, tuple[int, ...]]
 
+LARGEST = {"layers": 1000, "embed_dim": 100_000, "heads": 1000}
+"""Far more than any released model has."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -36,6 +39,13 @@ class Architecture:
     heads: int
     token_dropout: bool = True
     family: Literal["esm2"] = field(default="esm2", repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that no such model has: tensors are counted out by them."""
+        if not all(0 < getattr(self, name) <= most for name, most in LARGEST.items()):
+            raise ValueError(f"no ESM-2 has {self.layers} layers, {self.embed_dim} channels and {self.heads} heads")
+        if self.embed_dim % (2 * self.heads):
+            raise ValueError(f"{self.embed_dim} channels cannot be shared by {self.heads} heads of even size")
 
     @property
     def head_dim(self) -> int:
