@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from virnucpro import __version__
 from virnucpro.base.settings import LONGEST
+from virnucpro.base.text import printable
 from virnucpro.jobs import job
 from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
 from virnucpro.steps import add_steps
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 def _gpus(given: argparse.Namespace) -> None:
     from virnucpro.gpu_report import format_report, gpu_report
 
-    print(format_report(gpu_report()))
+    print("\n".join(map(printable, format_report(gpu_report()).splitlines())))
 
 
 def _doctor(given: argparse.Namespace) -> None:

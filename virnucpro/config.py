@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.paths import user_path, without_patterns
+from virnucpro.base.paths import own_folder, without_patterns
 from virnucpro.base.settings import (
     SETTINGS,
     EmbeddingSettings,
@@ -25,11 +26,11 @@ from virnucpro.base.settings import (
     Setting,
     TableSettings,
 )
-from virnucpro.base.text import short
+from virnucpro.base.text import brief, short
 from virnucpro.chunking.size import ChunkSize, chunk_sizes
 from virnucpro.config_files import Source
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
-from virnucpro.samples import find_samples
+from virnucpro.samples import OURS, find_samples
 
 GROUPS = {
     "nucleotide": "How contigs are cut before translation (only read with input nucleotide).",
@@ -118,11 +119,12 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
     tables = TableSettings(**_group(chosen, "merge"))
     layers = model.resolve(embedding.layers)
     tables.check(layers, embedding.pooling)
+    results = _folder("results", chosen, origin)
     return RunConfig(
         samples=samples,
         policies=InputPolicies(**_fields(chosen, *(field.name for field in fields(InputPolicies)))),
-        results=_folder("results", chosen, origin),
-        resources=_folder("resources", chosen, origin),
+        results=results,
+        resources=_apart(_folder("resources", chosen, origin), results, samples),
         model=model,
         embedding=embedding,
         tables=tables,
@@ -255,15 +257,19 @@ def _group(chosen: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 def _folder(key: str, chosen: Mapping[str, Any], origin: Mapping[str, Source]) -> Path:
     """A folder of ours: every rule's files are named after it."""
-    what = f"setting {key!r}"
     with _named(origin[key]):
-        path = without_patterns(user_path(chosen[key], what), what)
-        try:
-            if path.exists() and not path.is_dir():
-                raise UserError(f"{what}: {path} is a file, not a folder: name another")
-        except OSError as error:
-            raise UserError(f"{what}: {path} cannot be looked at ({error.strerror})") from None
-    return path
+        return own_folder(chosen[key], f"setting {key!r}")
+
+
+def _apart(resources: Path, results: Path, samples: Mapping[str, Any]) -> Path:
+    """The folder of resources, where no file or folder of the results has its place."""
+    inside, outside = (Path(os.path.abspath(path)) for path in (resources, results))  # noqa: PTH100 - without ..
+    first = inside.relative_to(outside).parts[:1] if inside.is_relative_to(outside) else ()
+    if first and (first[0].lower() in OURS or first[0] in samples):
+        raise UserError(
+            f"setting 'resources': {brief(str(resources))} is where {first[0]} of the results goes: name another folder"
+        )
+    return resources
 
 
 if __name__ == "__main__":

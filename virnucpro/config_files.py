@@ -16,7 +16,13 @@ from typing import Any
 import yaml
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.text import short
+from virnucpro.base.text import brief, short
+
+LARGEST_FILE = 16 << 20
+"""Bytes of a configuration file."""
+
+MOST_VALUES = 1_000_000
+"""Keys and values of a configuration, those of every alias counted wherever it stands."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,16 @@ def read_file(path: Path) -> dict[str, Any]:
     """What a YAML or JSON file holds, every scalar as text; an empty file holds nothing.
 
     Raises:
-        UserError: it cannot be read, is neither YAML nor JSON, is no mapping, or has a key twice.
+        UserError: it cannot be read, is too large, is neither YAML nor JSON, repeats itself too often, is no mapping,
+            or has a key twice.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > LARGEST_FILE:
+        raise UserError(f"{path} is larger than settings ever are ({LARGEST_FILE >> 20} MiB): is it the right file?")
     try:
         found = _from_json(data, path) if path.suffix == ".json" else yaml.load(data, _TextLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -113,8 +123,8 @@ def _reason(error: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        words = error.problem or error.context
-        return f"{words} (line {mark.line + 1})" if mark else str(words)
+        words = ", ".join(brief(part) for part in (error.context, error.problem) if part)
+        return f"{words} (line {mark.line + 1})" if mark else words
     if isinstance(error, yaml.reader.ReaderError):
         return f"it is not text in UTF-8 (byte {error.position})"
     return " ".join(str(error).split())
@@ -126,14 +136,38 @@ def _from_json(data: bytes, path: Path) -> Any:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"the key {twice!r} is there twice")
+            raise ValueError(f"the key {short(twice)} is there twice")
         return found
 
     return json.loads(data, object_pairs_hook=mapping, parse_int=str, parse_float=str)
 
 
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many keys and values the node stands for; 0 in ``known`` marks a node whose own are being counted."""
+    if id(node) in known:
+        count = known[id(node)]
+        if not count:
+            raise yaml.constructor.ConstructorError(None, None, "it refers to itself", node.start_mark)
+        return count
+    known[id(node)] = 0
+    count = 1
+    for part in [] if isinstance(node, yaml.ScalarNode) else node.value:
+        count += sum(_values(one, known) for one in (part if isinstance(part, tuple) else (part,)))
+        if count > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(None, None, "it is repeated too often", node.start_mark)
+    known[id(node)] = count
+    return count
+
+
 class _TextLoader(yaml.SafeLoader):
     """YAML whose numbers, dates and words such as no stay the text that they are; nothing stays None."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, before anything is built of it: a few aliases of aliases would fill the memory."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _values(node, {})
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -141,7 +175,7 @@ class _TextLoader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is there twice", key.start_mark
+                        None, None, f"the key {short(key.value)} is there twice", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.paths import LONGEST_NAME, matching, without_patterns
-from virnucpro.base.text import short
+from virnucpro.base.paths import matching, without_patterns
+from virnucpro.base.text import brief, short
 
 COMPRESSION_ENDINGS = (".gz", ".bgz", ".xz", ".bz2", ".zst")
 FASTA_ENDINGS = (".fasta", ".fas", ".fa", ".faa", ".fna", ".ffn", ".fsa", ".pep", ".mpfa", ".txt")
@@ -23,6 +23,9 @@ OURS = (
     *("summary.tsv", "summary.txt", "summary.html", "summary.json"),
 )
 """Names in the results folder that are not samples'."""
+
+LONGEST_SAMPLE = 200
+"""Bytes of a sample's name: names of files and of logs are made of it and more."""
 
 WHAT = "setting 'samples'"
 
@@ -88,10 +91,10 @@ def _named_files(samples: Any, folder: Path | None) -> Iterator[tuple[str, Path]
 
 def _possible(name: str, where: str = "") -> str:
     """The name, if it can be that of a folder in the results."""
-    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith(".") or len(name.encode()) > LONGEST_NAME:
+    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith(".") or len(name.encode()) > LONGEST_SAMPLE:
         raise UserError(
             f"sample name {short(name)}{where} can't be a folder's name: use letters, digits, '.', '_', '+' and '-', "
-            "at most 255 bytes (name it in a samples table)"
+            f"at most {LONGEST_SAMPLE} bytes (name it in a samples table)"
         )
     if name.lower() in OURS:
         raise UserError(
@@ -121,18 +124,20 @@ def _texts(given: Any, folder: Path | None) -> list[str]:
 def _fasta_files(text: str, folder: Path | None, what: str = WHAT) -> list[Path]:
     """The files that a path, a pattern or a folder stands for."""
     if text.lower().endswith(SPREADSHEET_ENDINGS):
-        raise UserError(f"{what}: {text} is a spreadsheet: save it as text (.tsv or .csv)")
+        raise UserError(f"{what}: {brief(text)} is a spreadsheet: save it as text (.tsv or .csv)")
     files: list[Path] = []
     for path in matching(text, what, folder):
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if _looks_like_fasta(file))
             if not inside:
-                raise UserError(f"{what}: {text} is a folder without FASTA files (*.faa, *.fasta, *.fa.gz and so on)")
+                raise UserError(
+                    f"{what}: {brief(text)} is a folder without FASTA files (*.faa, *.fasta, *.fa.gz and so on)"
+                )
             files += inside
         elif path.is_file():
             files.append(path)
         else:
-            raise UserError(f"{what}: {text} is neither a file nor a folder: write it to a file first")
+            raise UserError(f"{what}: {brief(text)} is neither a file nor a folder: write it to a file first")
     return files
 
 

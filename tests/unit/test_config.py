@@ -141,9 +141,16 @@ def test_chunks_are_smaller_when_every_residue_is_kept(fasta: str) -> None:
         ({"results": "a\0b"}, ["'results'", "control characters"]),
         ({"results": "a\x1b[2J"}, ["'results'", r"\x1b", "rename"]),
         ({"results": "a\ud800"}, ["'results'", "control characters"]),
+        ({"results": "a\nb"}, ["'results'", "control characters"]),
+        ({"model": "\ud800.pt"}, ["'model'", "control characters"]),
         ({"results": "/dev/null"}, ["'results'", "/dev/null", "not a folder"]),
+        ({"results": "/dev/null/x"}, ["'results'", "/dev/null is a file, not a folder"]),
+        ({"results": "a/" * 1600}, ["'results'", "at most 3000 bytes"]),
+        ({"results": "out", "resources": "out/GPU.json"}, ["'resources'", "where GPU.json of the results goes"]),
+        ({"results": "out", "resources": "x/../out/my.proteins/w"}, ["where my.proteins of the results goes"]),
         ({"model": "~nouser/x.pt"}, ["'model'", "user who does not exist"]),
         ({"model": "/"}, ["model /", "folder"]),
+        ({"model": "/dev/zero"}, ["model /dev/zero is no file"]),
         ({"model": "c" * 300}, ["unknown model", "esm2_demo"]),
     ],
 )
@@ -216,6 +223,12 @@ def test_values_that_yaml_has_changed_already_are_refused(fasta: str) -> None:
         assert repr(name) in text
 
 
+MERGE_BOMB = "b0: &b0 {x: 1}\n" + "".join(
+    f"b{level}: &b{level} {{<<: [{', '.join([f'*b{level - 1}'] * 9)}]}}\n" for level in range(1, 13)
+)
+"""A kilobyte that stands for 9^12 mappings."""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -226,10 +239,14 @@ def test_values_that_yaml_has_changed_already_are_refused(fasta: str) -> None:
         ("results: [a\n", ["is not right", "line"]),
         ("a: b: c\n", ["is not right", "line 1"]),
         ("results: \tx\n\tlayers: 3\n", ["is not right", "line"]),
-        ("&a [*a]\n", ["key: value", "[[...]]"]),
-        ("long_proteins: &a {policy: *a}\n", ["'long_proteins.policy'", "can't be"]),
-        ("samples: &a [*a]\n", ["'samples'", "can't be"]),
-        ("layers: &a [*a]\n", ["'layers'", "can't be"]),
+        ("&a [*a]\n", ["refers to itself", "line 1"]),
+        ("long_proteins: &a {policy: *a}\n", ["refers to itself"]),
+        ("&a\n<<: *a\nresults: x\n", ["refers to itself"]),
+        (MERGE_BOMB, ["repeated too often"]),
+        (MERGE_BOMB.replace("{<<: [", "[").replace("]}", "]"), ["repeated too often"]),
+        ("a: 1\n---\nb: 2\n", ["expected a single document", "another document", "line 2"]),
+        ("a: &x 1\nb: &x 2\n", ["duplicate anchor 'x'", "second occurrence", "line 2"]),
+        ("#" * (17 << 20), ["larger than settings ever are (16 MiB)"]),
         ("results: !secret x\n", ["is not right", "!secret"]),
         ("results:\n", ["'results'", "no value"]),
         ("{x: " * 3000, ["nested too deeply"]),

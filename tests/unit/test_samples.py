@@ -134,7 +134,9 @@ def test_a_relative_path_is_in_the_working_folder_or_beside_the_file_that_names_
         ({7: "a.faa"}, ["sample name 7", "quotes"]),
         ({"a b": "{file}"}, ["'a b'", "folder's name"]),
         ({"..": "{file}"}, ["'..'"]),
-        ({"x" * 256: "{file}"}, ["at most 255"]),
+        ({"x" * 201: "{file}"}, ["at most 200"]),
+        ("*" * 400 + ".nothing", ["longer than"]),
+        ("q/" * 300 + "x.faa", ["does not exist", "..."]),
         ({"GPU.json": "{file}"}, ["'GPU.json'", "ours"]),
         ("missing.faa", ["missing.faa", "does not exist"]),
         ("/dev/null", ["/dev/null", "neither a file nor a folder"]),
@@ -154,6 +156,11 @@ def test_samples_that_cannot_be(samples: Any, words: list[str], tmp_path: Path) 
 def test_two_files_of_one_name_are_an_error(tmp_path: Path) -> None:
     write(tmp_path / "x/a.faa", tmp_path / "y/a.faa")
     assert "both be sample 'a'" in sentence([str(tmp_path / "x/a.faa"), str(tmp_path / "y/a.faa")])
+
+
+def test_a_folder_with_a_name_that_would_forge_a_line_of_the_log(tmp_path: Path) -> None:
+    write(tmp_path / "n\nERROR.faa")
+    assert "control characters" in sentence({"x": str(tmp_path)})
 
 
 @pytest.mark.parametrize("name", ["we{ird}.faa", "<x>.faa"])

@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.text import short
+from virnucpro.base.text import brief, short
 
 LONGEST_NAME = 255
 """Bytes that Linux file systems take for the name of a file or folder."""
 
 LONGEST_PATH = 4000
-"""Bytes of a whole path; Linux takes 4096, and files of ours go below it."""
+"""Bytes of a whole path; Linux takes 4096."""
+
+LONGEST_FOLDER = 3000
+"""Bytes of the whole path of a folder of ours: files with long names go below it."""
 
 
 def user_path(text: str | os.PathLike[str], what: str) -> Path:
@@ -23,10 +26,9 @@ def user_path(text: str | os.PathLike[str], what: str) -> Path:
         what: for the sentence, such as ``"setting 'results'"``.
 
     Raises:
-        UserError: there is no such user, or no file system takes such a name.
+        UserError: there is no such user, no file system takes such a name, or it has control characters.
     """
-    if not os.fspath(text).isprintable():
-        raise UserError(f"{what}: {short(str(text))} has control characters in it: rename it, or give a link to it")
+    _check_letters(os.fspath(text), what)
     try:
         path = Path(text).expanduser()
     except RuntimeError:
@@ -43,14 +45,39 @@ def without_patterns(path: Path, what: str) -> Path:
     """The path, where it has none of the signs by which Snakemake knows patterns: ``{}`` and ``<>``.
 
     Raises:
-        UserError: it has one of them.
+        UserError: it has one of them, or control characters (a pattern of the user's may have found such a file).
     """
+    _check_letters(str(path), what)
     found = sorted(set(str(path)) & set("{}<>"))
     if found:
         raise UserError(
             f"{what}: {str(path)!r} has {' and '.join(found)} in it, which mean patterns to Snakemake: "
             "rename it, or give a link to it"
         )
+    return path
+
+
+def own_folder(text: str, what: str) -> Path:
+    """The path of a folder that exists or can be made, with room below it for the names of our files.
+
+    Raises:
+        UserError: it is none of these, or a pattern to Snakemake.
+    """
+    path = without_patterns(user_path(text, what), what)
+    if len(os.fsencode(path.absolute())) > LONGEST_FOLDER:
+        raise UserError(
+            f"{what}: {short(text)} leaves no room for the names of files in it (at most {LONGEST_FOLDER} bytes)"
+        )
+    for place in (path.absolute(), *path.absolute().parents):
+        try:
+            place.lstat()
+            if not place.is_dir():
+                raise UserError(f"{what}: {brief(str(place))} is a file, not a folder: name another")
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(f"{what}: {brief(str(place))} cannot be looked at ({error.strerror})") from None
     return path
 
 
@@ -68,14 +95,21 @@ def matching(text: str, what: str, folder: Path | None) -> list[Path]:
     try:
         found = [paths for place in places if (paths := _at(place / path))]
         if not found:
-            raise UserError(f"{what}: {text} does not exist{_seen_from(places)}")
+            raise UserError(f"{what}: {brief(text)} does not exist{_seen_from(places)}")
         if len({tuple(path.resolve() for path in paths) for paths in found}) > 1:
             raise UserError(
-                f"{what}: {text} is both in the working folder and in {folder}: give the whole path of the one you mean"
+                f"{what}: {brief(text)} is both in the working folder and in {folder}: "
+                "give the whole path of the one you mean"
             )
     except OSError as error:
-        raise UserError(f"{what}: {text} cannot be looked at ({error.strerror})") from None
+        raise UserError(f"{what}: {brief(text)} cannot be looked at ({error.strerror})") from None
     return found[0]
+
+
+def _check_letters(path: str, what: str) -> None:
+    # Half a surrogate pair is among them, and so is the zero byte.
+    if not path.isprintable():
+        raise UserError(f"{what}: {short(path)} has control characters in it: rename it, or give a link to it")
 
 
 def _at(path: Path) -> list[Path]:

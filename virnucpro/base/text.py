@@ -64,8 +64,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def brief(text: str) -> str:
+    """A path or pattern as the user typed it, cut where it is longer than a sentence bears."""
+    return text if len(text) <= 300 else short(text)
+
+
 def short(value: Any) -> str:
     """The value as it would be written, cut where it is long or nested deeply."""
-    brief = Repr()
-    brief.maxstring = brief.maxother = brief.maxlong = 80
-    return brief.repr(value)
+    cut = Repr()
+    cut.maxstring = cut.maxother = cut.maxlong = 80
+    return cut.repr(value)

@@ -11,7 +11,7 @@ from pathlib import Path
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import matching
 from virnucpro.base.settings import default, resolve_layers
-from virnucpro.base.text import short
+from virnucpro.base.text import brief, short
 from virnucpro.models.esm2 import sizes as esm2
 from virnucpro.models.mosaic_bert import sizes as mosaic_bert
 
@@ -55,9 +55,10 @@ class ModelRef:
                 f"unknown model {short(text)}: {hint} one of {', '.join(KNOWN)}, or the path of a checkpoint (.pt)"
             ) from error
         if others:
-            raise UserError(f"model {text} names {1 + len(others)} files: give the path of one checkpoint")
+            raise UserError(f"model {brief(text)} names {1 + len(others)} files: give the path of one checkpoint")
         if not path.is_file():
-            raise UserError(f"model {text} is a folder: give the path of a checkpoint (.pt) in it")
+            kind = "is a folder: give the path of a checkpoint (.pt) in it" if path.is_dir() else "is no file"
+            raise UserError(f"model {brief(text)} {kind}")
         if len(os.fsencode(path.stem)) > LONGEST_STEM:
             raise UserError(f"model {short(text)}: its file name is longer than {LONGEST_STEM} bytes: rename it")
         return cls(path.stem, path)
