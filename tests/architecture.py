@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("chunking",),
     ("weights",),
-    ("storage",),
+    ("calling", "storage"),
     ("engine",),
     ("config",),
     ("slurm", "report"),

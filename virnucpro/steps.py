@@ -12,6 +12,7 @@ import sys
 
 from virnucpro.base.digest import FileDigests, file_sha256, write_products
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
+from virnucpro.calling.rule import CallRule
 from virnucpro.chunking.size import chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
@@ -63,6 +64,24 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     summarise.add_argument("samples", nargs="+", type=path, metavar="FOLDER", help="folders of merged samples")
     summarise.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="where summaries go")
     summarise.set_defaults(run=_summarise)
+
+    classify = commands.add_parser(
+        "classify", help="call contigs viral or not, from features in VirNucPro's files and its classifier"
+    )
+    _takes_files(classify, "nucleotide FASTA")
+    classify.add_argument(
+        "--features", nargs="+", type=path, required=True, metavar="PATH", help="output_*.pt files, or folders of them"
+    )
+    classify.add_argument(
+        "--classifier", type=path, required=True, help="VirNucPro's 500_model.pth or 300_model.pth, or classifier_demo"
+    )
+    rule = CallRule()
+    for option, value, way in (("--viral-over", rule.viral, "viral"), ("--non-viral-under", rule.non_viral, "not")):
+        classify.add_argument(
+            option, type=float, default=value, metavar="SCORE", help=f"when a contig is {way} (default: %(default)s)"
+        )
+    add_options(classify, ["nucleotide.window", *POLICIES])
+    classify.set_defaults(run=_classify)
 
 
 def _takes_files(parser: argparse.ArgumentParser, what: str) -> None:
@@ -166,6 +185,24 @@ def _merge(given: argparse.Namespace) -> None:
         logger=LOG,
     )
     print(*outputs.values(), sep="\n")
+
+
+def _classify(given: argparse.Namespace) -> None:
+    from virnucpro.calling.classifier import DEMO, demo_classifier, read_classifier
+    from virnucpro.calling.classify import classify
+    from virnucpro.calling.features import Features, feature_files
+
+    (window,) = values(given, ["nucleotide.window"]).values()
+    rule = CallRule(viral=given.viral_over, non_viral=given.non_viral_under)
+    features = Features(feature_files(given.features))
+    if given.classifier.name == DEMO:
+        LOG.warning("%s is random: its calls mean nothing", DEMO)
+        classifier = demo_classifier(features.width, window)
+    else:
+        classifier = read_classifier(given.classifier, window)
+    policies = InputPolicies(**values(given, POLICIES))
+    classify(given.fasta, features, classifier, given.output, rule=rule, policies=policies, logger=LOG)
+    print(given.output / "contigs.tsv")
 
 
 def _summarise(given: argparse.Namespace) -> None:

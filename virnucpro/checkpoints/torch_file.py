@@ -8,8 +8,9 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,13 +60,17 @@ _STAND_INS: dict[type, tuple[str, ...]] = {
 """
 
 
-def load_torch_file(path: Path) -> Any:
+def load_torch_file(path: Path, also: Mapping[Any, tuple[str, ...]] = MappingProxyType({})) -> Any:
     """What a file of ``torch.save`` holds, by torch's ``weights_only`` reader; tensors are mapped from the file.
+
+    Args:
+        also: further inert classes and the names that the file may call them by.
 
     Raises:
         UserError: cut short, damaged, no such file, or one that asks for code to be run.
     """
-    allowed: list[Any] = [(stand_in, name) for stand_in, names in _STAND_INS.items() for name in names]
+    stand_ins = {**_STAND_INS, **also}
+    allowed: list[Any] = [(stand_in, name) for stand_in, names in stand_ins.items() for name in names]
     try:
         is_mapped = can_be_mapped(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):

@@ -1,0 +1,1 @@
+"""VirNucPro's last step: features of frames to scores, scores to calls of windows and contigs."""

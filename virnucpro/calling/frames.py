@@ -1,0 +1,155 @@
+"""The frames of a sample's contigs with their scores: each stop-free frame once, in input order, or an error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.base.atomic import scratch_directory
+from virnucpro.base.errors import UserError
+from virnucpro.base.settings import InputPolicies
+from virnucpro.base.text import number, short
+from virnucpro.calling.classifier import CLASSES, Classifier
+from virnucpro.calling.features import Features
+from virnucpro.sequences.frames import FRAMES, cut_windows
+from virnucpro.sequences.intake import Intake
+from virnucpro.sequences.translation import SILENT_REASON, translate_contigs
+
+JOINT = "_chunk_"
+OTHERS, VIRUS = 0, 1
+"""The classifier's classes: columns of scores."""
+
+
+class Contig(NamedTuple):
+    """A contig that came in: bases, windows, and why it has no scores (empty where it has)."""
+
+    id: str
+    length: int
+    windows: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Stop-free frames in input order, n of them, and all contigs.
+
+    Attributes:
+        ids: as VirNucPro names frames, ``{contig}_chunk_{window}{frame}``.
+        contig: (n,) int64, the row in ``contigs``.
+        window: (n,) int64, from 1.
+        frame: (n,) int64, into F1, F2, F3, R1, R2, R3.
+        start, end: (n,) int64, the frame's codons on the contig's forward strand, from 0, half open.
+        window_start, window_end: (n,) int64, the window's place, likewise.
+        scores: (n, 2) float32, others and virus.
+    """
+
+    contigs: Sequence[Contig]
+    ids: Sequence[str]
+    contig: NDArray[np.int64]
+    window: NDArray[np.int64]
+    frame: NDArray[np.int64]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    window_start: NDArray[np.int64]
+    window_end: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    @property
+    def is_virus(self) -> NDArray[np.bool_]:
+        """VirNucPro's prediction for each frame, the larger score; equal ones are "others"."""
+        return self.scores[:, VIRUS] > self.scores[:, OTHERS]
+
+
+def score_frames(
+    intake: Intake,
+    inputs: Sequence[Path],
+    features: Features,
+    classifier: Classifier,
+    policies: InputPolicies,
+    scratch: Path,
+    logger: logging.Logger,
+) -> Frames:
+    """Cut the contigs as they were cut for the models, and give each stop-free frame the score of its features, by id.
+
+    Args:
+        intake: of ``inputs``, read once already.
+        scratch: where the frames may be written for the while.
+
+    Raises:
+        UserError: frames without features, or features of frames that these contigs don't have with this window.
+    """
+    ids = _frame_ids(intake, inputs, classifier.window, policies, scratch, logger)
+    row_of = {name: row for row, name in enumerate(ids)}
+    _check_same(row_of, features, classifier.window)
+    scores = np.empty((len(ids), CLASSES), np.float32)
+    for names, rows in features.batches():
+        scores[[row_of[name] for name in names]] = classifier.scores(rows)
+    contigs: list[Contig] = []
+    for record in intake.second_reading(lambda one: contigs.append(Contig(one.id, 0, 0, one.reason))):
+        contigs.append(Contig(record.id, len(record.sequence), -(-len(record.sequence) // classifier.window), ""))
+    return _placed(contigs, ids, scores, classifier.window)
+
+
+def _frame_ids(
+    intake: Intake,
+    inputs: Sequence[Path],
+    window: int,
+    policies: InputPolicies,
+    scratch: Path,
+    logger: logging.Logger,
+) -> list[str]:
+    with scratch_directory(scratch / "frames") as folder:
+        bases = folder / "frames.fna"
+        counts = translate_contigs(
+            inputs, folder / "frames.faa", bases, window=window, policies=policies, logger=logger
+        )
+        if list(counts.inputs) != intake.digests:
+            raise intake.changed()
+        with bases.open(encoding="utf-8") as lines:
+            return [line[1:].rstrip("\n") for line in lines if line.startswith(">")]
+
+
+def _check_same(wanted: dict[str, int], features: Features, window: int) -> None:
+    lost = [name for name in wanted if name not in features.ids]
+    foreign = sorted(features.ids - wanted.keys())
+    advice = f"give the features of all frames of these contigs, cut with window {window}"
+    if foreign:
+        raise UserError(
+            f"{number(len(foreign), 'frame')} with features (first: {short(foreign[0])}) are none of these contigs' "
+            f"with windows of {window} bases: {advice}, and none of an earlier run"
+        )
+    if lost:
+        raise UserError(
+            f"{number(len(lost), 'frame')} of {len(wanted):,} (first: {short(lost[0])}) have no features: {advice}"
+        )
+
+
+def _placed(contigs: list[Contig], ids: Sequence[str], scores: NDArray[np.float32], window: int) -> Frames:
+    """Where each frame lies; contigs without one say so."""
+    is_taken = [row for row, contig in enumerate(contigs) if not contig.reason]
+    row_of = {contigs[row].id: place for place, row in enumerate(is_taken)}
+    windows = cut_windows(np.array([contigs[row].length for row in is_taken], np.int64), window)
+    first = np.searchsorted(windows.contig, np.arange(len(is_taken)))
+    parts = [(name[:-2].rpartition(JOINT), FRAMES.index(name[-2:].encode())) for name in ids]
+    taken = np.array([row_of[contig] for (contig, _, _), _ in parts], np.int64)
+    number_ = np.array([int(text) for (_, _, text), _ in parts], np.int64)
+    frame = np.array([frame for _, frame in parts], np.int64)
+    at = first[taken] + number_ - 1
+    begin, finish = windows.start[at], windows.end[at]
+    offset = frame % 3
+    codons = 3 * ((finish - begin - offset) // 3)
+    start = np.where(frame < 3, begin + offset, finish - offset - codons)
+    contig_row = np.array(is_taken, np.int64)[taken]
+    has_frame = np.zeros(len(contigs), bool)
+    has_frame[contig_row] = True
+    for row in is_taken:
+        if not has_frame[row]:
+            contigs[row] = contigs[row]._replace(reason=SILENT_REASON)
+    places = (contig_row, number_, frame, start, start + codons, begin, finish)
+    return Frames(contigs, ids, *places, scores)
