@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
 import random
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from virnucpro.attention.candidates import TritonAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.load import build_model
 from virnucpro.models.families import read_checkpoint
+from virnucpro.models.mosaic_bert.family import fused_form
+from virnucpro.models.mosaic_bert.model import MosaicBert, Parameters
 from virnucpro.models.mosaic_bert.sizes import DEMO_SIZES, MOSAIC_MODELS, MosaicSizes, alibi_slopes
 from virnucpro.models.mosaic_bert.synthetic import random_state, write_checkpoint
 from virnucpro.models.mosaic_bert.tokenizer import NucleotideTokenizer, demo_tokenizer
@@ -231,3 +237,49 @@ def test_a_checkpoint_is_whole_or_refused(tmp_path: Path) -> None:
 def test_the_released_name_says_what_to_fetch() -> None:
     with pytest.raises(UserError, match="zhihan1996/DNABERT-S"):
         locate_checkpoint("dnabert_s", print)
+
+
+@pytest.fixture
+def kernels() -> ModuleType:
+    """The kernels as Triton's interpreter runs them, on CPU tensors (tests/conftest.py turns it on)."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("Triton compiles for a GPU here: benchmarks/bench_dnabert_s.py compares there")
+    return importlib.import_module("virnucpro.kernels.gated")
+
+
+@pytest.mark.parametrize("dim", [48, 768])
+def test_the_norm_of_a_sum(kernels: ModuleType, dim: int) -> None:
+    x, added, (offset, weight, bias) = numbers(5, dim).half(), numbers(5, dim, seed=1).half(), numbers(3, dim, seed=2)
+    expected = F.layer_norm(x.float() + added.float() + offset, (dim,), weight, bias, 1e-12)
+    found = kernels.sum_norm(x, added, offset, weight, bias, 1e-12)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_gated_gelu(kernels: ModuleType) -> None:
+    x = numbers(37, 2 * 72).half()
+    gate, up = x.float().chunk(2, dim=1)
+    torch.testing.assert_close(kernels.gated_gelu(x).float(), F.gelu(gate) * up, rtol=1e-3, atol=1e-6)
+
+
+def test_the_fused_form_is_the_readable_one(kernels: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    state = random_state(SMALL, seed=3)
+    model = MosaicBert(Parameters.arrange(state, SMALL, device=CPU, dtype=torch.float16), SMALL, TritonAttention())
+    with caplog.at_level(logging.INFO):
+        fused = fused_form(model, LOGGER)
+    assert fused.facts.layers_run == "fused", caplog.text
+    lengths = [70, 3]
+    ids = torch.randint(SMALL.vocabulary, (sum(lengths),), generator=torch.Generator().manual_seed(0))
+    layers = range(SMALL.layers + 1)
+    with torch.inference_mode():
+        ours, theirs = (one(ids, Segments.from_lengths(lengths), layers) for one in (fused, model))
+    truth = [
+        torch.cat(parts) for parts in zip(*(restated(state, SMALL, own) for own in ids.split(lengths)), strict=True)
+    ]
+    for layer in layers:
+        assert float((ours[layer] - truth[layer]).norm()) <= 1.5 * float((theirs[layer] - truth[layer]).norm()) + 1e-5
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

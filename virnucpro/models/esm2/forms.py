@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,15 +16,10 @@ from virnucpro.cuda.attention_utils import first_sentence
 from virnucpro.cuda.devices import capability
 from virnucpro.models.esm2.model import ESM2, Parameters
 from virnucpro.models.esm2.sizes import Architecture
-
-TOLERANCE = {torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
-"""Largest distance of a layer's values from those of plain operators, as a share of their norm: some roundings."""
+from virnucpro.models.forms import fused_if_equal
 
 FLOAT8_LIMIT = 1e-2
 """Largest 1 - cosine to bfloat16 of a pooled vector with which float8 is used at all."""
-
-TOKENS = 70
-"""Tokens that forms are compared on: no multiple of any kernel's tile."""
 
 
 def fastest_form(
@@ -58,28 +51,14 @@ def fastest_form(
 
 
 def fused_form(model: ESM2, logger: logging.Logger) -> ESM2:
-    """The fused form of a model in half precision, if it agrees with the readable one.
+    """The fused form of a model in half precision, if it agrees with the readable one (see :func:`fused_if_equal`)."""
 
-    Where it does not run (no Triton, no C compiler, an old GPU) or the numbers differ, the log says so and the
-    given model comes back. So it does in float32: there the products take nearly all of the time.
-    """
-    dtype = model.facts.dtype
-    if dtype not in TOLERANCE:
-        return model
-    started = time.perf_counter()
-    try:
+    def make() -> ESM2:
         from virnucpro.models.esm2.fused import FusedESM2  # needs Triton
 
-        fused = FusedESM2(model.parameters, model.sizes, model.attend)
-        distance = distance_between(model, fused)
-    except Exception as error:
-        logger.warning("the fused kernels do not run here (%s): layers run eager, slower", first_sentence(error))
-        return model
-    if not distance <= TOLERANCE[dtype]:
-        logger.warning("the fused kernels are %.2g from plain operators: layers run eager, slower", distance)
-        return model
-    logger.info("layers run fused, ready in %.1f s (agree to %.1g)", time.perf_counter() - started, distance)
-    return fused
+        return FusedESM2(model.parameters, model.sizes, model.attend)
+
+    return fused_if_equal(model, make, logger)
 
 
 def float8_form(model: ESM2, logger: logging.Logger) -> ESM2:
@@ -114,36 +93,3 @@ def pooled(model: ESM2, tokens: Tensor, segments: Segments) -> Tensor:
     last = model.sizes.layers
     hidden = model(tokens, segments, [last])[last].double()
     return torch.stack([part.mean(0) for part in torch.split(hidden, list(segments.lengths))])
-
-
-def distance_between(one: ESM2, other: ESM2) -> float:
-    """How far two forms of a model are apart after its first layer, as a share of the values' norm.
-
-    Returns:
-        The largest share over q, k and the representation; not a number if any value is not.
-    """
-    shares = [float((a - b).norm() / a.norm()) for a, b in zip(first_layer(one), first_layer(other), strict=True)]
-    return float(np.max(shares))  # not Python's max, which can pass over what is not a number
-
-
-class Witness:
-    """Stands in for a model's attention: notes q and k, and lets every token attend to itself alone."""
-
-    def __init__(self, attend: PackedAttention) -> None:
-        self.name, self.implementation, self.scales = attend.name, attend.implementation, attend.scales
-        self.seen: list[Tensor] = []
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
-        self.seen += [q.float(), k.float()]
-        return v
-
-
-def first_layer(model: ESM2) -> list[Tensor]:
-    """q, k and the representation after the first layer, float32, of the same tokens for all forms."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(TOKENS, model.sizes.embed_dim, generator=generator).to(model.facts.device)
-    witnessed, witness = copy.copy(model), Witness(model.attend)
-    witnessed.attend = witness
-    with torch.inference_mode(), torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        after = witnessed.run(x, Segments.from_lengths([TOKENS], x.device), [1])[1]
-    return [*witness.seen, after]

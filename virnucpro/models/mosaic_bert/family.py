@@ -12,7 +12,10 @@ from torch import Tensor
 from virnucpro.attention import PackedAttention
 from virnucpro.base.errors import UserError
 from virnucpro.checkpoints.tensors import StoredTensors
+from virnucpro.cuda import AMPERE
+from virnucpro.cuda.devices import capability
 from virnucpro.models.base import Model, Tokenizer
+from virnucpro.models.forms import fused_if_equal
 from virnucpro.models.mosaic_bert.checkpoint import Checkpoint, find_mosaic
 from virnucpro.models.mosaic_bert.model import MosaicBert, Parameters
 from virnucpro.models.mosaic_bert.sizes import DEMO_MODEL, MOSAIC_MODELS, MosaicSizes, alibi_slopes
@@ -53,7 +56,22 @@ class MosaicBertFamily:
     ) -> Model:
         if dtype == torch.float8_e4m3fn:
             raise UserError("precision fp8 is computed for ESM-2 alone: take precision auto")
-        return MosaicBert(Parameters.arrange(state, sizes, device=device, dtype=dtype), sizes, attention)
+        model = MosaicBert(Parameters.arrange(state, sizes, device=device, dtype=dtype), sizes, attention)
+        # On older GPUs Triton's compiler can end the process.
+        if kernels == "eager" or capability(device) < AMPERE:
+            return model
+        return fused_form(model, logger)
+
+
+def fused_form(model: MosaicBert, logger: logging.Logger) -> MosaicBert:
+    """The fused form of a model in half precision, if it agrees with the readable one."""
+
+    def make() -> MosaicBert:
+        from virnucpro.models.mosaic_bert.fused import FusedMosaicBert  # needs Triton
+
+        return FusedMosaicBert(model.parameters, model.sizes, model.attend)
+
+    return fused_if_equal(model, make, logger)
 
 
 MOSAIC_BERT_FAMILY = MosaicBertFamily()
