@@ -18,12 +18,12 @@ import yaml
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import own_folder, without_patterns
+from virnucpro.base.setting import Setting
 from virnucpro.base.settings import (
     SETTINGS,
     EmbeddingSettings,
     InputPolicies,
     LongProteins,
-    Setting,
     TableSettings,
 )
 from virnucpro.base.text import brief, short

@@ -10,7 +10,8 @@ from typing import Any
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import user_path
-from virnucpro.base.settings import SETTINGS, InputPolicies, Setting
+from virnucpro.base.setting import Setting
+from virnucpro.base.settings import SETTINGS, InputPolicies
 
 LONG_PROTEINS = tuple(key for key in SETTINGS if key.startswith("long_proteins."))
 POLICIES = tuple(field.name for field in fields(InputPolicies))
