@@ -1,4 +1,4 @@
-"""Download a checkpoint, with progress, going on where a broken download stopped."""
+"""Download a checkpoint, with progress, going on where a broken download stopped; the server is not trusted."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import fcntl
 import http.client
 import json
 import os
-import queue
+import re
 import shutil
-import threading
 import time
-import urllib.error
-import urllib.request
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,25 +17,40 @@ from typing import BinaryIO
 
 from virnucpro import __version__
 from virnucpro.base.atomic import is_still
+from virnucpro.base.digest import FileProof, file_sha256
 from virnucpro.base.errors import UserError
+from virnucpro.base.text import short
+from virnucpro.weights.connection import DownloadError, Interrupted, Watch, open_url
 
 Log = Callable[[str], None]
 
 BLOCK = 1 << 20
-_NO_CONTENT_RANGE = (-1, None)
+"""Bytes read at once, at most."""
+
+PROGRESS = 1 << 14
+"""Bytes by which the file has to grow for failures to be counted from the beginning."""
+
+LARGEST = 1 << 40
+"""Bytes of any checkpoint."""
 
 
-class DownloadError(UserError):
-    """A download that did not succeed; the message is the reason alone, for the caller to add the way out."""
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a file before it comes.
 
+    Attributes:
+        check: called with the path of what has come; raises :class:`UserError` for what is not the file.
+        proof: size and sha256, where they are published.
+        largest: bytes, at most.
+    """
 
-class _Interrupted(Exception):
-    """The connection failed in a way that may pass."""
+    check: Callable[[Path], None]
+    proof: FileProof | None = None
+    largest: int = LARGEST
 
-    def __init__(self, reason: str, *, answered: bool, received: int = 0) -> None:
-        super().__init__(reason)
-        self.answered = answered  # whether the server was reached
-        self.received = received  # bytes
+    @property
+    def size(self) -> int | None:
+        return None if self.proof is None else self.proof.size
 
 
 @dataclass(frozen=True)
@@ -51,24 +62,36 @@ class _Source:
     size: int | None
 
 
-def download(url: str, target: Path, log: Log, *, timeout: float = 20.0, attempts: int = 5, pause: float = 2.0) -> None:
+def download(
+    url: str,
+    target: Path,
+    log: Log,
+    expected: Expected,
+    *,
+    timeout: float = 20.0,
+    stall: float = 60.0,
+    attempts: int = 5,
+    pause: float = 2.0,
+) -> None:
     """Fetch ``url`` to ``target``, whole or not at all.
 
     What has come stays in ``NAME.part`` (with ``NAME.part.json``) and the next call asks the server
     for the rest only (Range requests, RFC 9110, section 14). When the server cannot do that, or its
     file has another ETag or size by now, the download starts from the beginning. Of several processes one
-    downloads and the others wait.
+    downloads and the others wait. What is not the file that was expected never takes the name of ``target``.
 
     Args:
         log: receives progress lines: per cent, MB/s (10**6 bytes), time left.
+        expected: what the file has to be.
         timeout: seconds for the connection and for each silence of the server.
-        attempts: failures in a row, with nothing received, before giving up; the first is final
+        stall: seconds in which a server has to send 1000 bytes a second on average.
+        attempts: failures in a row, without progress of the whole, before giving up; the first is final
             when the server was never reached.
         pause: seconds before the second attempt, doubled for each further one.
 
     Raises:
         DownloadError: no connection, the server refuses, too many breaks, no space, or what came
-            is not a checkpoint.
+            is not the file that was expected.
     """
     part = target.with_name(target.name + ".part")
     notes = target.with_name(target.name + ".part.json")
@@ -79,15 +102,18 @@ def download(url: str, target: Path, log: Log, *, timeout: float = 20.0, attempt
                 part.unlink()
                 return
             try:
-                _fetch(url, file, notes, target.name, log, timeout, attempts, pause)
+                _fetch(_Request(url, file, notes, target.name, log, expected, timeout, stall), attempts, pause)
             except DownloadError:
                 if file.seek(0, os.SEEK_END) == 0:
                     part.unlink()
+                    notes.unlink(missing_ok=True)
                 raise
-            if not _looks_like_checkpoint(file, part):
+            try:
+                _check(url, part, expected)
+            except DownloadError:
                 part.unlink()
                 notes.unlink(missing_ok=True)
-                raise DownloadError(f"what {url} sent is no checkpoint (a proxy's or a login page?)")
+                raise
             os.fsync(file.fileno())
             part.replace(target)
             notes.unlink(missing_ok=True)
@@ -95,128 +121,133 @@ def download(url: str, target: Path, log: Log, *, timeout: float = 20.0, attempt
         raise DownloadError(f"cannot write {part}: {error.strerror or error}") from None
 
 
-def _fetch(
-    url: str, file: BinaryIO, notes: Path, name: str, log: Log, timeout: float, attempts: int, pause: float
-) -> None:
-    failures, reached = 0, False
+def _check(url: str, part: Path, expected: Expected) -> None:
+    """Refuse what has come where it is not the file, by what it is and by its sha256."""
+    try:
+        expected.check(part)
+    except UserError as error:
+        reason = str(error).replace(str(part), "it")
+        raise DownloadError(f"what {url} sent is not the file (from a proxy or a login page?): {reason}") from None
+    if expected.proof is not None and file_sha256(part) != expected.proof.sha256:
+        raise DownloadError(f"what {url} sent is not the released file: its sha256 is another")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What one attempt needs; ``file`` is the open ``.part``."""
+
+    url: str
+    file: BinaryIO
+    notes: Path
+    name: str
+    log: Log
+    expected: Expected
+    timeout: float
+    stall: float
+
+    def have(self) -> int:
+        return self.file.seek(0, os.SEEK_END)
+
+    def forget(self) -> None:
+        """Begin from the beginning, next time."""
+        self.notes.unlink(missing_ok=True)
+        self.file.truncate(0)
+
+
+def _fetch(request: _Request, attempts: int, pause: float) -> None:
+    known = _read_notes(request.notes)
+    if known is None or known.url != request.url:
+        request.forget()
+    failures, reached, best = 0, False, request.have()
     while True:
         try:
-            _transfer(url, file, notes, name, log, timeout)
+            _transfer(request)
             return
-        except _Interrupted as problem:
+        except Interrupted as problem:
             reached = reached or problem.answered
             if not reached:
                 raise DownloadError(str(problem)) from None
-            failures = 1 if problem.received else failures + 1
+            failures += 1
+            if request.have() >= best + PROGRESS and not problem.stalled:
+                failures, best = 1, request.have()
             if failures >= attempts:
-                raise DownloadError(f"{problem} ({failures} times in a row; what has come is kept)") from None
+                raise DownloadError(f"{problem} ({failures} times without progress; what has come is kept)") from None
             wait = pause * 2 ** (failures - 1)
-            log(f"{name}: {problem}; going on in {wait:.0f} s")
+            request.log(f"{request.name}: {problem}; going on in {wait:.0f} s")
             time.sleep(wait)
 
 
-def _transfer(url: str, file: BinaryIO, notes: Path, name: str, log: Log, timeout: float) -> None:
-    """One request: append to ``file`` what is missing, or start from the beginning when it cannot be continued."""
-    known = _read_notes(notes)
-    have = file.seek(0, os.SEEK_END) if known is not None and known.url == url else 0
-    request = urllib.request.Request(url, headers={"User-Agent": f"virnucpro/{__version__}"})
+def _transfer(request: _Request) -> None:
+    """One request: append to the file what is missing, or start from the beginning when it cannot be continued."""
+    known = _read_notes(request.notes)
+    have = request.have() if known is not None else 0
+    headers = {"User-Agent": f"virnucpro/{__version__}"}
     if have and known is not None:
-        request.add_header("Range", f"bytes={have}-")
+        headers["Range"] = f"bytes={have}-"
         if known.validator is not None:
-            request.add_header("If-Range", known.validator)
-    response = _open(request, timeout)
-    if response is None:  # 416: there is nothing after what we have
+            headers["If-Range"] = known.validator
+    response = open_url(request.url, headers, request.timeout)
+    if response is None:  # there is nothing after what we have
         if known is not None and known.size == have:
             return
-        notes.unlink(missing_ok=True)
-        raise _Interrupted("the server's file has changed; starting from the beginning", answered=True)
+        request.forget()
+        raise Interrupted("the server's file has changed; starting from the beginning", answered=True)
     with response:
-        start, size = _content_range(response) if response.status == 206 else (0, _content_length(response))
-        if size is None and known is not None and response.status == 206:
-            size = known.size
-        source = _Source(url, _validator(response), size)
-        if response.status == 206 and (start != have or source != known):
-            # A server that ignores If-Range: its file has changed, or it sent another part.
-            notes.unlink(missing_ok=True)
-            raise _Interrupted("the server's file has changed; starting from the beginning", answered=True)
-        file.truncate(start)
-        file.seek(start)
-        free = shutil.disk_usage(notes.parent).free
-        if size is not None and size - start > free:
+        source, start = _what_comes(response, request, known, have)
+        if response.status == 206 and source != known:
+            request.forget()  # a server that ignores If-Range
+            raise Interrupted("the server's file has changed; starting from the beginning", answered=True)
+        _check_size(source.size, request.expected)
+        request.file.truncate(start)
+        request.file.seek(start)
+        free = shutil.disk_usage(request.notes.parent).free
+        if source.size is not None and source.size - start > free:
             raise DownloadError(
-                f"{notes.parent} has {_gigabytes(free)} free and {_gigabytes(size - start)} are to come"
+                f"{request.notes.parent} has {_gigabytes(free)} free and {_gigabytes(source.size - start)} are to come"
             )
-        notes.write_text(json.dumps(asdict(source)))
+        request.notes.write_text(json.dumps(asdict(source)))
         if start:
-            log(f"{name}: going on after {_gigabytes(start)}")
-        _copy(response, file, start, size, name, log)
+            request.log(f"{request.name}: going on after {_gigabytes(start)}")
+        _copy(request, response, start, source.size)
 
 
-def _copy(
-    response: http.client.HTTPResponse, file: BinaryIO, start: int, size: int | None, name: str, log: Log
-) -> None:
+def _copy(request: _Request, response: http.client.HTTPResponse, start: int, size: int | None) -> None:
     began = spoke = time.monotonic()
     done = start
-    while block := _read(response, done, done - start):
-        file.write(block)
-        file.flush()
-        done += len(block)
-        now = time.monotonic()
-        if now - spoke >= max(5.0, (now - began) / 20):  # long downloads speak less often
-            spoke = now
-            log(_progress(name, done, size, (done - start) / (now - began)))
+    most = request.expected.largest if size is None else size
+    with Watch(response, request.stall) as watch:
+        while block := _read(response, watch, done):
+            done += len(block)
+            watch.received += len(block)
+            if done > most:
+                request.forget()
+                raise DownloadError(f"the server sends more than the {_gigabytes(most)} that the file has at most")
+            request.file.write(block)
+            request.file.flush()
+            now = time.monotonic()
+            if now - spoke >= max(5.0, (now - began) / 20):  # long downloads speak less often
+                spoke = now
+                request.log(_progress(request.name, done, size, (done - start) / (now - began)))
     if size is not None and done != size:
-        raise _Interrupted(
-            f"the connection broke after {_gigabytes(done)} of {_gigabytes(size)}", answered=True, received=done - start
-        )
-    log(_progress(name, done, done, (done - start) / max(time.monotonic() - began, 1e-6)))
+        raise _broken(watch, f" of {_gigabytes(size)}", done)
+    if not done:
+        raise DownloadError("the server sends an empty file")
+    request.log(_progress(request.name, done, done, (done - start) / max(time.monotonic() - began, 1e-6)))
 
 
-def _read(response: http.client.HTTPResponse, done: int, received: int) -> bytes:
+def _read(response: http.client.HTTPResponse, watch: Watch, done: int) -> bytes:
     try:
-        return response.read1(BLOCK)  # what is there, so that little is lost when it breaks
-    except (OSError, http.client.HTTPException):
-        raise _Interrupted(f"the connection broke after {_gigabytes(done)}", answered=True, received=received) from None
+        block = response.read1(BLOCK)  # what is there, so that little is lost when it breaks
+    except (OSError, http.client.HTTPException, ValueError):
+        raise _broken(watch, "", done) from None
+    if watch.stalled:
+        raise _broken(watch, "", done)
+    return block
 
 
-def _open(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse | None:
-    """Open within ``timeout`` seconds in all: name look-up and several addresses could take far longer."""
-    answer: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
-    given_up = threading.Event()
-
-    def ask() -> None:
-        try:
-            response = urllib.request.urlopen(request, timeout=timeout)
-        except Exception as error:
-            answer.put(error)
-            return
-        if given_up.is_set():
-            response.close()
-        answer.put(response)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        result = answer.get(timeout=timeout)
-    except queue.Empty:
-        given_up.set()
-        result = TimeoutError()
-    if isinstance(result, urllib.error.HTTPError):
-        with result:
-            if result.code == 416:
-                return None
-            if result.code == 429 or result.code >= 500:
-                raise _Interrupted(f"the server answers {result.code} {result.reason}", answered=True)
-            raise DownloadError(f"the server answers {result.code} {result.reason}")
-    if isinstance(result, urllib.error.URLError) and isinstance(result.reason, Exception):
-        result = result.reason
-    if isinstance(result, TimeoutError):
-        raise _Interrupted(f"no answer within {timeout:.0f} s", answered=False)
-    if isinstance(result, (OSError, http.client.HTTPException)):
-        reason = getattr(result, "strerror", None) or str(result) or type(result).__name__
-        raise _Interrupted(f"no connection to {request.host} ({reason})", answered=False)
-    if isinstance(result, Exception):
-        raise result
-    return result
+def _broken(watch: Watch, of: str, done: int) -> Interrupted:
+    how = "the server sends next to nothing any more," if watch.stalled else "the connection broke"
+    return Interrupted(f"{how} after {_gigabytes(done)}{of}", answered=True, stalled=watch.stalled)
 
 
 @contextmanager
@@ -238,39 +269,93 @@ def _locked(part: Path, log: Log) -> Iterator[BinaryIO]:
         # The one we waited for has renamed or removed that file: take the new one.
 
 
-def _looks_like_checkpoint(file: BinaryIO, part: Path) -> bool:
-    file.seek(0)
-    return file.read(1) == b"\x80" or zipfile.is_zipfile(part)  # torch's old format is a bare pickle
-
-
 def _read_notes(notes: Path) -> _Source | None:
     try:
-        return _Source(**json.loads(notes.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        found = _Source(**json.loads(notes.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
+    size_is_one = found.size is None or (type(found.size) is int and 0 < found.size <= LARGEST)
+    validator_is_one = found.validator is None or (
+        isinstance(found.validator, str) and _VALIDATOR.fullmatch(found.validator) is not None
+    )
+    return found if size_is_one and validator_is_one else None
+
+
+# What an answer says
+
+_VALIDATOR = re.compile(r"[ -~]{1,200}")
+"""An ETag or a date that can be sent back in a header."""
+
+
+def _what_comes(
+    response: http.client.HTTPResponse, request: _Request, known: _Source | None, have: int
+) -> tuple[_Source, int]:
+    """The file that the server sends, and from which byte on.
+
+    Raises:
+        DownloadError: it is packed, or its length is no number.
+        Interrupted: another part than the one asked for.
+    """
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding.lower() not in ("", "identity"):
+        raise DownloadError(f"the server sends the file packed ({short(encoding)}), which was not asked for")
+    length = response.headers.get("Content-Length")
+    if length is not None and not _is_number(length):
+        raise DownloadError(f"the server says that {short(length)} bytes come, which is no number of bytes")
+    come = None if length is None or response.chunked else int(length)
+    if response.status == 200:
+        return _Source(request.url, _validator(response), request.expected.size if come is None else come), 0
+    start, size = _content_range(response)
+    if size is None and known is not None:
+        size = known.size
+    if start != have or not have or (size is not None and come is not None and start + come != size):
+        said = response.headers.get("Content-Range", "")
+        request.forget()
+        raise Interrupted(f"the server sends another part than was asked for ({short(said)})", answered=True)
+    return _Source(request.url, _validator(response), size), start
+
+
+def _check_size(size: int | None, expected: Expected) -> None:
+    """Refuse a file before it comes where its size tells that it is another.
+
+    Raises:
+        DownloadError: it does.
+    """
+    if size is None:
+        return
+    if size == 0:
+        raise DownloadError("the server sends an empty file")
+    if expected.proof is not None and size != expected.proof.size:
+        raise DownloadError(
+            f"the server's file has {size:,} bytes and the released one {expected.proof.size:,} (a proxy's or a login "
+            "page?)"
+        )
+    if size > expected.largest:
+        raise DownloadError(f"the server's file has {size:,} bytes, and the model's at most {expected.largest:,}")
 
 
 def _validator(response: http.client.HTTPResponse) -> str | None:
-    etag = response.headers.get("ETag")
-    if etag is not None and not etag.startswith("W/"):  # If-Range takes strong ones alone
-        return str(etag)
-    modified = response.headers.get("Last-Modified")
-    return None if modified is None else str(modified)
-
-
-def _content_length(response: http.client.HTTPResponse) -> int | None:
-    text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() else None
+    etag = str(response.headers.get("ETag", ""))
+    modified = str(response.headers.get("Last-Modified", ""))
+    found = etag if etag and not etag.startswith("W/") else modified  # If-Range takes strong ones alone
+    return found if _VALIDATOR.fullmatch(found) else None
 
 
 def _content_range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """First byte and whole size of a partial answer, from ``bytes 100-199/200``."""
+    """First byte and whole size of a partial answer, from ``bytes 100-199/200``; -1 where it is not understood."""
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     span, _, size = rest.partition("/")
     first = span.partition("-")[0]
-    if unit != "bytes" or not first.isdecimal():
-        return _NO_CONTENT_RANGE
-    return int(first), int(size) if size.isdecimal() else None
+    if unit != "bytes" or not _is_number(first):
+        return -1, None
+    return int(first), int(size) if _is_number(size) else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 15
+
+
+# Words
 
 
 def _progress(name: str, done: int, size: int | None, speed: float) -> str:

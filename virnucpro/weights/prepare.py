@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 
 from virnucpro.base.atomic import scratch_directory
-from virnucpro.base.digest import file_sha256, file_stamp
+from virnucpro.base.digest import FileProof, file_sha256, file_stamp
 from virnucpro.base.errors import UserError
 from virnucpro.checkpoints.torch_file import verify_archive
+from virnucpro.models.esm2 import sizes as esm2
 from virnucpro.models.esm2.sizes import CHECKPOINT_URL, ESM2_MODELS
 from virnucpro.models.families import read_checkpoint, write_demo_checkpoint
-from virnucpro.models.mosaic_bert.sizes import HUB_ID, HUB_REVISION, RELEASED_SHA256
+from virnucpro.models.mosaic_bert import sizes as mosaic_bert
+from virnucpro.models.mosaic_bert.sizes import HUB_ID, HUB_REVISION
 from virnucpro.models.precision import dtype_name
 from virnucpro.models.reference import DEMO_WARNINGS, KNOWN, ModelRef
-from virnucpro.weights.download import DownloadError, Log, download
+from virnucpro.weights.connection import DownloadError
+from virnucpro.weights.download import Expected, Log, download
 from virnucpro.weights.file import UNKNOWN, load_weights, write_weights
 from virnucpro.weights.manifest import WeightsManifest, weights_name
+
+RELEASED: dict[str, FileProof] = {**esm2.RELEASED, **mosaic_bert.RELEASED}
+"""Size and sha256 of the released files of models that are known by name, as far as they are known."""
 
 
 def prepare_weights(
@@ -55,9 +62,12 @@ def _prepare(model: ModelRef, source: Path, output: Path, expected_sha256: str |
     log(f"checking {source}")
     verify_archive(source)
     source_sha256 = file_sha256(source)
-    released = RELEASED_SHA256.get(model.name) if model.path is None else None
-    if released not in (None, source_sha256):
-        raise UserError(f"{source} is not the released {model} (its sha256 is {source_sha256}): get the file again")
+    released = RELEASED.get(model.name) if model.path is None else None
+    if released is not None and released.sha256 != source_sha256:
+        raise UserError(
+            f"{source} is not the released {model} (its sha256 is {source_sha256}): delete it or move it away, or set "
+            "the model to its path if that is what you mean"
+        )
     tensors = {name: checkpoint.state[name] for name in sizes.shapes()}
     manifest = WeightsManifest(
         model=weights_name(model, source_sha256),
@@ -119,7 +129,7 @@ def locate_checkpoint(model: str | ModelRef, log: Log, *, url: str = CHECKPOINT_
     source = url.format(name=model.name)
     log(f"{model}: downloading {source} to {target}")
     try:
-        download(source, target, log)
+        download(source, target, log, _expected(model))
     except DownloadError as error:
         raise UserError(
             f"cannot download {model}: {error}. Fetch {source} on a machine with network and put it at {target}, "
@@ -127,3 +137,22 @@ def locate_checkpoint(model: str | ModelRef, log: Log, *, url: str = CHECKPOINT_
             "on at the next run"
         ) from None
     return target
+
+
+def _expected(model: ModelRef) -> Expected:
+    """What a released ESM-2's file has to be, for its download."""
+    sizes, proof = ESM2_MODELS[model.name], RELEASED.get(model.name)
+
+    def check(path: Path) -> None:
+        found = read_checkpoint(path).architecture
+        if found != sizes:
+            raise UserError(f"{path} has {found}, and {model} {sizes}")
+        if proof is None:
+            verify_archive(path)
+
+    numbers = sum(math.prod(shape) for shape in esm2.state_shapes(sizes).values())
+    return Expected(check, proof, 4 * numbers + _BESIDE if proof is None else proof.size)
+
+
+_BESIDE = 1 << 24
+"""Bytes that a checkpoint may have beside its numbers."""

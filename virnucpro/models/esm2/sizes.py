@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from virnucpro.base.digest import FileProof
+
 CHECKPOINT_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 """Where fair-esm itself downloads a model from (``esm.pretrained``)."""
 
@@ -72,6 +74,17 @@ ESM2_MODELS: dict[str, Architecture] = {
     "esm2_t48_15B_UR50D": Architecture(48, 5120, 40),
 }
 """The released models (Lin et al. 2023, doi:10.1126/science.ade2574), by fair-esm's names."""
+
+
+RELEASED = {
+    "esm2_t6_8M_UR50D": FileProof(30_099_493, "46f002a9870c9bdecd0ea887acb1f9a38a6b561e8f8bf8a6990b679b9d31b928"),
+    "esm2_t12_35M_UR50D": FileProof(134_095_705, "7f21e80e61d16a71735163ef555d3009afb0c98da74c48e29df08606973cc55e"),
+    "esm2_t30_150M_UR50D": FileProof(592_774_773, "881c7176cf198ef8dec26a3c375d40eb58d0c33df95c22562ca6cc6d3f812c62"),
+    "esm2_t33_650M_UR50D": FileProof(2_604_537_549, "ea9d0522b335a8778dea6535a65301f10208dece28cd5865482b0b1fc446168c"),
+    "esm2_t36_3B_UR50D": FileProof(5_678_116_398, "7de8b4082ba15891959ab368b77ce3886697af1efb16d3c9e9e7b0c5d3f07500"),
+}
+"""Size and sha256 of the released files, as FastPLMs pins them (github.com/Synthyra/FastPLMs, src/fastplms/models.toml)
+and others measured them after downloads of their own. fair-esm itself publishes none, and of 15B none was found."""
 
 
 DEMO_ARCHITECTURE = Architecture(layers=4, embed_dim=64, heads=4)

@@ -8,12 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from virnucpro.base.digest import FileProof
+
 HUB_ID = "zhihan1996/DNABERT-S"
 HUB_REVISION = "00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
 """DNABERT-S (Zhou et al. 2024, arXiv:2402.08777) on huggingface.co, and the commit that is known."""
 
-RELEASED_SHA256 = {"dnabert_s": "f3cfc3d0541859df64759e758cc4bc40fe1d5760799a7d098a9f9f09501c1e5f"}
-"""sha256 of the released ``pytorch_model.bin``, by the names that users give."""
+RELEASED = {
+    "dnabert_s": FileProof(468_320_053, "f3cfc3d0541859df64759e758cc4bc40fe1d5760799a7d098a9f9f09501c1e5f"),
+}
+"""Size and sha256 of the released ``pytorch_model.bin``, by the names that users give."""
 
 DEMO_MODEL = "dnabert_s_demo"
 
