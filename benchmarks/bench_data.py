@@ -93,8 +93,8 @@ def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     from virnucpro.base.records import read_record
     from virnucpro.chunking.manifest import ChunkManifest
     from virnucpro.sequences.fasta import read_fasta
-    from virnucpro.storage.chunk_file import write_chunk_file
     from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, DeviceRun, RunStatistics
+    from virnucpro.storage.chunk_writer import write_chunk_file
 
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((1 << 16, options.embed_dim), dtype=np.float32)

@@ -23,7 +23,8 @@ from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model
-from virnucpro.engine.run import Outputs, default_budget
+from virnucpro.engine.outputs import Outputs
+from virnucpro.engine.run import default_budget
 from virnucpro.models.base import Model
 from virnucpro.models.mosaic_bert.sizes import MOSAIC_MODELS
 from virnucpro.models.mosaic_bert.synthetic import random_state
@@ -65,7 +66,7 @@ def means(model: Model, frames: list[np.ndarray], budget: int) -> np.ndarray:
     """The last layer's mean of each frame by the engine's loop, float32 ``(frames, D)``."""
     lengths = np.array([len(ids) for ids in frames])
     packed = PackedPieces(frames, cut_into_pieces(lengths, LongProteins("full")), NucleotideTokenizer(""))
-    outputs = Outputs(lengths, (SIZES.layers,), SIZES.embed_dim, per_residue=False)
+    outputs = Outputs(lengths, (SIZES.layers,), SIZES.embed_dim)
     run_model(model, packed, outputs, names=[""] * len(frames), token_budget=budget, logger=LOGGER)
     outputs.finish()
     return outputs.mean[SIZES.layers]

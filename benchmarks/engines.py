@@ -18,7 +18,8 @@ from virnucpro.base.settings import LongProteins
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model
-from virnucpro.engine.run import Outputs, default_budget
+from virnucpro.engine.outputs import Outputs
+from virnucpro.engine.run import default_budget
 from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
@@ -54,7 +55,7 @@ def ours(
 
     def run() -> None:
         packed = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("full")), ESM2_FAMILY.tokenizer())
-        outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim, per_residue=False)
+        outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim)
         run_model(model, packed, outputs, names=names, token_budget=budget, logger=LOGGER)
         outputs.finish()
 

@@ -92,7 +92,11 @@ def embed(
     folder = user_path(folder, "folder")
     weights_folder = user_path(weights_folder or folder / "weights", "weights_folder")
     settings = EmbeddingSettings(
-        checked("layers", layers), checked("pooling", pooling), precision, LongProteins.of(long_proteins)
+        checked("layers", layers),
+        checked("pooling", pooling),
+        precision,
+        LongProteins.of(long_proteins),
+        residue_dtype=dtype,
     )
     policies = InputPolicies(empty_records, duplicate_ids, empty_samples, suspicious)
     tables = TableSettings(checked("merge.formats", formats), dtype, records_per_file)
@@ -178,7 +182,8 @@ def _check_space(request: SampleRequest, counts: Mapping[str, int], embed_dim: i
         return  # how many residues stay is known chunk by chunk
     kept: dict[str, Any] = {"embed_dim": embed_dim, "layers": layers, "pooling": request.embedding.pooling}
     tables = request.tables
-    needed = chunk_file_bytes(counts["unique"], counts["unique_residues"], **kept)
+    dtype = request.embedding.residue_dtype
+    needed = chunk_file_bytes(counts["unique"], counts["unique_residues"], **kept, residue_dtype=dtype)
     needed -= sum(path.stat().st_size for path in request.tensors.glob("chunk_*.safetensors"))
     sizes = table_bytes(tables.formats, counts["records"], counts["residues"], dtype=tables.dtype, **kept)
     check_space(request.folder, max(0, needed) + sum(sizes.values()), f"embedding {counts['records']:,} records")

@@ -115,8 +115,9 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
     with _named(origin["samples"]):
         samples = find_samples(chosen["samples"], origin["samples"].folder)
     long_proteins = LongProteins(**_group(chosen, "long_proteins"))
-    embedding = EmbeddingSettings(**_fields(chosen, "layers", "pooling", "precision"), long_proteins=long_proteins)
     tables = TableSettings(**_group(chosen, "merge"))
+    kept = _fields(chosen, "layers", "pooling", "precision")
+    embedding = EmbeddingSettings(**kept, long_proteins=long_proteins, residue_dtype=tables.dtype)
     layers = model.resolve(embedding.layers)
     tables.check(layers, embedding.pooling)
     results = _folder("results", chosen, origin)

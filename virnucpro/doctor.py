@@ -24,7 +24,7 @@ from virnucpro.cuda.devices import capability, current_device, device_name, pars
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
 from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model
-from virnucpro.engine.run import Outputs
+from virnucpro.engine.outputs import Outputs, Residues, ResiduesInMemory
 from virnucpro.models.esm2.alphabet import CLS, EOS, FIRST_RESIDUE
 from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.family import ESM2_FAMILY
@@ -228,11 +228,15 @@ def embed_packed(
     last = architecture.layers
 
     def run() -> Embedded:
-        outputs = Outputs(lengths, (last,), architecture.embed_dim, per_residue=True)
-        run_model(model, packed, outputs, names=[""] * len(proteins), logger=logger)
+        names = [""] * len(proteins)
+        kept = ResiduesInMemory(int(lengths.sum()), (last,), architecture.embed_dim)
+        residues = Residues(lengths, kept, names)
+        outputs = Outputs(lengths, (last,), architecture.embed_dim, residues)
+        run_model(model, packed, outputs, names=names, logger=logger)
         outputs.finish()
-        residues = torch.split(torch.from_numpy(outputs.residues[last]), lengths.tolist())
-        return list(zip(residues, torch.from_numpy(outputs.mean[last]), strict=True))
+        values = torch.from_numpy(kept.values[last])
+        each = [values[start:][:length] for start, length in zip(residues.starts, lengths, strict=True)]
+        return list(zip(each, torch.from_numpy(outputs.mean[last]), strict=True))
 
     embedded, seconds = timed(run, device)
     return embedded, seconds, f"{model.facts.attention}, {model.facts.layers_run}"

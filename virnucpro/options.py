@@ -16,6 +16,7 @@ from virnucpro.base.settings import SETTINGS, InputPolicies
 LONG_PROTEINS = tuple(key for key in SETTINGS if key.startswith("long_proteins."))
 POLICIES = tuple(field.name for field in fields(InputPolicies))
 EMBEDDING = ("layers", "pooling", "precision", *LONG_PROTEINS)
+DTYPE = "merge.dtype"
 TABLES = tuple(key for key in SETTINGS if key.startswith("merge."))
 
 

@@ -16,7 +16,7 @@ from virnucpro.calling.rule import CallRule
 from virnucpro.chunking.size import chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
-from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
+from virnucpro.options import DTYPE, EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.state import (
     DIGESTS,
@@ -52,7 +52,7 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _takes_sample(embed_chunk)
     embed_chunk.add_argument("chunk", help="its name, such as chunk_00000")
     embed_chunk.add_argument("--devices", nargs="+", metavar="DEVICE", help="cpu, cuda:0, ... (default: all GPUs)")
-    add_options(embed_chunk, EMBEDDING)
+    add_options(embed_chunk, [*EMBEDDING, DTYPE])
     embed_chunk.set_defaults(run=_embed_chunk)
 
     merge = commands.add_parser("merge", help="step: verify a sample's embedded chunks and write its tables")
@@ -96,7 +96,9 @@ def _takes_sample(parser: argparse.ArgumentParser) -> None:
 
 def _embedding(given: argparse.Namespace) -> EmbeddingSettings:
     long_proteins = LongProteins(**values(given, LONG_PROTEINS))
-    return EmbeddingSettings(**values(given, EMBEDDING[: -len(LONG_PROTEINS)]), long_proteins=long_proteins)
+    (dtype,) = values(given, [DTYPE]).values()
+    kept = values(given, EMBEDDING[: -len(LONG_PROTEINS)])
+    return EmbeddingSettings(**kept, long_proteins=long_proteins, residue_dtype=dtype)
 
 
 # The imports stand in the functions because torch and pyarrow take seconds to load.

@@ -38,8 +38,9 @@ from virnucpro.models.families import read_checkpoint
 from virnucpro.samples import find_samples
 from virnucpro.sequences.amount import estimate
 from virnucpro.sequences.fasta import read_fasta
-from virnucpro.storage.chunk_file import read_chunk_file, verify_chunk, write_chunk_file
+from virnucpro.storage.chunk_file import read_chunk_file, verify_chunk
 from virnucpro.storage.chunk_metadata import ChunkMetadata, RunStatistics
+from virnucpro.storage.chunk_writer import write_chunk_file
 from virnucpro.storage.report_record import ChunkRun, MergeCounts, Provenance, SampleReport
 from virnucpro.weights.manifest import WeightsManifest
 
@@ -315,7 +316,7 @@ def _chunk_bytes(folder: Path) -> tuple[bytes, str]:
     tensors: dict[str, np.ndarray[Any, Any]] = {
         "digests": digests, "lengths": counts, "windows": np.ones(n, np.int32), "embedded": counts,
         "precision": np.zeros(n, np.uint8), "mean.6": np.ones((n, d), np.float32),
-        "residues.6": np.ones((6, d), np.float32), "offsets": np.array([0, 1, 3, 6]),
+        "residues.6": np.ones((6, d), np.float32), "starts": np.array([0, 1, 3]),
     }  # fmt: skip
     write_chunk_file(path, tensors, entries)
     return path.read_bytes(), digest

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from virnucpro.base.digest import residue_digest
 from virnucpro.sequences.fasta import read_fasta
-from virnucpro.storage.chunk_file import write_chunk_file
+from virnucpro.storage.chunk_writer import write_chunk_file
 
 EXPECTED = {
     "model": "esm2_stub",
@@ -73,8 +73,10 @@ def write_stub_chunk(
             tensors[f"mean.{layer}"] = np.concatenate([stub_vectors(s, 1, embed_dim, layer) for s in sequences])
         if "per_residue" in pooling:
             parts = [stub_vectors(s, n, embed_dim, layer) for s, n in zip(sequences, embedded.tolist(), strict=True)]
-            tensors[f"residues.{layer}"] = np.concatenate(parts)
-            tensors["offsets"] = np.concatenate([[0], np.cumsum(embedded)]).astype(np.int64)
+            order = np.argsort(-embedded, kind="stable")  # as a job computes them
+            tensors[f"residues.{layer}"] = np.concatenate([parts[row] for row in order])
+            tensors["starts"] = np.empty(len(order), np.int64)
+            tensors["starts"][order] = np.cumsum(embedded[order]) - embedded[order]
     manifest = json.loads(fasta.with_suffix(".json").read_text())
     entries = {
         **EXPECTED,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from virnucpro.base.settings import LongProteins
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.engine.batch import cut_into_pieces
-from virnucpro.engine.devices import balanced_shares, join_parts, write_part
+from virnucpro.engine.devices import balanced_shares, join_parts, read_digests, write_part
 from virnucpro.engine.embed import ProteinEmbeddings
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics
 
@@ -32,20 +32,18 @@ RUN = DeviceRun(("float16",), "standard_attention", "sdpa", "Tesla T4", "eager",
 
 
 def write(folder: Path, rows: list[int], precision: list[int], run: DeviceRun) -> Path:
-    """Protein ``row`` has row + 1 residues, all of value row; its mean is row."""
+    """Protein ``row`` has row + 1 residues; its mean is row."""
     lengths = np.array([row + 1 for row in rows], dtype=np.int32)
-    values = np.repeat(np.array(rows, dtype=np.float32), lengths)
     tensors: dict[str, np.ndarray] = {
         "lengths": lengths,
         "windows": np.ones(len(rows), dtype=np.int32),
         "embedded": lengths,
         "precision": np.array(precision, dtype=np.uint8),
         "mean.3": np.array(rows, dtype=np.float32)[:, None],
-        "offsets": np.concatenate(([0], lengths.cumsum(dtype=np.int64))),
-        "residues.3": values[:, None],
+        "starts": np.array(rows, dtype=np.int64) * 7,
     }
     folder.mkdir()
-    write_part(folder, ProteinEmbeddings(tensors, run))
+    write_part(folder, ProteinEmbeddings(tensors, run), {row: bytes([row]) * 32 for row in rows})
     return folder
 
 
@@ -61,8 +59,8 @@ def test_rows_come_back_in_their_order_with_what_is_theirs(tmp_path: Path) -> No
     tensors, run = joined.tensors, joined.run
     assert tensors["mean.3"][:, 0].tolist() == [0, 1, 2, 3]
     assert tensors["lengths"].tolist() == [1, 2, 3, 4]
-    assert tensors["offsets"].tolist() == [0, 1, 3, 6, 10]
-    assert tensors["residues.3"][:, 0].tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert tensors["starts"].tolist() == [0, 7, 14, 21]
+    assert [read_digests(part) for part in parts] == [{1: b"\1" * 32, 3: b"\3" * 32}, {0: bytes(32), 2: b"\2" * 32}, {}]
     assert tensors["precision"].tolist() == [0, 1, 0, 0]
     assert (run.precisions, run.device) == (("float16", "float32"), "Tesla T4 + NVIDIA A100")
     assert (run.attention, run.layers_run, run.versions) == ("standard_attention", "eager", {"torch": "2"})

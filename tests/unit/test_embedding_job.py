@@ -79,8 +79,7 @@ def embed(
 
 
 def residues(file: ChunkFile, row: int, layer: int) -> torch.Tensor:
-    offsets = file.tensors("offsets")
-    return torch.from_numpy(np.array(file.tensors(f"residues.{layer}")[offsets[row] : offsets[row + 1]]))
+    return torch.from_numpy(np.array(file.residues(row, layer)))
 
 
 def mean(file: ChunkFile, row: int, layer: int) -> torch.Tensor:
@@ -136,11 +135,16 @@ def test_several_processes_give_the_same_rows_in_the_same_order(tmp_path: Path, 
     proteins = [PROTEINS[2], PROTEINS[-1]]
     one = embed(tmp_path, weights, proteins, settings)
     arrays = {name: one.read(name) for name in one.names}
+    each = [one.residues(row, layer).copy() for row in (0, 1) for layer in (1, 3)]
     tokens = json.loads(one.metadata["statistics"])["tokens"]
     three = embed(tmp_path, weights, proteins, settings, devices=["cpu"] * 3)
     assert set(three.names) == set(arrays)
     for name, array in arrays.items():
-        np.testing.assert_allclose(three.read(name), array, rtol=0, atol=2e-5)
+        if name != "starts" and not name.startswith("residues."):
+            np.testing.assert_allclose(three.read(name), array, rtol=0, atol=2e-5)
+    again = [three.residues(row, layer) for row in (0, 1) for layer in (1, 3)]
+    for found, expected in zip(again, each, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
     assert json.loads(three.metadata["statistics"])["tokens"] == tokens
 
 

@@ -16,11 +16,11 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.settings import LongProteins
 from virnucpro.base.text import clock_time
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
+from virnucpro.engine.outputs import Outputs, Residues, ResiduesInMemory
 from virnucpro.engine.run import (
     CPU_BUDGET,
     GPU_BUDGET,
     LOWEST_BUDGET,
-    Outputs,
     Progress,
     RunCounts,
     bytes_per_token,
@@ -69,9 +69,9 @@ class Memory:
 def run(forward: Any, budget: int, lengths: np.ndarray = LENGTHS) -> tuple[Outputs, RunCounts]:
     proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
     work = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("window", 20, 10)), ESM2_FAMILY.tokenizer())
-    outputs = Outputs(lengths, (1,), 2, per_residue=True)
-    progress = Progress(len(lengths), int(work.length.sum()), int(work.tokens_before[-1]), where="x", logger=LOGGER)
     names = [f"p{row}" for row in range(len(lengths))]
+    outputs = Outputs(lengths, (1,), 2, Residues(lengths, ResiduesInMemory(int(lengths.sum()), (1,), 2), names))
+    progress = Progress(len(lengths), int(work.length.sum()), int(work.tokens_before[-1]), where="x", logger=LOGGER)
     counts = run_batches(
         forward, work, outputs, device=CPU, budget=budget, names=names, progress=progress, logger=LOGGER
     )
@@ -81,10 +81,13 @@ def run(forward: Any, budget: int, lengths: np.ndarray = LENGTHS) -> tuple[Outpu
 
 
 def check(outputs: Outputs) -> None:
+    assert outputs.residues is not None
+    assert isinstance(outputs.residues.sink, ResiduesInMemory)
     for row, length in enumerate(LENGTHS):
         ids = np.arange(length) % 20 + 4
         np.testing.assert_allclose(outputs.mean[1][row], ids.mean(), rtol=1e-5)
-        own = outputs.residues[1][outputs.offsets[row] : outputs.offsets[row + 1]]
+        start = outputs.residues.starts[row]
+        own = outputs.residues.sink.values[1][start : start + length]
         np.testing.assert_allclose(own[:, 0], ids, rtol=1e-6)
 
 

@@ -18,7 +18,8 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import from_entries, parse_record
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage import merge as merge_module
-from virnucpro.storage.chunk_file import read_chunk_file, write_chunk_file
+from virnucpro.storage.chunk_file import read_chunk_file
+from virnucpro.storage.chunk_writer import write_chunk_file
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables import read_embeddings, read_residues
@@ -294,9 +295,10 @@ def test_unknown_formats_and_files_are_one_clear_error(tmp_path: Path, fasta: Pa
         ("mean.6", (0, 3), np.nan, "numbers that are not finite"),
         ("mean.6", (1, 0), -np.inf, "numbers that are not finite"),
         ("residues.6", (2, 2), np.inf, "numbers that are not finite"),
-        ("offsets", (1,), 10**12, "offsets do not fit"),
-        ("offsets", (0,), -1, "offsets do not fit"),
-        ("offsets", (1,), 2, "not those that it says were embedded"),
+        ("starts", (1,), 10**12, "do not fit its residues"),
+        ("starts", (0,), -1, "do not fit its residues"),
+        ("embedded", (1,), -3, "do not fit its residues"),
+        ("starts", (1,), 2**63 - 1, "do not fit its residues"),
     ],
 )
 def test_values_that_no_job_writes_are_refused(

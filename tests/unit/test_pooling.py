@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from virnucpro.attention.segments import Segments
-from virnucpro.engine.run import Outputs, segment_sums, weigh
+from virnucpro.base.errors import UserError
+from virnucpro.engine.outputs import Outputs, Residues, ResiduesInMemory
+from virnucpro.engine.run import segment_sums, weigh
 
 
 def test_sums_are_those_of_float64() -> None:
@@ -40,28 +42,55 @@ def test_one_bad_value_anywhere_spoils_its_own_sequence_alone(bad: float, place:
     weights = torch.tensor([0.0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0])
     sums = segment_sums(weigh(hidden, weights), segments)
     assert torch.isfinite(sums).all(1).tolist() == [False, True]
-    outputs = Outputs(np.array([5, 2]), (3,), 3, per_residue=False)
+    outputs = Outputs(np.array([5, 2]), (3,), 3)
     outputs.add_sums(np.array([0, 1]), {3: sums.numpy()})
     assert outputs.not_finite().tolist() == [0]
 
 
-def test_outputs_put_pieces_together() -> None:
-    outputs = Outputs(np.array([3, 1]), (2,), 2, per_residue=True)
+def residues_of(lengths: list[int], dtype: str = "float32") -> tuple[Residues, ResiduesInMemory]:
+    kept = ResiduesInMemory(sum(lengths), (2,), 2, dtype)
+    return Residues(np.array(lengths), kept, [f"p{row}" for row in range(len(lengths))]), kept
+
+
+def add(residues: Residues, pieces: list[tuple[int, int, int]], finite: list[bool], value: float = 1.0) -> None:
+    """Pieces are protein, first residue, residues; every value of protein ``row`` is ``value * (row + 1)``."""
+    rows, starts, lengths = (np.array(column) for column in zip(*pieces, strict=True))
+    values = np.repeat((rows + 1) * value, lengths).astype(np.float32)[:, None].repeat(2, axis=1)
+    last = starts + lengths == residues._embedded[rows]
+    residues.add(rows, starts, lengths, {2: values}, last=last, finite=np.array(finite), narrow=True)
+
+
+def test_pieces_are_put_together() -> None:
+    """Windows of protein 0 come in two batches, with whole proteins between them and one that is not finite."""
+    residues, kept = residues_of([3, 2, 1, 2, 1])
+    add(residues, [(0, 0, 2), (1, 0, 2)], [True, True])
+    assert residues.starts.tolist() == [-1, 0, -1, -1, -1]
+    add(residues, [(0, 1, 2), (3, 0, 2), (2, 0, 1), (4, 0, 1)], [True, False, True, True])
+    assert residues.starts.tolist() == [2, 0, 5, -1, 6]
+    assert kept.values[2][:7, 0].tolist() == [2, 2, 1, 2, 1, 3, 5]
+    outputs = Outputs(np.array([3, 2, 1, 2, 1]), (2,), 2, residues)
+    again, _ = residues_of([2])
+    again.sink = kept
+    add(again, [(0, 0, 2)], [True], 9)
+    outputs.replace(np.array([3]), Outputs(np.array([2]), (2,), 2, again))
+    assert residues.starts.tolist() == [2, 0, 5, 7, 6]
+    assert kept.values[2][7:, 0].tolist() == [9, 9]
+
+
+def test_sums_become_means() -> None:
+    outputs = Outputs(np.array([3, 1]), (2,), 2)
     outputs.add_sums(np.array([0, 0, 1]), {2: np.array([[1, 2], [10, 20], [5, 6]], dtype=np.float32)})
-    outputs.add_residues(0, 0, {2: np.ones((2, 2), np.float32)})
-    outputs.add_residues(0, 1, {2: np.ones((2, 2), np.float32)})
-    outputs.add_residues(1, 0, {2: np.full((1, 2), 7, np.float32)})
     outputs.finish()
     np.testing.assert_allclose(outputs.mean[2], np.array([[11 / 3, 22 / 3], [5, 6]]))
-    assert outputs.residues[2][:, 0].tolist() == [1, 2, 1, 7]
-    assert outputs.offsets.tolist() == [0, 3, 4]
+    other = Outputs(np.array([1]), (2,), 2)
+    other.mean[2][:] = 7
+    outputs.replace(np.array([1]), other)
+    assert outputs.mean[2][1].tolist() == [7, 7]
 
 
-def test_replaced_rows_take_the_new_values() -> None:
-    outputs = Outputs(np.array([2, 1, 3]), (1,), 2, per_residue=True)
-    again = Outputs(np.array([3, 2]), (1,), 2, per_residue=True)
-    again.mean[1][:] = [[3, 3], [2, 2]]
-    again.residues[1][:, 0] = [31, 32, 33, 21, 22]
-    outputs.replace(np.array([2, 0]), again)
-    assert outputs.mean[1].tolist() == [[2, 2], [0, 0], [3, 3]]
-    assert outputs.residues[1][:, 0].tolist() == [21, 22, 0, 31, 32, 33]
+def test_what_float16_cannot_hold_is_named() -> None:
+    residues, kept = residues_of([2, 1, 3], "float16")
+    add(residues, [(0, 0, 2)], [True], 60_000)
+    assert kept.values[2].dtype == np.float16
+    with pytest.raises(UserError, match=r"embedding of 'p2' in layer 2 has values that float16 cannot hold"):
+        add(residues, [(1, 0, 1), (2, 0, 3)], [True, True], 30_000)

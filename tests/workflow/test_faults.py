@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.workflow.faults import CHUNKS, TARGET, Run, chunks_run, record, same_table, wait_until
-from virnucpro.storage.chunk_file import verify_chunk_file, write_chunk_file
+from virnucpro.storage.chunk_file import verify_chunk_file
+from virnucpro.storage.chunk_writer import write_chunk_file
 
 MERGE = Counter(merge_embeddings=1)
 ONE_CHUNK = Counter(embed_esm2=1) + MERGE

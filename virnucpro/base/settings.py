@@ -251,6 +251,7 @@ class EmbeddingSettings:
     Attributes:
         layers: numbers, negative ones counted from the last as -1, or "last" (see :func:`resolve_layers`).
         token_budget: tokens of a batch; None takes it from the device's free memory.
+        residue_dtype: what residues' vectors are kept in; ``merge.dtype``, for it is what tables will hold.
 
     Raises:
         UserError: a value is not one of those allowed.
@@ -262,9 +263,11 @@ class EmbeddingSettings:
     long_proteins: LongProteins = LongProteins()
     token_budget: int | None = TOKEN_BUDGET.default
     kernels: str = KERNELS.default
+    residue_dtype: str = default("merge.dtype")
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        checked("merge.dtype", self.residue_dtype)
         object.__setattr__(self, "long_proteins", LongProteins.of(self.long_proteins))
         KERNELS.check(self.kernels)
         if self.token_budget is not None:

@@ -154,6 +154,11 @@ class PackedPieces:
             weights=to_device(self.weights[own], device),
         )
 
+    def residues(self, begin: int, end: int, device: torch.device) -> Tensor:
+        """Which tokens of the same batch are residues: their int64 numbers ``(R,)``."""
+        own = slice(self.tokens_before[begin], self.tokens_before[end])
+        return to_device(np.flatnonzero(self.weights[own]), device)
+
 
 def _shared_weights(pieces: Pieces) -> dict[int, np.ndarray]:
     """For each protein of several pieces: float32 weight of each residue, 1 over its coverage."""

@@ -14,7 +14,7 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,15 +30,20 @@ from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.engine.embed import ProteinEmbeddings
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics, header_entries, read_header_entries
+from virnucpro.storage.chunk_writer import ResidueRegion
 
 RUN_FILE = "run.json"
+DIGESTS_FILE = "blocks.npz"
 
 
 @dataclass(frozen=True)
 class ShareTask:
-    """What one device's process is told, in a file: embed share number ``share`` (from 0) of ``shares`` of a chunk."""
+    """What one device's process is told, in a file: embed share number ``share`` (from 0) of ``shares`` of a chunk.
 
-    FORMAT: ClassVar[str] = "virnucpro-share-1"
+    ``region`` is where residues go, where they are wanted.
+    """
+
+    FORMAT: ClassVar[str] = "virnucpro-share-2"
 
     fasta: str
     chunk_manifest: str
@@ -48,6 +53,7 @@ class ShareTask:
     shares: int
     device: str
     threads: int
+    region: ResidueRegion | None
 
 
 def balanced_shares(costs: NDArray[np.float64], shares: int) -> list[NDArray[np.int64]]:
@@ -70,7 +76,7 @@ def balanced_shares(costs: NDArray[np.float64], shares: int) -> list[NDArray[np.
 
 def embed_on_devices(
     tasks: Sequence[ShareTask], rows: Sequence[NDArray[np.int64]], output: Path, logger: logging.Logger
-) -> ProteinEmbeddings:
+) -> tuple[ProteinEmbeddings, dict[int, bytes]]:
     """Embed a chunk on several devices at once; a failure of one ends all.
 
     Args:
@@ -79,7 +85,8 @@ def embed_on_devices(
         output: the job's output, beside which the parts are kept for a while.
 
     Returns:
-        All proteins' embeddings, in row order.
+        All proteins' embeddings, in row order, but for residues, which each device has put into its region; and the
+        digests of the blocks that these fill.
 
     Raises:
         UserError: what a device's process raised, with the device's name, or that it was killed.
@@ -96,7 +103,9 @@ def embed_on_devices(
                 for key, _ in said.select():
                     if not key.data.listen():
                         said.unregister(key.fileobj)
-        return join_parts(parts, rows)
+        return join_parts(parts, rows), {
+            block: digest for part in parts for block, digest in read_digests(part).items()
+        }
 
 
 class _Worker:
@@ -157,11 +166,19 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root}
 
 
-def write_part(part: Path, embeddings: ProteinEmbeddings) -> None:
-    """Write a share's embeddings into its folder, for :func:`join_parts`."""
+def write_part(part: Path, embeddings: ProteinEmbeddings, digests: Mapping[int, bytes]) -> None:
+    """Write a share's embeddings into its folder, and the digests of the blocks that it has filled."""
     for name, tensor in embeddings.tensors.items():
         np.save(part / f"{name}.npy", tensor)
+    blocks = np.frombuffer(b"".join(digests.values()), np.uint8).reshape(len(digests), -1 if digests else 0)
+    np.savez(part / DIGESTS_FILE, blocks=np.array(list(digests), np.int64), digests=blocks)
     (part / RUN_FILE).write_text(json.dumps(header_entries(embeddings.run)))
+
+
+def read_digests(part: Path) -> dict[int, bytes]:
+    """The digests that :func:`write_part` wrote."""
+    with np.load(part / DIGESTS_FILE) as found:
+        return {block: row.tobytes() for block, row in zip(found["blocks"].tolist(), found["digests"], strict=True)}
 
 
 def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> ProteinEmbeddings:
@@ -182,21 +199,10 @@ def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> Prot
         return whole
 
     names = {path.stem for path in parts[0].glob("*.npy")}
-    ragged = {name for name in names if name.startswith("residues.")}
-    joined = {name: in_rows(tensors(name)) for name in names - ragged - {"offsets", "precision"}}
+    joined = {name: in_rows(tensors(name)) for name in names - {"precision"}}
     precisions = tuple(sorted({name for run in runs for name in run.precisions}, key=_range_of))
     codes = [np.array([precisions.index(name) for name in run.precisions], np.uint8) for run in runs]
     joined["precision"] = in_rows([code[own] for code, own in zip(codes, tensors("precision"), strict=True)])
-    if ragged:
-        joined["offsets"] = np.concatenate(([0], joined["embedded"].cumsum(dtype=np.int64)))
-    for name in ragged:
-        values = tensors(name)
-        joined[name] = np.empty((int(joined["offsets"][-1]), values[0].shape[1]), values[0].dtype)
-        for share, own in zip(rows, values, strict=True):
-            ends = joined["embedded"][share].cumsum()
-            for row, residues in zip(share, np.split(own, ends[:-1]), strict=False):
-                start = joined["offsets"][row]
-                joined[name][start : start + len(residues)] = residues
     different = ("attention", "attention_kernel", "device", "layers_run")
     texts: dict[str, Any] = {name: " + ".join(dict.fromkeys(getattr(run, name) for run in runs)) for name in different}
     statistics = _joined_statistics([run.statistics for run in runs])

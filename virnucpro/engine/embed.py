@@ -22,8 +22,8 @@ from virnucpro.chunking.cost import embedded_residues
 from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces, padding_avoided
 from virnucpro.engine.load import load_model, load_tokenizer
+from virnucpro.engine.outputs import Outputs, Residues, ResidueSink, ResiduesInMemory
 from virnucpro.engine.run import (
-    Outputs,
     Progress,
     RunCounts,
     default_budget,
@@ -50,7 +50,8 @@ class ProteinEmbeddings:
     """Embeddings of proteins in the order they were given.
 
     Attributes:
-        tensors: named and shaped as in a chunk file (see :mod:`virnucpro.storage.chunk_file`), all but ``digests``.
+        tensors: named and shaped as in a chunk file (see :mod:`virnucpro.storage.chunk_layout`), all but ``digests``
+            and, where residues went into a sink, ``residues``.
         run: where and how they were computed.
     """
 
@@ -65,9 +66,13 @@ def embed_proteins(
     settings: EmbeddingSettings,
     *,
     device: str | torch.device = "cpu",
+    sink: ResidueSink | None = None,
     logger: logging.Logger,
 ) -> ProteinEmbeddings:
     """Embed proteins on one device.
+
+    Args:
+        sink: takes residues' vectors while they are computed, where they are wanted; None keeps them in memory.
 
     Proteins whose values are not finite in half precision are computed once more in a wider type: float32, or
     bfloat16 where float32 weights do not fit.
@@ -91,6 +96,7 @@ def embed_proteins(
             weights, manifest=manifest, device=device, precision=precision, kernels=kernels, logger=logger
         )
 
+    memory: ResiduesInMemory | None = None
     reset_peak_memory(device)
     loading = time.perf_counter()
     with exact_products(), current_device(device):
@@ -98,7 +104,10 @@ def embed_proteins(
         facts = model.facts
         packed = PackedPieces(tokens, pieces, tokenizer)
         started = time.perf_counter()
-        outputs = Outputs(embedded, layers, facts.embed_dim, per_residue="per_residue" in settings.pooling)
+        if "per_residue" in settings.pooling and sink is None:
+            sink = memory = ResiduesInMemory(int(embedded.sum()), layers, facts.embed_dim, settings.residue_dtype)
+        residues = None if sink is None else Residues(embedded, sink, names)
+        outputs = Outputs(embedded, layers, facts.embed_dim, residues)
         counts = run_model(model, packed, outputs, names=names, token_budget=settings.token_budget, logger=logger)
         bad = outputs.not_finite()
         precision = np.zeros(len(proteins), dtype=np.uint8)
@@ -111,10 +120,11 @@ def embed_proteins(
                 "%d of %d proteins overflow in %s: once more in a wider type", len(bad), len(names), precisions[0]
             )
             model = _load_wider(load, facts, logger)
-            again = Outputs(embedded[bad], layers, facts.embed_dim, per_residue=bool(outputs.residues))
+            own_names = [names[row] for row in bad]
+            residues = None if sink is None else Residues(embedded[bad], sink, own_names)
+            again = Outputs(embedded[bad], layers, facts.embed_dim, residues)
             own_pieces = cut_into_pieces(lengths[bad], settings.long_proteins)
             packed = PackedPieces([tokens[row] for row in bad], own_pieces, tokenizer)
-            own_names = [names[row] for row in bad]
             more = run_model(model, packed, again, names=own_names, token_budget=settings.token_budget, logger=logger)
             still_bad = again.not_finite()
             if len(still_bad):
@@ -134,9 +144,10 @@ def embed_proteins(
     }
     if "mean" in settings.pooling:
         tensors |= {f"mean.{layer}": values for layer, values in outputs.mean.items()}
-    if outputs.residues:
-        tensors |= {"offsets": outputs.offsets}
-        tensors |= {f"residues.{layer}": values for layer, values in outputs.residues.items()}
+    if outputs.residues is not None:
+        tensors["starts"] = outputs.residues.starts
+    if memory is not None:
+        tensors |= {f"residues.{layer}": values for layer, values in memory.values.items()}
     statistics = RunStatistics(
         proteins=len(proteins),
         residues=int(letters.sum()),
@@ -156,6 +167,7 @@ def embed_proteins(
         layers_run=facts.layers_run,
         versions=versions(),
         statistics=statistics,
+        residue_dtype=settings.residue_dtype,
     )
     return ProteinEmbeddings(tensors, run)
 
@@ -179,7 +191,7 @@ def run_model(
         UserError: see :func:`virnucpro.engine.run.run_batches`.
     """
     facts = model.facts
-    kept = len(outputs.mean) * (2 if outputs.residues else 1)
+    kept = len(outputs.mean) * (1 if outputs.residues is None else 3)
     budget = token_budget or default_budget(facts.embed_dim, facts.device, kept, facts.dtype)
     where = f"{device_name(facts.device)}, {facts.attention}"
     residues, tokens = int(packed.length.sum()), int(packed.tokens_before[-1])

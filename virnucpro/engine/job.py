@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,18 @@ from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.cuda.devices import job_devices
 from virnucpro.engine.devices import ShareTask, balanced_shares, embed_on_devices, write_part
 from virnucpro.engine.embed import Protein, embed_proteins
+from virnucpro.engine.load import load_tokenizer
 from virnucpro.sequences.fasta import read_fasta
-from virnucpro.storage.chunk_file import write_chunk_file
-from virnucpro.storage.chunk_metadata import ChunkMetadata, ChunkSource, RunStatistics, embedding_identity
+from virnucpro.storage.blocks import BlockWriter
+from virnucpro.storage.chunk_layout import chunk_shapes
+from virnucpro.storage.chunk_metadata import (
+    ChunkMetadata,
+    ChunkSource,
+    RunStatistics,
+    embedding_identity,
+    header_entries,
+)
+from virnucpro.storage.chunk_writer import ResidueRegion, ResidueStream, open_chunk_file
 from virnucpro.storage.sizes import chunk_file_bytes
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
@@ -39,7 +49,7 @@ def embed_chunk(
     threads: int | None = None,
     logger: logging.Logger,
 ) -> RunStatistics:
-    """Embed one chunk and write its chunk file (see :mod:`virnucpro.storage.chunk_file`).
+    """Embed one chunk and write its chunk file (see :mod:`virnucpro.storage.chunk_layout`).
 
     Args:
         devices: "cpu", "cuda:0", ...; one process each when there are several. None takes every
@@ -68,38 +78,62 @@ def embed_chunk(
         " and ".join(settings.pooling),
         ", ".join(names),
     )
-    _check_space(output, proteins, manifest, settings, copies=min(2, len(names)))
-    if len(names) == 1:
-        torch.set_num_threads(threads_each)
-        embeddings = embed_proteins(proteins, weights, manifest, settings, device=names[0], logger=logger)
-    else:
-        tasks = [
-            ShareTask(
-                fasta=str(fasta),
-                chunk_manifest=str(chunk_manifest),
-                weights=str(weights),
-                settings=settings,
-                share=share,
-                shares=len(names),
-                device=device,
-                threads=threads_each,
-            )
-            for share, device in enumerate(names)
-        ]
-        rows = _shares(proteins, manifest, settings, len(names))
-        embeddings = embed_on_devices(tasks, rows, output, logger)
+    _check_space(output, proteins, manifest, settings)
     source = ChunkSource(chunk.chunk, chunk.digest, manifest.source_sha256, manifest.layers, manifest.demo)
-    metadata = ChunkMetadata(source, identity, embeddings.run)
-    write_chunk_file(output, {"digests": digests, **embeddings.tensors}, metadata.to_entries())
+    rows = _shares(proteins, manifest, settings, len(names))
+    embedded = np.zeros(0, np.int64)
+    if "per_residue" in settings.pooling:  # how many there are must be known before they stream into the file
+        tokens = load_tokenizer(weights, manifest).encode(
+            [protein.sequence for protein in proteins], [protein.id for protein in proteins]
+        )
+        embedded = embedded_residues(np.array([len(ids) for ids in tokens], np.int64), settings.long_proteins)
+        del tokens
+    shapes = chunk_shapes(
+        len(proteins),
+        int(embedded.sum()),
+        embed_dim=manifest.embed_dim,
+        layers=identity.layers,
+        pooling=settings.pooling,
+        residue_dtype=settings.residue_dtype,
+    )
+    blocks: dict[int, bytes] = {}
+    with open_chunk_file(output, shapes, header_entries(source) | header_entries(identity)) as writer:
+        regions: list[ResidueRegion | None] = [None] * len(names)
+        if "per_residue" in settings.pooling:
+            regions = [*writer.regions([int(embedded[own].sum()) for own in rows])]
+        if len(names) == 1:
+            torch.set_num_threads(threads_each)
+            sink = writer.stream(regions[0]) if regions[0] else None
+            embeddings = embed_proteins(
+                proteins, weights, manifest, settings, device=names[0], sink=sink, logger=logger
+            )
+        else:
+            tasks = [
+                ShareTask(
+                    fasta=str(fasta),
+                    chunk_manifest=str(chunk_manifest),
+                    weights=str(weights),
+                    settings=settings,
+                    share=share,
+                    shares=len(names),
+                    device=device,
+                    threads=threads_each,
+                    region=regions[share],
+                )
+                for share, device in enumerate(names)
+            ]
+            embeddings, blocks = embed_on_devices(tasks, rows, output, logger)
+        metadata = ChunkMetadata(source, identity, embeddings.run)
+        writer.finish({"digests": digests, **embeddings.tensors}, metadata.to_entries(), blocks)
     done = embeddings.run.statistics
     logger.info("done: %d tokens in %.1f s, %.0f tokens/s", done.tokens, done.seconds, done.tokens_per_second)
     return done
 
 
 def _check_space(
-    output: Path, proteins: Sequence[Protein], manifest: WeightsManifest, settings: EmbeddingSettings, *, copies: int
+    output: Path, proteins: Sequence[Protein], manifest: WeightsManifest, settings: EmbeddingSettings
 ) -> None:
-    """Refuse to compute what the disk can't hold; several devices leave their parts beside the chunk file first."""
+    """Refuse to compute what the disk can't hold."""
     lengths = np.array([len(protein.sequence) for protein in proteins])
     needed = chunk_file_bytes(
         len(proteins),
@@ -107,9 +141,10 @@ def _check_space(
         embed_dim=manifest.embed_dim,
         layers=len(resolve_layers(settings.layers, manifest.layers)),
         pooling=settings.pooling,
+        residue_dtype=settings.residue_dtype,
     )
     what = f"writing the embeddings of {number(len(proteins), 'protein')}"
-    check_space(output.parent, copies * needed, what, largest=needed)
+    check_space(output.parent, needed, what, largest=needed)
 
 
 def run_share(folder: Path, logger: logging.Logger) -> None:
@@ -123,9 +158,14 @@ def run_share(folder: Path, logger: logging.Logger) -> None:
     manifest = read_manifest(Path(task.weights))
     proteins, _ = read_chunk(Path(task.fasta), read_record(Path(task.chunk_manifest), ChunkManifest))
     own = [proteins[row] for row in _shares(proteins, manifest, task.settings, task.shares)[task.share]]
-    write_part(
-        folder, embed_proteins(own, Path(task.weights), manifest, task.settings, device=task.device, logger=logger)
-    )
+    weights, region = Path(task.weights), task.region
+    with ExitStack() as stack:
+        blocks = sink = None
+        if region is not None:
+            blocks = stack.enter_context(BlockWriter(Path(region.file), region.data_start, region.data_size))
+            sink = ResidueStream(region, blocks)
+        embeddings = embed_proteins(own, weights, manifest, task.settings, device=task.device, sink=sink, logger=logger)
+        write_part(folder, embeddings, blocks.finish() if blocks else {})
 
 
 def _shares(

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,62 +22,7 @@ from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
 from virnucpro.engine.batch import PackedBatch, PackedPieces, batch_end
-
-
-class Outputs:
-    """Sums over residues, and residues where asked for, of n proteins.
-
-    Attributes:
-        mean: for each layer float32 ``(n, D)``: the sum over the residues until :meth:`finish`, then the mean.
-        residues: for each layer float32 ``(sum of embedded, D)``.
-        offsets: int64 ``(n + 1,)``: where each protein's residues begin.
-    """
-
-    def __init__(self, embedded: np.ndarray, layers: Sequence[int], embed_dim: int, *, per_residue: bool) -> None:
-        """Args: ``embedded`` gives the residues of each protein that enter."""
-        self.embedded = np.asarray(embedded, dtype=np.int64)
-        self.offsets = np.concatenate(([0], self.embedded.cumsum()))
-        self.mean = {layer: np.zeros((len(embedded), embed_dim), dtype=np.float32) for layer in layers}
-        self.residues = {
-            layer: np.zeros((int(self.offsets[-1]), embed_dim), dtype=np.float32)
-            for layer in (layers if per_residue else ())
-        }
-
-    def add_sums(self, rows: np.ndarray, sums: Mapping[int, np.ndarray]) -> None:
-        """Add pieces' sums ``(pieces, D)`` to their proteins; a protein of several pieces has several ``rows``."""
-        distinct = len(np.unique(rows)) == len(rows)
-        for layer, values in sums.items():
-            if distinct:
-                self.mean[layer][rows] += values
-            else:
-                np.add.at(self.mean[layer], rows, values)
-
-    def add_residues(self, row: int, start: int, values: Mapping[int, np.ndarray]) -> None:
-        """Add a piece's weighted residues ``(residues, D)``; its first is residue ``start`` of protein ``row``."""
-        first = int(self.offsets[row]) + start
-        for layer, piece in values.items():
-            self.residues[layer][first : first + len(piece)] += piece
-
-    def finish(self) -> None:
-        """Turn the sums into means."""
-        for sums in self.mean.values():
-            sums /= self.embedded[:, None]
-
-    def not_finite(self) -> np.ndarray:
-        """Rows with a value that is not finite in any layer."""
-        bad = np.zeros(len(self.embedded), dtype=bool)
-        for sums in self.mean.values():
-            bad |= ~np.isfinite(sums.sum(axis=1, dtype=np.float64))
-        return np.flatnonzero(bad)
-
-    def replace(self, rows: np.ndarray, other: Outputs) -> None:
-        """Take ``other``'s proteins, in order, as those of ``rows``."""
-        for layer, values in other.mean.items():
-            self.mean[layer][rows] = values
-        for layer, values in other.residues.items():
-            for number, row in enumerate(rows):
-                own = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
-                self.residues[layer][own] = values[int(other.offsets[number]) : int(other.offsets[number + 1])]
+from virnucpro.engine.outputs import Outputs
 
 
 def weigh(hidden: Tensor, weights: Tensor) -> Tensor:
@@ -233,13 +178,17 @@ class RunCounts:
 
 @dataclass
 class _Pending:
-    """Results of the pieces ``begin`` to ``end`` on their way to the host."""
+    """Results of the pieces ``begin`` to ``end`` on their way to the host.
+
+    ``residues`` are without special tokens; ``narrow`` tells for each layer whether a value was beyond float16.
+    """
 
     begin: int
     end: int
-    sums: dict[int, Tensor]
-    residues: dict[int, Tensor]
-    arrived: torch.cuda.Event | None
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    residues: dict[int, Tensor] = field(default_factory=dict)
+    narrow: list[Tensor] = field(default_factory=list)
+    arrived: torch.cuda.Event | None = None
 
 
 def run_batches(
@@ -267,12 +216,16 @@ def run_batches(
     pending: deque[_Pending] = deque()
     layers = tuple(outputs.mean)
     begin = 0
+    copies = None
+    if device.type == "cuda" and outputs.residues is not None:
+        copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         while begin < len(packed):
             end = batch_end(packed.tokens_before, begin, counts.budget)
             try:
                 batch = packed.batch(begin, end, device)
-                pending.append(_start(forward, batch, layers, begin, end, bool(outputs.residues)))
+                wanted = _residue_copies(packed, outputs, begin, end, device, copies)
+                pending.append(_start(forward, batch, layers, begin, end, wanted))
             except RuntimeError as error:
                 if is_device_failure(error):
                     raise _gpu_failed(device, error) from error
@@ -299,21 +252,58 @@ def run_batches(
     return counts
 
 
+@dataclass
+class _ResidueCopies:
+    """How residues leave the device: which tokens of the batch they are, in which dtype, and on which stream.
+
+    The stream is None on a CPU.
+    """
+
+    tokens: Tensor
+    dtype: torch.dtype
+    stream: torch.cuda.Stream | None
+
+
+def _residue_copies(
+    packed: PackedPieces, outputs: Outputs, begin: int, end: int, device: torch.device, stream: torch.cuda.Stream | None
+) -> _ResidueCopies | None:
+    """None where nobody wants residues. Sums over windows are taken in float32."""
+    if outputs.residues is None:
+        return None
+    pieces = slice(begin, end)
+    whole = bool((packed.length[pieces] == outputs.embedded[packed.row[pieces]]).all())
+    dtype = torch.float16 if whole and outputs.residues.sink.dtype == np.float16 else torch.float32
+    return _ResidueCopies(packed.residues(begin, end, device), dtype, stream)
+
+
 def _start(
-    forward: Forward, batch: PackedBatch, layers: Sequence[int], begin: int, end: int, per_residue: bool
+    forward: Forward, batch: PackedBatch, layers: Sequence[int], begin: int, end: int, wanted: _ResidueCopies | None
 ) -> _Pending:
-    sums: dict[int, Tensor] = {}
-    residues: dict[int, Tensor] = {}
+    found = _Pending(begin, end)
+    stream = torch.cuda.current_stream(batch.tokens.device) if batch.tokens.is_cuda else None
     for layer, hidden in forward(batch.tokens, batch.segments, layers).items():
         weighted = weigh(hidden, batch.weights)
-        sums[layer] = _to_host(segment_sums(weighted, batch.segments))
-        if per_residue:
-            residues[layer] = _to_host(weighted)
-    arrived = None
-    if batch.tokens.is_cuda:
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record(torch.cuda.current_stream(batch.tokens.device))
-    return _Pending(begin, end, sums, residues, arrived)
+        found.sums[layer] = _to_host(segment_sums(weighted, batch.segments))
+        if wanted is not None:
+            residues = weighted.index_select(0, wanted.tokens).to(wanted.dtype)
+            if wanted.dtype == torch.float16:
+                found.narrow.append(_to_host(torch.isinf(residues).any()))
+            found.residues[layer] = _beside(residues, wanted.stream)
+    if stream is not None:
+        found.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        found.arrived.record(stream if wanted is None else wanted.stream)
+    return found
+
+
+def _beside(values: Tensor, stream: torch.cuda.Stream | None) -> Tensor:
+    """A copy in pinned memory, made on a stream beside what the device computes next."""
+    if stream is None:
+        return values
+    stream.wait_stream(torch.cuda.current_stream(values.device))
+    with torch.cuda.stream(stream):
+        host = _to_host(values)
+    values.record_stream(stream)
+    return host
 
 
 def _to_host(tensor: Tensor) -> Tensor:
@@ -334,13 +324,16 @@ def _collect(done: _Pending, packed: PackedPieces, outputs: Outputs, progress: P
     pieces = slice(done.begin, done.end)
     rows, lengths = packed.row[pieces], packed.length[pieces]
     outputs.add_sums(rows, {layer: values.numpy() for layer, values in done.sums.items()})
-    if done.residues:
-        arrays = {layer: values.numpy() for layer, values in done.residues.items()}
-        first = packed.lead
-        for row, start, length in zip(rows, packed.start[pieces], lengths.tolist(), strict=True):
-            own = slice(first, first + length)
-            outputs.add_residues(int(row), int(start), {layer: values[own] for layer, values in arrays.items()})
-            first = own.stop + packed.special
+    if outputs.residues is not None:
+        outputs.residues.add(
+            rows,
+            packed.start[pieces],
+            lengths,
+            {layer: values.numpy() for layer, values in done.residues.items()},
+            last=packed.start[pieces] + lengths == outputs.embedded[rows],
+            finite=outputs.finite(rows),
+            narrow=any(bool(flag) for flag in done.narrow),
+        )
     proteins = int((packed.start[pieces] == 0).sum())
     residues = int(lengths.sum())
     progress.add(proteins, residues, residues + packed.special * len(lengths))

@@ -105,7 +105,8 @@ class _Kept:
 
     def chunk(self, proteins: int, residues: int) -> int:
         """Bytes of a chunk file."""
-        return chunk_file_bytes(proteins, self._embedded(proteins, residues), **self._of_each)
+        dtype = self.run.embedding.residue_dtype
+        return chunk_file_bytes(proteins, self._embedded(proteins, residues), **self._of_each, residue_dtype=dtype)
 
     def tables(self, records: int, residues: int) -> int:
         """Bytes of a sample's tables."""

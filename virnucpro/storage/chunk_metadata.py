@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -66,7 +66,8 @@ class DeviceRun:
     """Where and how a chunk was computed; what differed between several devices is joined by " + ".
 
     ``precisions`` are the number formats that the tensor ``precision`` counts, ``layers_run`` says whether layers ran
-    eager or fused, ``versions`` are of the packages that compute the numbers.
+    eager or fused, ``versions`` are of the packages that compute the numbers. ``residue_dtype`` is what residues'
+    vectors are kept in; files of before it was said have float32.
     """
 
     precisions: tuple[str, ...]
@@ -76,6 +77,7 @@ class DeviceRun:
     layers_run: str
     versions: dict[str, str]
     statistics: RunStatistics
+    residue_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ class ChunkMetadata:
         )
 
 
+RESIDUE_DTYPE = "residue_dtype"
+"""The entry of the same field of :class:`DeviceRun`."""
+
 T = TypeVar("T", ChunkSource, EmbeddingIdentity, DeviceRun)
 
 
@@ -140,6 +145,9 @@ def read_header_entries(entries: Mapping[str, str], kind: type[T], path: Path) -
     values: dict[str, Any] = {}
     for field in fields(kind):
         if field.name not in entries:
+            if field.default is not MISSING:
+                values[field.name] = field.default
+                continue
             raise RecordError(path, f"lacks the entry {field.name} in its metadata")
         text = entries[field.name]
         try:
@@ -147,6 +155,27 @@ def read_header_entries(entries: Mapping[str, str], kind: type[T], path: Path) -
         except (ValueError, RecursionError):
             raise RecordError(path, f"has a damaged entry {field.name} in its metadata") from None
     return from_entries(values, kind, path)
+
+
+def decoded(text: str | None) -> Any:
+    """A metadata entry as JSON where it is a JSON list or object, else as the text that it is."""
+    if text is None or not text.startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def serves(name: str, entries: Mapping[str, str], wanted: str) -> bool:
+    """Whether an entry of a chunk file's metadata will do where ``wanted`` is expected; JSON is compared by value.
+
+    Residues in float32 do for tables in float16 too: they are rounded to the same numbers there.
+    """
+    if name == RESIDUE_DTYPE:
+        return entries.get(name, "float32") in ("float32", wanted)
+    found = entries.get(name)
+    return found is not None and (found == wanted or decoded(found) == decoded(wanted))
 
 
 def embedding_identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> EmbeddingIdentity:
@@ -178,9 +207,12 @@ def identity(manifest: WeightsManifest, settings: EmbeddingSettings) -> dict[str
     Raises:
         UserError: a layer that the model does not have.
     """
-    return header_entries(embedding_identity(manifest, settings))
+    return settings_identity(settings) | header_entries(embedding_identity(manifest, settings))
 
 
 def settings_identity(settings: EmbeddingSettings) -> dict[str, str]:
     """The part of :func:`identity` that is known without the weights."""
-    return header_entries(_settings_part(settings))
+    entries = header_entries(_settings_part(settings))
+    if "per_residue" in settings.pooling:
+        entries[RESIDUE_DTYPE] = settings.residue_dtype
+    return entries

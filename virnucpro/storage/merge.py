@@ -102,16 +102,24 @@ class RowReader:
 
     def ragged(self, number: int, name: str, rows: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Residues of proteins: (sum of their residues, D) and how many each has, (len(rows),)."""
-        bounds_of = np.stack([rows, rows + 1], axis=1).reshape(-1)
-        bounds = self.rows(number, "offsets", bounds_of).reshape(-1, 2)
-        counts = bounds[:, 1] - bounds[:, 0]
-        within = (bounds[:, 0] >= 0) & (counts >= 0) & (bounds[:, 1] <= self._chunks[number].layout[name][1][0])
-        if not within.all():
-            raise ChunkError(self._chunks[number].path, "its offsets do not fit its residues")
-        total = int(counts.sum())
-        begins = np.cumsum(counts) - counts
-        each = np.arange(total) - np.repeat(begins, counts) + np.repeat(bounds[:, 0], counts)
-        return self.rows(number, name, each), counts
+        if self._chunks[number].version == 1:
+            bounds = self.rows(number, "offsets", np.stack([rows, rows + 1], axis=1).reshape(-1)).reshape(-1, 2)
+            begins, counts = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+        else:
+            begins = self.rows(number, "starts", rows)
+            counts = self.rows(number, "embedded", rows).astype(np.int64)
+        dtype, (total, width), offset = self._chunks[number].layout[name]
+        if not ((begins >= 0) & (counts >= 0) & (begins <= total - counts)).all():
+            raise ChunkError(self._chunks[number].path, "its starts do not fit its residues")
+        out = np.empty((int(counts.sum()), width), dtype)
+        view, row_bytes, end = out.reshape(-1).view(np.uint8).data, width * dtype.itemsize, 0
+        # Proteins that lie one behind the other are read at once.
+        firsts = np.flatnonzero(np.diff(begins, prepend=-1) != np.concatenate(([0], counts[:-1])))
+        for first, after in zip(firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
+            size = int(counts[first:after].sum()) * row_bytes
+            self._fill(number, view[end : end + size], offset + int(begins[first]) * row_bytes)
+            end += size
+        return out, counts
 
 
 BATCH_BYTES = 1 << 26

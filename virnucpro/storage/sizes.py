@@ -13,7 +13,15 @@ PER_PROTEIN = 16 + 4 + 4 + 4 + 1
 """Bytes of a chunk file's other tensors: digests, lengths, windows, embedded, precision."""
 
 
-def chunk_file_bytes(proteins: int, residues: int, *, embed_dim: int, layers: int, pooling: Collection[str]) -> int:
+def chunk_file_bytes(
+    proteins: int,
+    residues: int,
+    *,
+    embed_dim: int,
+    layers: int,
+    pooling: Collection[str],
+    residue_dtype: str = "float32",
+) -> int:
     """Bytes of a chunk file.
 
     Args:
@@ -22,9 +30,15 @@ def chunk_file_bytes(proteins: int, residues: int, *, embed_dim: int, layers: in
         embed_dim: the model's width.
         layers: how many are kept.
         pooling: what is kept of each.
+        residue_dtype: of residues' vectors, ``float32`` or ``float16``.
     """
-    vectors = proteins * ("mean" in pooling) + residues * ("per_residue" in pooling)
-    return PER_PROTEIN * proteins + 4 * vectors * layers * embed_dim
+    numbers = 4 * proteins * ("mean" in pooling) + bytes_of(residue_dtype) * residues * ("per_residue" in pooling)
+    return PER_PROTEIN * proteins + numbers * layers * embed_dim
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of one number of ``float32`` or ``float16``."""
+    return int(dtype.removeprefix("float")) // 8
 
 
 def table_bytes(
@@ -39,7 +53,7 @@ def table_bytes(
 ) -> dict[str, int]:
     """Bytes of a sample's table in each of these formats; arguments as for :func:`chunk_file_bytes`, of its records."""
     vectors = records * ("mean" in pooling) + residues * ("per_residue" in pooling)
-    value = int(dtype.removeprefix("float")) // 8
+    value = bytes_of(dtype)
     numbers = dict.fromkeys(formats, value * vectors * layers) | {
         name: 4 * records for name in formats if name == "virnucpro_pt"
     }

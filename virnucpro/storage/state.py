@@ -21,7 +21,7 @@ from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings, resolve_layers
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name, read_split
 from virnucpro.models.reference import ModelRef
-from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_entries, settings_identity
+from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_entries, serves, settings_identity
 from virnucpro.storage.report_record import REPORT, SampleReport
 from virnucpro.storage.tables import TABLES
 from virnucpro.weights.manifest import WeightsManifest, read_manifest, weights_name
@@ -265,7 +265,7 @@ class RunState:
             wanted |= identity(manifest, embedding)
             wanted.pop("source_sha256", None)  # the same numbers may come from another file
         for name, value in wanted.items():
-            if header.get(name) != value:
+            if not serves(name, header, value):
                 return f"made with another {name.replace('_', ' ')}"
         return None
 

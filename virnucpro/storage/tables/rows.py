@@ -79,11 +79,16 @@ class Rows:
         if not np.isfinite(narrow).all():
             row = int(np.flatnonzero(~np.isfinite(narrow).all(axis=1))[0])
             record = row if kind == "mean" else int(np.searchsorted(self.offsets, row, side="right")) - 1
-            raise UserError(
-                f"the embedding of {self.ids[record][:80]!r} in layer {layer} has values that {dtype} cannot hold; "
-                "set merge dtype to float32"
-            )
+            raise too_large_for(dtype, self.ids[record], layer)
         return narrow
+
+
+def too_large_for(dtype: str, name: str, layer: int) -> UserError:
+    """That the embedding of the protein called ``name`` has values beyond a number format."""
+    return UserError(
+        f"the embedding of {name[:80]!r} in layer {layer} has values that {dtype} cannot hold; "
+        "set merge dtype to float32"
+    )
 
 
 class TableWriter(Protocol):
