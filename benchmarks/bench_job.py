@@ -1,16 +1,20 @@
 """The whole embed job, files to file, beside the pure forward of the same proteins; and how cost grows.
 
     python -m benchmarks.bench_job --model 650M --proteins 20000 --devices cuda:0
+    python -m benchmarks.bench_job --model 650M --proteins 10000 --pooling per_residue --dtype float16
     python -m benchmarks.bench_job --model 650M --growth
 
 Random float16 weights are written to a temporary folder first. "share" is the job's tokens per second of
-embedding time (its loop, without loading) and of its whole time (start to file), over the pure forward's.
+embedding time (its loop, without loading) and of its whole time (start to file), over the pure forward's. Between the
+two: the start, and the end, from the last batch to the file in place. The forward's rate is that of pooling mean; the
+peak of host memory is this process's.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -72,7 +76,7 @@ def run_job(folder: Path, settings: EmbeddingSettings, devices: list[str]) -> tu
 
 
 def compare_with_forward(
-    folder: Path, architecture: Architecture, count: int, devices: list[str], kernels: str
+    folder: Path, architecture: Architecture, count: int, devices: list[str], settings: EmbeddingSettings
 ) -> None:
     """Print the job's rates beside the forward's."""
     device = parse_device(devices[0])
@@ -80,17 +84,22 @@ def compare_with_forward(
     proteins = proteins_of(lengths)
     tokens = int((lengths + 2).sum())
     write_chunk(folder, proteins)
-    statistics, whole = run_job(folder, EmbeddingSettings(kernels=kernels), devices)
+    statistics, whole = run_job(folder, settings, devices)
+    size = (folder / "out.safetensors").stat().st_size
     print(
         f"job on {', '.join(devices)}: {tokens:,} tokens, loop {statistics.seconds:.1f} s "
         f"({tokens / statistics.seconds:,.0f} tokens/s), before the first batch {statistics.load_seconds:.1f} s, "
-        f"whole {whole:.1f} s",
+        f"whole {whole:.1f} s, reading and end {whole - statistics.seconds - statistics.load_seconds:.1f} s; "
+        f"file of {size / 1e9:.2f} GB ({size / whole / 1e9:.2f} GB/s), peak host memory "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB",
         flush=True,
     )
     with exact_products():
         dtype = resolve_precision("auto", device)
         some = proteins[:: max(1, count // 10000)]
-        run = engines.ours(architecture, some, device, dtype, fused=kernels == "auto" and device.type == "cuda")
+        run = engines.ours(
+            architecture, some, device, dtype, fused=settings.kernels == "auto" and device.type == "cuda"
+        )
         seconds = best_of(run, device, 1)
     rate = sum(len(ids) + 2 for ids in some) / seconds
     print(
@@ -117,17 +126,23 @@ def main() -> None:
     parser.add_argument("--proteins", type=int, default=1000)
     parser.add_argument("--devices", nargs="+", default=["cuda:0" if torch.cuda.is_available() else "cpu"])
     parser.add_argument("--kernels", choices=["auto", "eager"], default="auto")
+    parser.add_argument("--pooling", nargs="+", choices=["mean", "per_residue"], default=["mean"])
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of residues' vectors")
+    parser.add_argument("--folder", type=Path, help="where files are written for a while (default: the system's)")
     parser.add_argument("--growth", action="store_true", help="how cost grows instead (small sizes)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="    %(message)s")
     architecture = SIZES[arguments.model]
-    with tempfile.TemporaryDirectory() as name:
+    settings = EmbeddingSettings(
+        pooling=tuple(arguments.pooling), kernels=arguments.kernels, residue_dtype=arguments.dtype
+    )
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         write_weights(folder, architecture, parse_device(arguments.devices[0]))
         if arguments.growth:
             growth(folder, arguments.devices[0], arguments.proteins // 10)
         else:
-            compare_with_forward(folder, architecture, arguments.proteins, arguments.devices, arguments.kernels)
+            compare_with_forward(folder, architecture, arguments.proteins, arguments.devices, settings)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,14 @@ PARTS: dict[str, tuple[int, list[str]]] = {
     "profile-650M": (120, [*PROFILE, "650M"]),
     "profile-8M": (120, [*PROFILE, "8M"]),
     "job-650M": (240, [*JOB, "--model", "650M", "--proteins", "100000"]),
+    "job-residues": (
+        300,
+        [*JOB, "--model", "650M", "--proteins", "10000", "--pooling", "per_residue", "--dtype", "float32"],
+    ),
+    "job-residues-float16": (
+        300,
+        [*JOB, "--model", "650M", "--proteins", "10000", "--pooling", "per_residue", "--dtype", "float16"],
+    ),
     "job-3B": (300, [*JOB, "--model", "3B", "--proteins", "8000"]),
     "growth": (240, [*JOB, "--model", "150M", "--proteins", "5000", "--growth"]),
 }

@@ -49,13 +49,18 @@ def test_larger_models_ask_for_no_less(kind: str) -> None:
 
 
 def test_memory_covers_what_is_held() -> None:
-    residues = chunk([200] * 1_000)
-    vectors = 4 * 200_000 * MODEL_3B.embed_dim / 1e6  # MB of one layer's residues
-    assert embed_memory_mb(MODEL_3B, residues, mean=False, per_residue=True) > 3 * vectors
-    two = embed_memory_mb(MODEL_3B, residues, mean=False, per_residue=True, layers=2)
-    assert two > 6 * vectors
+    proteins = chunk([200] * 1_000_000)
+    vectors = 4 * 1_000_000 * MODEL_3B.embed_dim / 1e6  # MB of one layer's means
+    assert embed_memory_mb(MODEL_3B, proteins) > 3 * vectors
+    batch = 4 * 32_768 * MODEL_3B.embed_dim / 1e6
+    alone = embed_memory_mb(MODEL_3B, proteins, mean=False)
+    residues = [embed_memory_mb(MODEL_3B, proteins, mean=False, per_residue=True, layers=n) - alone for n in (1, 2)]
+    assert 6 * batch < residues[0] < 12 * batch + 1000, "residues stream, so that a few batches of them are held"
+    assert residues[1] > 12 * batch
+    few = chunk([200] * 50)
+    assert embed_memory_mb(MODEL_3B, few, per_residue=True) <= embed_memory_mb(MODEL_3B, few) + 1000
     weights = 4 * MODEL_3B.parameters / 1e6
-    assert embed_memory_mb(MODEL_3B, residues, gpus=0) > weights
+    assert embed_memory_mb(MODEL_3B, few, gpus=0) > weights
 
 
 def test_time_by_devices() -> None:

@@ -18,8 +18,9 @@ OPERATIONS_PER_SECOND = {"gpu": 190e12, "cpu": 4 * 50e9}
 MOST_RESIDUES = 40_000_000
 """The job holds its chunk in main memory: some 100 bytes a residue. So small models get less than ten minutes."""
 
-PER_RESIDUE_BYTES = 2_000_000_000
-"""A chunk file with every residue's vector is held in memory by the job that writes it."""
+PER_RESIDUE_BYTES = 50_000_000_000
+"""Of a chunk file with every residue's vector: large enough that the start of a job does not matter (half a minute of
+650M on an H100), and small enough for most disks. It streams to the disk, so memory does not matter."""
 
 
 AUTO_MULTIPLE = 8

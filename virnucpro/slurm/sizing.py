@@ -19,6 +19,12 @@ PROCESS_MB = 4_000
 BYTES_PER_RESIDUE = 100
 """A residue on its way in: text, tokens and weights as int64 and float32, and copies of them."""
 
+BATCHES_HELD = 6
+"""Batches of which residues' vectors are in memory: on their way from the device, and being written."""
+
+BATCH_TOKENS = {"gpu": 32_768, "cpu": 4_096}
+"""Of a batch, at 1280 channels or more; smaller models have larger batches, and as many bytes."""
+
 GPU_OPERATIONS_PER_SECOND = 40e12
 """What a GPU of the Ampere generation keeps up in 16-bit (A10, A30); older ones may need the second attempt."""
 
@@ -47,8 +53,12 @@ def embed_memory_mb(
         attempt: 1 for the first.
     """
     processes = max(1, gpus)
-    vectors = chunk.proteins * mean + chunk.residues * per_residue
-    held = 3 * 4 * vectors * layers * architecture.embed_dim  # by the devices' processes, joined, and being written
+    # Means are held by the devices' processes, joined, and being written.
+    held = 3 * 4 * chunk.proteins * mean * layers * architecture.embed_dim
+    if per_residue:
+        tokens = BATCH_TOKENS["gpu" if gpus else "cpu"]
+        batch = _power_of_two(4 * tokens * max(1280, architecture.embed_dim))  # pinned memory comes in such sizes
+        held += processes * layers * min(BATCHES_HELD * batch, 4 * chunk.residues * architecture.embed_dim)
     held += BYTES_PER_RESIDUE * chunk.residues
     if gpus == 0:
         held += 5 * architecture.parameters  # 4 bytes each, and activations
@@ -62,6 +72,11 @@ def embed_minutes(
     rate = gpus * GPU_OPERATIONS_PER_SECOND if gpus else threads * CPU_OPERATIONS_PER_SECOND
     seconds = 2 * architecture.parameters * chunk.cost / rate
     return _round_up(2 ** (attempt - 1) * (START_MINUTES + seconds / 60), 5)
+
+
+def _power_of_two(value: int) -> int:
+    """The least one that is no smaller."""
+    return 1 << (value - 1).bit_length()
 
 
 def _round_up(value: float, step: int) -> int:
