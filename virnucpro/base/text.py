@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import PurePath
 from reprlib import Repr
 from typing import Any
 
@@ -70,7 +71,30 @@ def brief(text: str) -> str:
 
 
 def short(value: Any) -> str:
-    """The value as it would be written, cut where it is long or nested deeply."""
-    cut = Repr()
-    cut.maxstring = cut.maxother = cut.maxlong = 80
-    return cut.repr(value)
+    """The value as it would be written, cut where it is long or nested deeply; of unknown objects their kind alone.
+
+    >>> short(object()), short([[1, 2], "a"]), short(10**5000)
+    ('<object>', "[[1, 2], 'a']", '<a whole number of 5000 digits or about>')
+    """
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-40:]}"
+
+
+class _Short(Repr):
+    """Never asks an object that it does not know for its own words, which may be endless."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 1000:
+            return f"<a whole number of {round(x.bit_length() * 0.30103)} digits or about>"
+        return super().repr_int(x, level)
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if isinstance(x, bytes):
+            return repr(bytes(x[: self.maxother]))
+        if x is None or isinstance(x, (bool, float, complex, PurePath)):
+            return super().repr_instance(x, level)
+        return f"<{type(x).__name__}>"
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80

@@ -117,10 +117,10 @@ def read_classifier(path: Path, window: int) -> Classifier:
     content = load_torch_file(path, also=_STAND_INS)
     verify_archive(path)
     stored = dict(content) if isinstance(content, Mapping) else _parts(content)
-    try:
-        width = int(stored["hidden_layer.weight"].shape[1])
-    except (KeyError, AttributeError, IndexError):
-        raise UserError(f"{path} is no classifier of VirNucPro: it has no tensor hidden_layer.weight") from None
+    first = stored.get("hidden_layer.weight")
+    if not isinstance(first, Tensor) or plain_tensor(path, "hidden_layer.weight", first).ndim != 2:
+        raise UserError(f"{path} is no classifier of VirNucPro: it has no tensor hidden_layer.weight")
+    width = Tensor.detach(first).shape[1]
     tensors = {}
     for name, shape in _shapes(width).items():
         if not isinstance(stored.get(name), Tensor):
@@ -156,9 +156,10 @@ def _shapes(width: int) -> dict[str, tuple[int, ...]]:
 def _parts(module: Any) -> dict[str, Any]:
     """The tensors of a pickled module by their names in its state dict."""
     found: dict[str, Any] = {}
-    for part, inner in _entries(module, "_modules").items():
+    for part in ("hidden_layer", "bn1", "output_layer"):
+        inner = _entries(module, "_modules").get(part)
         for kind in ("_parameters", "_buffers"):
-            found |= {f"{part}.{name}": tensor for name, tensor in _entries(inner, kind).items()}
+            found |= {f"{part}.{name}": tensor for name, tensor in _entries(inner, kind).items() if type(name) is str}
     return found
 
 

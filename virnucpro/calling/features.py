@@ -12,7 +12,7 @@ What a file holds is known by its keys, never by its name or place; rows are kno
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import number, short
+from virnucpro.checkpoints.tensors import plain_tensor
 from virnucpro.checkpoints.torch_file import load_torch_file, verify_archive
 
 KINDS = {"nucleotide": "DNABERT-S", "proteins": "ESM-2", "ids": "merged"}
@@ -154,12 +156,16 @@ def read_features(path: Path) -> tuple[FeatureFile, NDArray[np.float32]]:
     kind = next((key for key in KINDS if isinstance(content, Mapping) and key in content), None)
     if kind is None or "data" not in content:
         raise UserError(f"{path} holds no features of VirNucPro: neither nucleotide, proteins nor ids beside data")
-    ids, data = tuple(map(str, content[kind])), content["data"]
-    if len(data) != len(ids):
-        raise UserError(f"{path} has {number(len(ids), 'id')} and {number(len(data), 'row')}; write it again")
+    ids, data = content[kind], content["data"]
+    if not isinstance(ids, (list, tuple)) or not all(isinstance(name, str) for name in ids):
+        raise UserError(f"{path}: its ids are no list of names; write it again")
+    if not isinstance(data, (list, tuple, Tensor)) or len(data) != len(ids):
+        rows_found = number(len(data), "row") if isinstance(data, (list, tuple, Tensor)) else "no list of rows"
+        raise UserError(f"{path} has {number(len(ids), 'id')} and {rows_found}; write it again")
+    ids = tuple(ids)
     try:
         rows = _rows(path, kind, ids, data)
-    except (KeyError, TypeError, ValueError, RuntimeError):
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         raise UserError(f"{path}: its rows are not of one width, or no numbers; write it again") from None
     if not np.isfinite(rows).all():
         raise UserError(f"{path}: features of {short(ids[int(np.argmin(np.isfinite(rows).all(1)))])} are no numbers")
@@ -167,16 +173,30 @@ def read_features(path: Path) -> tuple[FeatureFile, NDArray[np.float32]]:
 
 
 def _rows(path: Path, kind: str, ids: Sequence[str], data: Any) -> NDArray[np.float32]:
+    """The rows, float32 (n, D); bounded by the size of the file before they are made."""
     if not ids:
         return np.empty((0, 0), np.float32)
+    vectors: list[Any] = []
+    for name, entry in zip(ids, data, strict=True):
+        if kind == "nucleotide":
+            if name != entry["label"]:
+                label = short(entry["label"])
+                raise UserError(f"{path}: the row of {short(name)} is labelled {label}; write the file again")
+            vector = entry["mean_representation"]
+            if not isinstance(vector, list) or not set(map(type, vector)) <= {float, int}:
+                raise ValueError("a frame has a list of numbers")
+        else:
+            vector = plain_tensor(path, name, entry)
+            if vector.ndim != 1:
+                raise ValueError("a frame has one vector")
+        vectors.append(vector)
+    if len(vectors[0]) * len(vectors) > MOST_NUMBERS_PER_BYTE * path.stat().st_size:
+        raise UserError(f"{path}: its rows are repeated without end, as no features are; write it again")
     if kind == "nucleotide":
-        labels: Iterable[str] = (entry["label"] for entry in data)
-        for name, label in zip(ids, labels, strict=True):
-            if name != label:
-                raise UserError(f"{path}: the row of {short(name)} is labelled {short(label)}; write the file again")
-        rows = np.array([entry["mean_representation"] for entry in data], np.float32)
-    else:
-        rows = torch.stack(list(data)).float().numpy()
-    if rows.ndim != 2:
-        raise ValueError("a frame has one vector")
-    return rows
+        return np.array(vectors, np.float32)
+    stacked: NDArray[np.float32] = torch.stack(vectors).float().numpy()
+    return stacked
+
+
+MOST_NUMBERS_PER_BYTE = 10
+"""Of a file, compressed ones included; a row that stands in a file once can be named a million times."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +26,8 @@ WEIGHTS = ("model", "pytorch_model")
 SUFFIXES = (".safetensors", ".bin")
 """Safetensors before pickles: what is in both is read from the safer one."""
 
-LARGEST_JSON = 1 << 27
-"""Bytes of a configuration or an index; the index of ESM-2 15B has 100,000."""
+LARGEST_JSON = 1 << 24
+"""Bytes of a configuration or an index; the index of ESM-2 15B has 100,000, what is parsed takes 20 times its size."""
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
 
@@ -137,14 +138,28 @@ def read_json(path: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise UserError(f"{path} is larger than any configuration ({path.stat().st_size:,} bytes)")
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: it is not JSON; {what_it_is(path) or 'get the file again'}") from None
+    except (ValueError, RecursionError) as error:
+        with path.open("rb") as file:
+            is_like_json = file.read(1) == b"{"
+        reason = None if is_like_json else what_it_is(path)
+        if reason is None:
+            depth = "it is nested too deeply" if isinstance(error, RecursionError) else short(str(error))[1:-1]
+            reason = f"it is not JSON ({depth}); get the file again"
+        raise UserError(f"{path} is damaged: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no mapping; get the file again")
     return content
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Entries of a JSON mapping; two of one name would mean one thing here and another elsewhere."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"it holds {short(Counter(name for name, _ in pairs).most_common(1)[0][0])} twice")
+    return found
 
 
 def what_it_is(path: Path) -> str | None:
@@ -199,7 +214,7 @@ def _in_folder(path: Path, folder: Path, stems: tuple[str, ...], config_name: st
 def _indexed(folder: Path, index: Path) -> tuple[Path, ...]:
     names = sorted(set(_weight_map(index).values()))
     for name in names:
-        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
             raise UserError(f"{index} names the file {short(name)}, which is not in its folder: nothing is read there")
     return _all_of(folder, names, index.name)
 

@@ -61,7 +61,7 @@ class StoredTensors:
         return plain_tensor(self.path, name, tensor, shape)
 
 
-def plain_tensor(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+def plain_tensor(path: Path, name: str, tensor: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     """The tensor itself, where it is a dense one of floating-point numbers that all lie in the file.
 
     Args:
@@ -71,6 +71,7 @@ def plain_tensor(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...] |
     Raises:
         UserError: a sparse, quantised, nested or expanded one, one without numbers, or one of another shape or type.
     """
+    tensor = Tensor.detach(tensor) if isinstance(tensor, Tensor) else tensor  # see _read_file
     reason = _why_not_plain(tensor)
     if reason is not None:
         raise UserError(f"{path}: {short(name)} {reason}, and plain float16, bfloat16, float32 or float64 is read")
@@ -78,10 +79,13 @@ def plain_tensor(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...] |
         raise UserError(
             f"{path} is damaged or of another model: {short(name)} has shape {short(tuple(tensor.shape))}, not {shape}"
         )
-    return tensor.detach()
+    found: Tensor = tensor
+    return found
 
 
-def _why_not_plain(tensor: Tensor) -> str | None:
+def _why_not_plain(tensor: Any) -> str | None:
+    if not isinstance(tensor, Tensor):
+        return "is no tensor"
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
         return "is a nested or wrapped tensor"
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -127,7 +131,12 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds {_kind(content)}, not the tensors of a model by their names")
     tensors, beside = _unwrapped(content)
-    found = {name: tensor for name, tensor in tensors.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    # Detached by torch's own function: a file can hang anything on a tensor, in place of its methods too.
+    found = {
+        name: Tensor.detach(tensor)
+        for name, tensor in tensors.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
     if not found:
         raise UserError(f"{path} holds no tensors by their names: give the state_dict of a model")
     # Only plain ones lie in records of their own, and others are refused by whoever needs them.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import mmap
 import pickle
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from torch import Tensor
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
 from virnucpro.checkpoints.files import what_it_is
+from virnucpro.checkpoints.pickles import TooLarge, check_pickle
 
 REPLACE = "get the file again (delete it if it was downloaded)"
 
@@ -73,6 +75,7 @@ def load_torch_file(path: Path, also: Mapping[Any, tuple[str, ...]] = MappingPro
     allowed: list[Any] = [(stand_in, name) for stand_in, names in stand_ins.items() for name in names]
     try:
         is_mapped = can_be_mapped(path)
+        _check_pickles(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
@@ -80,6 +83,11 @@ def load_torch_file(path: Path, also: Mapping[Any, tuple[str, ...]] = MappingPro
         raise
     except PermissionError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror}") from None
+    except TooLarge:
+        raise UserError(
+            f"checkpoint {path} holds values within values that never end when they are written out, as no weights do: "
+            "give one that holds tensors and settings alone"
+        ) from None
     except pickle.UnpicklingError as error:
         foreign = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.[\w.]+)", str(error))
         named = re.search(r"GLOBAL ([\w.]+)", str(error)) or foreign
@@ -146,12 +154,13 @@ def can_be_mapped(path: Path) -> bool:
     """Whether the tensors lie uncompressed in a zip archive, torch's format since 1.6.
 
     Raises:
-        UserError: it is compressed so much that reading it could fill the memory.
+        UserError: it is compressed so much that reading it could fill the memory, or its records lie over each other.
     """
     if not is_zip(path):
         return False
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
+    _check_places(path, records)
     if all(record.compress_type == zipfile.ZIP_STORED for record in records):
         return True
     size, expanded = path.stat().st_size, sum(record.file_size for record in records)
@@ -161,6 +170,46 @@ def can_be_mapped(path: Path) -> bool:
             "give one that torch.save wrote"
         )
     return False
+
+
+def _check_places(path: Path, records: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that two programs could read differently: records over each other, or two of one name.
+
+    Raises:
+        UserError: it is one.
+    """
+    end = 0
+    for record in sorted(records, key=lambda record: record.header_offset):
+        if record.header_offset < end:
+            raise UserError(f"checkpoint {path} is damaged (records of its archive lie over each other): {REPLACE}")
+        end = record.header_offset + 30 + record.compress_size
+    if end > path.stat().st_size:
+        raise UserError(f"checkpoint {path} is cut short or damaged (a record is longer than the file): {REPLACE}")
+    twice = [name for name, count in Counter(record.filename for record in records).items() if count > 1]
+    if twice:
+        raise UserError(f"checkpoint {path} is damaged (its archive holds {short(twice[0])} twice): {REPLACE}")
+
+
+def _check_pickles(path: Path) -> None:
+    """Follow the pickles of a file before they are read.
+
+    Raises:
+        TooLarge: see :func:`virnucpro.checkpoints.pickles.check_pickle`.
+    """
+    if is_zip(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    check_pickle(archive.read(name))
+    elif path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            place: int | None = 0
+            for _ in range(OLD_PICKLES):
+                place = None if place is None else check_pickle(data, place)
+
+
+OLD_PICKLES = 5
+"""Pickles that stand before the numbers in torch's format before 1.6."""
 
 
 def _stored_records(path: Path) -> dict[int, int]:

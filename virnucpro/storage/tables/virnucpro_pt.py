@@ -9,14 +9,10 @@ its own (10,000) for them to match. ``provenance.json`` is beside them; VirNucPr
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from types import TracebackType
 from typing import IO, Self, cast
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -25,6 +21,8 @@ from numpy.typing import NDArray
 from virnucpro.base.errors import UserError
 from virnucpro.base.guarded_file import GuardedFile
 from virnucpro.base.records import record_text
+from virnucpro.checkpoints.tensors import plain_tensor
+from virnucpro.checkpoints.torch_file import LARGEST_EXPANSION, is_zip, load_torch_file, verify_archive
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
     Embeddings,
@@ -113,23 +111,21 @@ def read_embeddings(path: Path, layer: int | None) -> Embeddings:
     return Embeddings(ids, np.stack(vectors) if vectors else np.empty((0, width), np.float32))
 
 
-_DAMAGE = (
-    *(OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
-    *(EOFError, BadZipFile, UnpicklingError, struct.error, zlib.error),
-)
-"""What zipfile and torch raise for files that are not what was written."""
-
-
 def _read_file(path: Path) -> tuple[list[str], list[NDArray[np.float32]]]:
     try:
-        with ZipFile(path) as archive:
-            bad = archive.testzip()  # torch itself does not compare the checksums
-        if bad is not None:
-            raise BadZipFile(f"its entry {bad} does not have its checksum")
-        content = torch.load(path, weights_only=True, map_location="cpu")  # runs no code, whatever the file holds
-        return list(content["proteins"]), [vector.numpy() for vector in content["data"]]
-    except _DAMAGE as error:
+        if not is_zip(path):
+            raise damaged(path, "it is no archive of torch's")
+        content = load_torch_file(path)  # runs no code, whatever the file holds
+        verify_archive(path)  # torch itself does not compare the checksums
+    except OSError as error:
         raise damaged(path, error) from None
+    ids, data = (content.get("proteins"), content.get("data")) if isinstance(content, dict) else (None, None)
+    if not isinstance(ids, list) or not isinstance(data, list) or not all(isinstance(name, str) for name in ids):
+        raise damaged(path, "it does not hold ids and vectors")
+    vectors = [plain_tensor(path, name, vector).float().numpy() for name, vector in zip(ids, data, strict=False)]
+    if sum(vector.nbytes for vector in vectors) > LARGEST_EXPANSION * path.stat().st_size:
+        raise damaged(path, "its vectors repeat the same numbers")
+    return ids, vectors if len(ids) == len(data) else []
 
 
 def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
