@@ -193,7 +193,8 @@ def _rows(path: Path, kind: str, ids: Sequence[str], data: Any) -> NDArray[np.fl
     if len(vectors[0]) * len(vectors) > MOST_NUMBERS_PER_BYTE * path.stat().st_size:
         raise UserError(f"{path}: its rows are repeated without end, as no features are; write it again")
     if kind == "nucleotide":
-        return np.array(vectors, np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused by name
+            return np.array(vectors, np.float32)
     stacked: NDArray[np.float32] = torch.stack(vectors).float().numpy()
     return stacked
 

@@ -158,7 +158,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Entries of a JSON mapping; two of one name would mean one thing here and another elsewhere."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError(f"it holds {short(Counter(name for name, _ in pairs).most_common(1)[0][0])} twice")
+        raise ValueError(f"it holds {Counter(name for name, _ in pairs).most_common(1)[0][0]} twice")
     return found
 
 

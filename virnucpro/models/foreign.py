@@ -35,7 +35,7 @@ def foreign_model(stored: StoredTensors) -> str | None:
         if stored.prefixes(name):
             return f"is {model}"
     names = list(stored.tensors)
-    if all(".lora_" in name or "lora_magnitude" in name for name in names):
+    if names and all(".lora_" in name or "lora_magnitude" in name for name in names):
         return "is an adapter (LoRA) without its base model: name its folder by `adapter:` and the base by `model:`"
     model_type = (stored.config or {}).get("model_type")
     if isinstance(model_type, str):

@@ -31,7 +31,9 @@ def read_settings(stored: StoredTensors, is_huggingface: bool) -> Settings:
     if is_huggingface:
         config = stored.config or {}
         _check_config(stored.path, config)
-        return Settings("config.json", _sizes(stored.path, config, _HUGGINGFACE), config.get("token_dropout", True))
+        return Settings(
+            "config.json", _sizes(stored.path, config, _HUGGINGFACE), config.get("token_dropout") is not False
+        )
     if "args" in stored.beside:
         arch = getattr(stored.beside["args"], "arch", "unknown")
         raise UserError(f"{stored.path} is an older ESM model (architecture {short(arch)}), not ESM-2")
@@ -97,6 +99,6 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def another_vocabulary(path: Path, shape: tuple[int, ...]) -> str:
-    if shape[0] == 446:
+    if shape[:1] == (446,):
         return f"{path} is SaProt, whose 446 tokens are of residues and structure: only ESM-2 (33 tokens) is read"
     return f"{path} is no ESM-2 checkpoint: its table of tokens has shape {short(shape)}, and ESM-2 has 33 tokens"
