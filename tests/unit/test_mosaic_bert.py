@@ -7,9 +7,11 @@ import json
 import logging
 import math
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from virnucpro.models.mosaic_bert.family import fused_form
 from virnucpro.models.mosaic_bert.model import MosaicBert, Parameters
 from virnucpro.models.mosaic_bert.sizes import DEMO_SIZES, MOSAIC_MODELS, MosaicSizes, alibi_slopes
 from virnucpro.models.mosaic_bert.synthetic import random_state, write_checkpoint
-from virnucpro.models.mosaic_bert.tokenizer import NucleotideTokenizer, demo_tokenizer
+from virnucpro.models.mosaic_bert.tokenizer import NucleotideTokenizer, checked_tokenizer, demo_tokenizer
 from virnucpro.weights.file import load_weights
 from virnucpro.weights.manifest import read_manifest, read_tokenizer
 from virnucpro.weights.prepare import locate_checkpoint, prepare_weights
@@ -205,6 +207,28 @@ def test_the_tokenizer_is_part_of_the_weights_identity(tmp_path: Path) -> None:
     (tmp_path / "one.safetensors").write_bytes(content.replace(b"Whitespace", b"Whitespac3", 1))
     with pytest.raises(UserError, match="damaged"):
         load_weights(tmp_path / "one.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda content: content.update(normalizer={"type": "Lowercase"}), "of another model"),
+        (lambda content: content.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+b"}}), "of another"),
+        (lambda content: content["added_tokens"].append({"id": 9999, "content": "A"}), "of another model"),
+        (lambda content: content["post_processor"]["special_tokens"]["[CLS]"].update(ids=[10**6]), "of another model"),
+        (lambda content: content["post_processor"].update(single=[{}]), "is damaged or no tokenizer"),
+        (lambda content: content["model"].update(merges=["A CG T"]), "is damaged or no tokenizer"),
+        (lambda content: content["model"].update(merges=["A TTTTTTTT"]), "of another model"),
+        (lambda content: content["model"].update(continuing_subword_prefix="##"), "of another model"),
+        (lambda content: content["model"].update(vocab=[]), "is damaged or no tokenizer"),
+        (lambda content: content["model"]["vocab"].update({"\x1b[2J": "x"}), "is damaged or no tokenizer"),
+    ],
+)
+def test_a_tokenizer_that_would_harm(change: Callable[[Any], None], says: str) -> None:
+    content = json.loads(demo_tokenizer(64))
+    change(content)
+    with pytest.raises(UserError, match=says):
+        checked_tokenizer(json.dumps(content), "tokenizer.json", 64)
 
 
 def test_a_checkpoint_is_whole_or_refused(tmp_path: Path) -> None:

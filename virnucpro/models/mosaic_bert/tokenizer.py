@@ -67,7 +67,13 @@ def _tokenizer(text: str) -> Any:
         from tokenizers import Tokenizer
     except ImportError:
         raise UserError(NO_LIBRARY) from None
-    found = Tokenizer.from_str(text)
+    try:
+        found = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more particular
+        raise UserError(
+            f"the tokenizer.json that these weights keep cannot be used ({short(str(error))[1:-1]}): get the "
+            "checkpoint's tokenizer.json again and prepare the weights again"
+        ) from None
     found.no_padding()
     found.no_truncation()
     return found
@@ -84,17 +90,42 @@ def checked_tokenizer(text: str, path: object, vocabulary: int) -> str:
     """
     try:
         content = json.loads(text)
-        model = content["model"]
-        ids = sorted(model["vocab"].values())
-        special = {model["vocab"][name]: name for name in SPECIAL}
-        is_right = model["type"] == "BPE" and model["unk_token"] == SPECIAL[0] and special == dict(enumerate(SPECIAL))
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or no tokenizer.json ({short(str(error))}): get the file again") from None
+        ids = sorted(content["model"]["vocab"].values())
+        is_right = _is_of_this_kind(content)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        reason = short(str(error))[1:-1]
+        raise UserError(f"{path} is damaged or no tokenizer.json ({reason}): get the file again") from None
     if not is_right:
         raise UserError(f"{path} is the tokenizer of another model: DNABERT-S has byte pairs and {', '.join(SPECIAL)}")
     if ids != list(range(vocabulary)):
         raise UserError(f"{path} has {len(ids)} tokens and the model's embedding {vocabulary}: they do not fit")
     return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+
+
+def _is_of_this_kind(content: Any) -> bool:
+    """Whether it is as DNABERT-2's: the library may end the process over others, or give tokens beyond the vocabulary.
+
+    Raises:
+        LookupError, TypeError, AttributeError, ValueError, StopIteration: entries are missing or of other types.
+    """
+    model, around = content["model"], content["post_processor"]
+    vocabulary = model["vocab"]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    special = {vocabulary[name]: name for name in SPECIAL}
+    names = [next(iter(part.values()))["id"] for part in around["single"]]
+    return (
+        model["type"] == "BPE"
+        and model["unk_token"] == SPECIAL[0]
+        and special == dict(enumerate(SPECIAL))
+        and not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+        and all(left in vocabulary and right in vocabulary and left + right in vocabulary for left, right in pairs)
+        and all(vocabulary.get(token["content"]) == token["id"] for token in content["added_tokens"])
+        and around["type"] == "TemplateProcessing"
+        and names == ["[CLS]", "A", "[SEP]"]
+        and all(around["special_tokens"][name]["ids"] == [SPECIAL.index(name)] for name in ("[CLS]", "[SEP]"))
+        and content["normalizer"] is None
+        and content["pre_tokenizer"] == {"type": "Whitespace"}
+    )
 
 
 def demo_tokenizer(vocabulary: int) -> str:
