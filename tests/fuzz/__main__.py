@@ -20,7 +20,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.drawing import Target
+from tests.fuzz.targets import TARGETS
 from virnucpro.base.errors import UserError
 
 SECONDS = 60
