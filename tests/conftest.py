@@ -23,6 +23,9 @@ if importlib.util.find_spec("hypothesis"):  # the tests on a GPU do without it
     settings.register_profile("local", deadline=None)  # a busy machine is no defect
     settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+# Nothing is fetched from the hub, and what a user has in its cache is not looked at.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nonexistent/hub"}
+
 # Read when Triton is first imported: its kernels then run on CPU tensors.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -40,6 +40,7 @@ def embed(
     folder: str | Path,
     *,
     model: str | Path | ModelRef = default("model"),
+    adapter: str | Path = default("adapter"),
     layers: Sequence[int | str] | int | str = default("layers"),
     pooling: Sequence[str] | str = default("pooling"),
     precision: str = default("precision"),
@@ -65,7 +66,7 @@ def embed(
     Args:
         fasta: one or several protein FASTA files, plain or packed.
         folder: where results go.
-        model, layers, pooling, precision, formats, dtype, records_per_file, chunk_residues: as in config.yaml;
+        model, adapter, layers, pooling, precision, formats, dtype, records_per_file, chunk_residues: as in config.yaml;
             ``virnucpro.base.settings.SETTINGS`` says what each may be. One alone stands for a list of one.
         long_proteins: what is done to proteins of more than ``longest`` residues; a mapping of its fields, or the
             policy alone, will do.
@@ -102,14 +103,19 @@ def embed(
     tables = TableSettings(checked("merge.formats", formats), dtype, records_per_file)
     check_formats(tables.formats)
     wanted = checked("chunk_residues", chunk_residues)
-    model = ModelRef.of(model)
+    model = ModelRef.of(model, adapter)
     tables.check(model.resolve(settings.layers), settings.pooling)
     inputs = _files([fasta] if isinstance(fasta, (str, Path)) else fasta)
     with alone_in(folder):
         digests = FileDigests(folder / DIGESTS)
         weights = WeightsRequest.of(model, weights_folder, digests)
         if RunState({}, weights, digests).weights_stale() is not None:
-            prepare_weights(model, weights.file, source_sha256=weights.source_sha256, log=log.info)
+            prepare_weights(
+                model,
+                weights.file,
+                digests=weights.digests,
+                log=log.info,
+            )
         manifest = read_manifest(weights.file)
         kept = len(resolve_layers(settings.layers, manifest.layers))
         sizes = chunk_sizes(

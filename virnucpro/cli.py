@@ -12,7 +12,7 @@ from virnucpro.jobs import job
 from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
 from virnucpro.steps import add_steps
 
-OPTIONS = ("model", *EMBEDDING, *POLICIES, "chunk_residues", *TABLES)
+OPTIONS = ("model", "adapter", *EMBEDDING, *POLICIES, "chunk_residues", *TABLES)
 """Settings of the workflow that ``virnucpro embed`` has too."""
 
 

@@ -107,9 +107,11 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
         chosen |= given
         origin |= dict.fromkeys(given, source)
     with _named(origin["model"]):
-        model = ModelRef.of(chosen["model"], origin["model"].folder)
-        if model.path is not None:
-            without_patterns(model.path, "setting 'model'")
+        model = ModelRef.of(chosen["model"], folder=origin["model"].folder)
+    with _named(origin["adapter"]):
+        model = model.with_adapter(chosen["adapter"], origin["adapter"].folder)
+    for file in model.files:
+        without_patterns(file, "setting 'model' or 'adapter'")
     if origin["samples"] is DEFAULT and not Path(chosen["samples"]).exists():
         raise UserError("no sample is given: set samples in config.yaml, or add --config samples=my.faa")
     with _named(origin["samples"]):

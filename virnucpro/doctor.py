@@ -30,7 +30,7 @@ from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
-from virnucpro.weights.prepare import locate_checkpoint
+from virnucpro.weights.locate import locate_checkpoint
 
 State = dict[str, Tensor]
 

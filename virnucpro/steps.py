@@ -35,7 +35,7 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     """Add a subcommand for each step."""
     prepare = commands.add_parser("prepare", help="step: put a model's weights into a folder")
     prepare.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="where weights are kept")
-    add_options(prepare, ["model"])
+    add_options(prepare, ["model", "adapter"])
     prepare.set_defaults(run=_prepare)
 
     translate = commands.add_parser("translate", help="step: cut contigs into windows and translate them")
@@ -107,9 +107,9 @@ def _embedding(given: argparse.Namespace) -> EmbeddingSettings:
 def _prepare(given: argparse.Namespace) -> None:
     from virnucpro.weights.prepare import prepare_weights
 
-    model = ModelRef.of(given.model)
+    model = ModelRef.of(given.model, given.adapter)
     wanted = WeightsRequest.of(model, given.output, FileDigests(given.output / DIGESTS))
-    prepare_weights(model, wanted.file, source_sha256=wanted.source_sha256, log=LOG.info)
+    prepare_weights(model, wanted.file, digests=wanted.digests, log=LOG.info)
     print(wanted.file)
 
 

@@ -130,8 +130,8 @@ def _config(text: str, folder: Path) -> None:
 PROOF = FileProof(10, "a" * 64)
 STATISTICS = RunStatistics(**stub_statistics(3, 30))  # type: ignore[arg-type]
 PROVENANCE = Provenance(
-    "m", "5" * 64, (6,), ("mean",), "auto", LongProteins(), 8, "float32", {"records": 3}, {"standard_attention": 3},
-    {"sdpa": 3}, {"cpu": 3}, {"float32": 3}, ({"torch": "2"},), "a test", "",
+    "m", "5" * 64, "m.pt", (6,), ("mean",), "auto", LongProteins(), 8, "float32", {"records": 3},
+    {"standard_attention": 3}, {"sdpa": 3}, {"cpu": 3}, {"float32": 3}, ({"torch": "2"},), "a test", "",
 )  # fmt: skip
 RECORDS: tuple[Record, ...] = (
     ChunkManifest("chunk_00000", 3, 30, 36, "d" * 32),

@@ -32,8 +32,9 @@ from virnucpro.models.mosaic_bert.sizes import DEMO_SIZES, MOSAIC_MODELS, Mosaic
 from virnucpro.models.mosaic_bert.synthetic import random_state, write_checkpoint
 from virnucpro.models.mosaic_bert.tokenizer import NucleotideTokenizer, checked_tokenizer, demo_tokenizer
 from virnucpro.weights.file import load_weights
+from virnucpro.weights.locate import locate_checkpoint
 from virnucpro.weights.manifest import read_manifest, read_tokenizer
-from virnucpro.weights.prepare import locate_checkpoint, prepare_weights
+from virnucpro.weights.prepare import prepare_weights
 
 CPU = torch.device("cpu")
 LOGGER = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ def test_the_tokenizer_is_part_of_the_weights_identity(tmp_path: Path) -> None:
             (tmp_path / "one" / "tokenizer.json").write_text(json.dumps(content))
         path = tmp_path / "one" / "pytorch_model.bin"
         found.append(prepare_weights(str(path), tmp_path / f"{name}.safetensors", log=lambda line: None))
-    assert found[0].source_sha256 == found[1].source_sha256
+    assert found[0].source_sha256 != found[1].source_sha256  # of all files of the checkpoint
     assert found[0].sha256 != found[1].sha256
     content = (tmp_path / "one.safetensors").read_bytes()
     (tmp_path / "one.safetensors").write_bytes(content.replace(b"Whitespace", b"Whitespac3", 1))

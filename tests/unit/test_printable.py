@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,12 @@ def test_a_sentence_is_one_printable_line_and_keeps_its_end() -> None:
     assert long.endswith(": give another")
 
 
-def test_a_log_line_stays_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_line_stays_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest-xdist can't send half a surrogate pair from the log of a worker.
+    monkeypatch.setattr(logging.getLogger("virnucpro"), "propagate", False)
+
     def ends_badly() -> None:
         with job("try", tmp_path / "log.txt") as logger:
             logger.info("read %s", HOSTILE)

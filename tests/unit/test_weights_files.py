@@ -22,8 +22,9 @@ from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_WARNING, Archite
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.weights import file as weights_file
 from virnucpro.weights.file import load_weights, write_weights
+from virnucpro.weights.locate import locate_checkpoint
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
-from virnucpro.weights.prepare import locate_checkpoint, prepare_weights
+from virnucpro.weights.prepare import prepare_weights
 
 SMALL = Architecture(layers=2, embed_dim=32, heads=4)
 
@@ -104,9 +105,10 @@ def test_a_relative_path_a_home_path_and_wrong_ones(
         assert locate_checkpoint(model, silent).samefile(source)
     for model, says in [
         ("esm2_smal.pt", "esm2_smal.pt does not exist"),
-        (str(tmp_path), "is a folder"),
+        (str(tmp_path), "holds no checkpoint: give the path of the file in it"),
         ("esm2_t36_3B", "esm2_t36_3B_UR50D"),
-        ("nowhere/x", "nowhere/x does not exist"),
+        ("./nowhere/x", "nowhere/x does not exist"),
+        ("nowhere/x", "cannot get nowhere/x from the hub, and no path here is called so"),
     ]:
         with pytest.raises(UserError, match=says):
             locate_checkpoint(model, silent)
@@ -212,7 +214,7 @@ def test_weights_are_named_by_content(tmp_path: Path, source: Path) -> None:
 
 def test_a_checkpoint_that_is_not_the_one_named_or_changes_meanwhile(tmp_path: Path, source: Path) -> None:
     with pytest.raises(UserError, match="changed while it was read"):
-        prepare_weights(str(source), tmp_path / "w.safetensors", source_sha256="0" * 64, log=silent)
+        prepare_weights(str(source), tmp_path / "w.safetensors", digests=("0" * 64, None), log=silent)
 
     def write_meanwhile(line: str) -> None:
         if line.startswith("writing"):

@@ -80,9 +80,18 @@ SETTINGS = {
         ),
         Setting(
             "model",
-            "A released model's name, the path of a checkpoint, or esm2_demo, which has random weights and means "
-            "nothing biologically (docs/models.md).",
+            "A released model's name, the path of a checkpoint or of its folder, a repository of huggingface.co "
+            "(org/name or org/name@revision), or esm2_demo, which has random weights and means nothing biologically "
+            "(docs/models.md).",
             "esm2_t36_3B_UR50D",
+            text=True,
+        ),
+        Setting(
+            "adapter",
+            "A LoRA, rsLoRA or DoRA adapter that is merged into the model's weights: the folder that peft wrote, or a "
+            "repository of huggingface.co (docs/models.md).",
+            "none",
+            words=("none",),
             text=True,
         ),
         Setting(

@@ -6,11 +6,12 @@ alone, because the process that plans a run names weights by the content of thes
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ SUFFIXES = (".safetensors", ".bin")
 
 LARGEST_JSON = 1 << 24
 """Bytes of a configuration or an index; the index of ESM-2 15B has 100,000, what is parsed takes 20 times its size."""
+
+_CACHED = "models--"
+"""How the folder of a repository in the hub's cache begins."""
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
 
@@ -50,16 +54,37 @@ class CheckpointFiles:
     config: Path | None = None
     tokenizer: Path | None = None
 
-    def __iter__(self) -> Any:
-        return iter(
-            (*self.weights, *(extra for extra in (self.index, self.config, self.tokenizer) if extra is not None))
-        )
+    def __iter__(self) -> Iterator[Path]:
+        return iter((*self.weights, *filter(None, (self.index, self.config, self.tokenizer))))
 
     @property
-    def revision(self) -> str:
-        """The commit, where this is a snapshot in the hub's cache; else empty."""
-        folder = self.weights[0].parent
-        return folder.name if _blobs(folder.absolute()) else ""
+    def name(self) -> str:
+        """What to call the checkpoint: its repository in the hub's cache, its folder, or its file less the ending."""
+        folder = self.weights[0].parent.resolve()
+        if self.path.is_file() and self.path.stem not in WEIGHTS:
+            return self.path.stem
+        repository = folder.parents[1].name if _blobs(folder) else folder.name
+        return repository.removeprefix(_CACHED) or "model"
+
+    @property
+    def hub(self) -> str:
+        """Repository and commit, ``org/name@commit``, where this is a snapshot in the hub's cache; else empty."""
+        folder = self.weights[0].parent.absolute()
+        if not _blobs(folder):
+            return ""
+        return f"{folder.parents[1].name.removeprefix(_CACHED).replace('--', '/', 1)}@{folder.name}"
+
+    def sha256(self, of_file: Callable[[Path], str]) -> str:
+        """What stands for the contents: of one file its sha256, of several that of all their sha256s and names.
+
+        Args:
+            of_file: gives a file's sha256 in hex.
+        """
+        files = list(self)
+        if len(files) == 1:
+            return of_file(files[0])
+        lines = "".join(f"{of_file(file)}  {file.name}\n" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     def weight_map(self) -> dict[str, str] | None:
         """The name of each tensor's file, as the index tells it."""
@@ -281,14 +306,14 @@ def _own_file(folder: Path, name: str) -> Path | None:
 
 def _blobs(snapshot: Path) -> Path | None:
     """Where the hub's cache keeps the files of a snapshot: ``models--org--name/{blobs,refs,snapshots/<commit>}``."""
-    is_one = snapshot.parent.name == "snapshots" and snapshot.parents[1].name.startswith("models--")
+    is_one = snapshot.parent.name == "snapshots" and snapshot.parents[1].name.startswith(_CACHED)
     return snapshot.parents[1] / "blobs" if is_one else None
 
 
 def _snapshot(folder: Path) -> Path:
     """The snapshot that a repository's folder in the hub's cache means: that of ``main``, or the only one."""
     snapshots = folder / "snapshots"
-    if not folder.absolute().name.startswith("models--") or not snapshots.is_dir():
+    if not folder.absolute().name.startswith(_CACHED) or not snapshots.is_dir():
         return folder
     names = sorted(path.name for path in snapshots.iterdir() if path.is_dir())
     main = folder / "refs" / "main"

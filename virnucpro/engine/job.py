@@ -79,7 +79,9 @@ def embed_chunk(
         ", ".join(names),
     )
     _check_space(output, proteins, manifest, settings)
-    source = ChunkSource(chunk.chunk, chunk.digest, manifest.source_sha256, manifest.layers, manifest.demo)
+    source = ChunkSource(
+        chunk.chunk, chunk.digest, manifest.source_sha256, manifest.layers, manifest.demo, manifest.source
+    )
     rows = _shares(proteins, manifest, settings, len(names))
     embedded = np.zeros(0, np.int64)
     if "per_residue" in settings.pooling:  # how many there are must be known before they stream into the file

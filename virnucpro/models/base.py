@@ -163,6 +163,10 @@ class Family(Protocol[S]):
         """
         ...
 
+    def tensor_names(self, sizes: S) -> Mapping[str, str]:
+        """Names of the tensors of prepared weights, by every name that checkpoints and adapters have for them."""
+        ...
+
     def slopes(self, sizes: S) -> Tensor | None:
         """ALiBi's slope of each head, float32 ``(heads,)`` on the CPU; None where attention has no such term."""
         ...

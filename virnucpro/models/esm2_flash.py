@@ -25,7 +25,7 @@ from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.model import joined, rotary_tables
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import dtype_name, resolve_precision
-from virnucpro.weights.prepare import locate_checkpoint
+from virnucpro.weights.locate import locate_checkpoint
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.base.errors import UserError
+from virnucpro.checkpoints.files import CheckpointFiles
 from virnucpro.checkpoints.tensors import read_tensors
 from virnucpro.models.base import Checkpoint, Family
 from virnucpro.models.esm2.family import ESM2_FAMILY
@@ -34,7 +35,7 @@ def write_demo_checkpoint(name: str, folder: Path) -> Path:
     return writers[name](folder)
 
 
-def read_checkpoint(path: Path) -> Checkpoint[Any]:
+def read_checkpoint(path: Path | CheckpointFiles) -> Checkpoint[Any]:
     """A checkpoint, one file or a folder, of the first family that knows its layout.
 
     Raises:
@@ -47,4 +48,4 @@ def read_checkpoint(path: Path) -> Checkpoint[Any]:
         if found is not None:
             return found
     known = " or ".join(family.name for family in FAMILIES)
-    raise UserError(f"{path} {foreign_model(stored) or 'is of a model that is not known here'}: {known} is read")
+    raise UserError(f"{stored.path} {foreign_model(stored) or 'is of a model that is not known here'}: {known} is read")

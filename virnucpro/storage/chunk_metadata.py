@@ -84,8 +84,9 @@ class DeviceRun:
 class ChunkSource:
     """Which chunk it is and what it was made from.
 
-    ``chunk_digest`` stands for the chunk's sequences in row order, ``source_sha256`` for the checkpoint file;
-    ``model_layers`` is the model's number of layers, ``demo`` marks random weights.
+    ``chunk_digest`` stands for the chunk's sequences in row order, ``source_sha256`` for the checkpoint, which
+    ``weights_source`` names (files of earlier versions lack it); ``model_layers`` is the model's number of layers,
+    ``demo`` marks random weights.
     """
 
     chunk: str
@@ -93,6 +94,7 @@ class ChunkSource:
     source_sha256: str
     model_layers: int
     demo: bool
+    weights_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,9 @@ def read_header_entries(entries: Mapping[str, str], kind: type[T], path: Path) -
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for field in fields(kind):
+        if field.name not in entries and field.default is not MISSING:
+            values[field.name] = field.default
+            continue
         if field.name not in entries:
             if field.default is not MISSING:
                 values[field.name] = field.default

@@ -55,6 +55,7 @@ def provenance(
     return Provenance(
         model=identity.model,
         weights_sha256=identity.weights_sha256,
+        source=metadata[0].source.weights_source if metadata else "",
         layers=identity.layers,
         pooling=identity.pooling,
         precision=identity.precision,

@@ -20,6 +20,7 @@ REPORT = "embeddings.json"
 class Provenance:
     """Where the numbers of a sample come from; every table holds it too, as :func:`virnucpro.base.records.record_text`.
 
+    ``source`` names the checkpoint, and the adapter, that the weights were prepared from, with their sha256.
     ``counts`` are the split's, of records unless they say unique. ``attention``, ``attention_kernel``, ``device`` and
     ``precisions`` give how many different proteins ran with each; ``versions`` has an entry for each different set.
     ``warning`` is what must be known before the numbers are used, or empty.
@@ -29,6 +30,7 @@ class Provenance:
 
     model: str
     weights_sha256: str
+    source: str
     layers: tuple[int, ...]
     pooling: tuple[str, ...]
     precision: str

@@ -111,11 +111,16 @@ class SampleRequest(SampleFiles):
 
 @dataclass(frozen=True)
 class WeightsRequest:
-    """Which weights are wanted: the model's name, the file that holds them, and the checkpoint's sha256 if known."""
+    """Which weights are wanted, and the file that holds them.
+
+    ``source_sha256`` and ``adapter_sha256`` are the contents of checkpoint and adapter, each None where it was not
+    given by its path and any will do.
+    """
 
     model: str
     file: Path
     source_sha256: str | None
+    adapter_sha256: str | None
 
     @classmethod
     def of(cls, model: ModelRef, folder: Path, digests: FileDigests) -> WeightsRequest:
@@ -124,9 +129,22 @@ class WeightsRequest:
         Raises:
             OSError: the checkpoint cannot be read.
         """
-        sha256 = None if model.path is None else digests.sha256(model.path)
-        name = weights_name(model, sha256)
-        return cls(name, folder / f"{name}.safetensors", sha256)
+        source, adapter = model.source_sha256(digests.sha256), model.adapter_sha256(digests.sha256)
+        name = weights_name(model, source, adapter)
+        return cls(name, folder / f"{name}.safetensors", source, adapter)
+
+    @property
+    def digests(self) -> tuple[str | None, str | None]:
+        """Of checkpoint and adapter, for the step that prepares the weights."""
+        return self.source_sha256, self.adapter_sha256
+
+    def is_of(self, manifest: WeightsManifest) -> bool:
+        """Whether weights are the wanted ones."""
+        return (
+            manifest.model == self.model
+            and self.source_sha256 in (None, manifest.source_sha256)
+            and self.adapter_sha256 in (None, manifest.adapter_sha256)
+        )
 
 
 @dataclass
@@ -165,8 +183,7 @@ class RunState:
             manifest = self._once(read_manifest, self.weights.file)
         except (OSError, UserError):
             return None
-        is_it = manifest.model == self.weights.model and self.weights.source_sha256 in (None, manifest.source_sha256)
-        return manifest if is_it else None
+        return manifest if self.weights.is_of(manifest) else None
 
     def translation_stale(self, sample: str) -> str | None:
         """Whether contigs have to be translated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -22,19 +23,23 @@ WAY_OUT = "delete it and run the same command again"
 
 @dataclass(frozen=True)
 class WeightsManifest:
-    """Facts about prepared weights; equal weights give an equal file, byte for byte (no dates, no paths).
+    """Facts about prepared weights; equal checkpoints give an equal file, byte for byte (no dates, no paths).
 
     ``sha256`` stands for the tensors, their names, dtypes, shapes and numbers, and for the tokenizer where there is
     one (:func:`virnucpro.weights.file.digest`).
-    ``source_sha256`` is that of the checkpoint file that they were made from. ``parameters`` counts the embedding
-    part. ``dtype`` is as in ``torch.float16`` without ``torch.``. ``demo`` marks random weights.
+    ``source_sha256`` stands for the checkpoint that they were made from
+    (:meth:`virnucpro.checkpoints.files.CheckpointFiles.sha256`), ``adapter_sha256`` for the adapter that was merged
+    into it; empty without one. ``source`` names both with their files. ``parameters`` counts the embedding part.
+    ``dtype`` is as in ``torch.float16`` without ``torch.``. ``demo`` marks random weights.
     """
 
-    FORMAT: ClassVar[str] = "virnucpro-weights-3"
+    FORMAT: ClassVar[str] = "virnucpro-weights-4"
 
     model: str
     sha256: str
     source_sha256: str
+    adapter_sha256: str
+    source: str
     architecture: AnySizes
     dtype: str
     parameters: int
@@ -98,9 +103,14 @@ def read_weights_header(path: Path, file: BinaryIO) -> tuple[Header, WeightsMani
         raise UserError(f"the manifest in weights {path} {error.reason}: {WAY_OUT}") from None
 
 
-def weights_name(model: ModelRef, source_sha256: str | None) -> str:
-    """The name of a model's weights: of one given by the path of its checkpoint the stem, and digits of its sha256.
+def weights_name(model: ModelRef, source_sha256: str | None, adapter_sha256: str | None) -> str:
+    """The name of a model's weights: of a checkpoint that was given by its path with digits of its sha256.
 
-    A file may be called like a released model or like another file; its contents decide.
+    A file may be called like a released model or like another file; its contents decide. An adapter adds digits of
+    its own sha256, or of its id on the hub.
     """
-    return model.name if model.path is None else f"{model.name}-{str(source_sha256)[:12]}"
+    name = model.name if model.path is None else f"{model.name}-{str(source_sha256)[:12]}"
+    if model.adapter is None:
+        return name
+    adapter = adapter_sha256 or hashlib.sha256(str(model.adapter).encode()).hexdigest()
+    return f"{name}+{adapter[:12]}"

@@ -215,9 +215,8 @@ def steps_are_forced():
 
 
 def checkpoint_of(wildcards):
-    """What the weights are prepared from, where it is a file that the user named."""
-    given = [] if run.model.path is None else [run.model.path]
-    return tied(state.weights_stale, given)
+    """What the weights are prepared from, where the user named files."""
+    return tied(state.weights_stale, run.model.files)
 
 
 def contigs_of(wildcards):

@@ -17,8 +17,8 @@ rule prepare_weights:
         mem_mb=4000,
         runtime=240,
     params:
-        model=str(run.model),
-        source_sha256=state.weights.source_sha256,
+        model=run.model.given,
+        digests=state.weights.digests,
     script:
         "../scripts/prepare_weights.py"
 

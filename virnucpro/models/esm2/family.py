@@ -16,6 +16,7 @@ from virnucpro.models.esm2.alphabet import ESM2Tokenizer
 from virnucpro.models.esm2.checkpoint import Checkpoint, find_esm2
 from virnucpro.models.esm2.forms import fastest_form
 from virnucpro.models.esm2.model import Parameters
+from virnucpro.models.esm2.names import own_names
 from virnucpro.models.esm2.sizes import DEMO_MODEL, ESM2_MODELS, Architecture
 from virnucpro.models.esm2.synthetic import write_demo_checkpoint
 from virnucpro.models.precision import parameter_dtype
@@ -39,6 +40,9 @@ class ESM2Family:
     def read(self, stored: StoredTensors) -> Checkpoint | None:
         """A checkpoint in fair-esm's or HuggingFace's layout."""
         return find_esm2(stored)
+
+    def tensor_names(self, sizes: Architecture) -> Mapping[str, str]:
+        return own_names(sizes)
 
     def slopes(self, sizes: Architecture) -> Tensor | None:
         return None

@@ -14,6 +14,9 @@ CHECKPOINT_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 """Where fair-esm itself downloads a model from (``esm.pretrained``)."""
 
 
+HUB_OWNER = "facebook"
+"""Who publishes the models on huggingface.co, under the same names."""
+
 DEMO_MODEL = "esm2_demo"
 
 

@@ -40,6 +40,9 @@ class MosaicBertFamily:
         """A checkpoint with the names of the published files, and the ``tokenizer.json`` beside it."""
         return find_mosaic(stored)
 
+    def tensor_names(self, sizes: MosaicSizes) -> Mapping[str, str]:
+        return {name: name for name in sizes.shapes()}
+
     def slopes(self, sizes: MosaicSizes) -> Tensor | None:
         return torch.tensor(alibi_slopes(sizes.heads), dtype=torch.float32)
 

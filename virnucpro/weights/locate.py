@@ -1,0 +1,117 @@
+"""Find a model's checkpoint: where the user says, in the caches of torch and of huggingface.co, or by a download."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from virnucpro.base.digest import FileProof
+from virnucpro.base.errors import UserError
+from virnucpro.checkpoints.files import CheckpointFiles, adapter_files, checkpoint_files
+from virnucpro.checkpoints.hub import HubId, cached_files
+from virnucpro.checkpoints.torch_file import verify_archive
+from virnucpro.models.esm2 import sizes as esm2
+from virnucpro.models.esm2.sizes import CHECKPOINT_URL, ESM2_MODELS, HUB_OWNER
+from virnucpro.models.families import read_checkpoint, write_demo_checkpoint
+from virnucpro.models.mosaic_bert import sizes as mosaic_bert
+from virnucpro.models.mosaic_bert.sizes import HUB_ID, HUB_REVISION
+from virnucpro.models.reference import DEMO_WARNINGS, ModelRef, Place
+from virnucpro.weights.connection import DownloadError
+from virnucpro.weights.download import Expected, Log, download
+from virnucpro.weights.hub import hub_files
+
+RELEASED: dict[str, FileProof] = {**esm2.RELEASED, **mosaic_bert.RELEASED}
+"""Size and sha256 of the released files of models that are known by name, as far as they are known."""
+
+
+def is_demo(model: ModelRef) -> bool:
+    """Whether the model is one of ours with random weights."""
+    return model.place is None and model.name in DEMO_WARNINGS
+
+
+def released_file(model: ModelRef, found: CheckpointFiles) -> FileProof | None:
+    """What the file of a released model has to be; None where that is not known, or for HuggingFace's form of ESM-2."""
+    if model.place is not None or (found.hub and model.name in ESM2_MODELS):
+        return None
+    return RELEASED.get(model.name)
+
+
+def cached_checkpoint(name: str) -> Path:
+    """Where torch hub, and so fair-esm, keeps a downloaded checkpoint (``TORCH_HOME`` moves it)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
+
+
+def locate_checkpoint(model: str | ModelRef, log: Log, *, url: str = CHECKPOINT_URL) -> Path:
+    """Give the path of a model's checkpoint, a file or a folder, downloading it once where it is not there yet.
+
+    A released ESM-2 is taken from torch hub's cache, from that of huggingface.co, or downloaded as fair-esm does; what
+    is on the hub alone is downloaded by the hub's own library.
+
+    Args:
+        model: what :meth:`virnucpro.models.reference.ModelRef.of` takes; a demo's checkpoint is made on the spot.
+        log: receives one line for each thing to tell.
+        url: where to download from, with ``{name}`` for the model's name.
+
+    Raises:
+        UserError: an unknown name, no such file, or no way to download it; the message names the
+            file to fetch and where to put it.
+    """
+    model = ModelRef.of(model)
+    if model.path is not None:
+        return model.path
+    if isinstance(model.place, HubId):
+        return hub_files(model.place, checkpoint_files, log).path
+    target = cached_checkpoint(model.name)
+    if is_demo(model):
+        log(f"WARNING: {DEMO_WARNINGS[model.name]}")
+        return write_demo_checkpoint(model.name, target.parent)
+    if model.name not in ESM2_MODELS:
+        return hub_files(HubId(HUB_ID, HUB_REVISION), checkpoint_files, log).path
+    if target.is_file():
+        log(f"{model}: found {target}")
+        return target
+    cached = cached_files(HubId(f"{HUB_OWNER}/{model.name}"), checkpoint_files)
+    if cached is not None:
+        log(f"{model}: found {cached.path}")
+        return cached.path
+    source = url.format(name=model.name)
+    log(f"{model}: downloading {source} to {target}")
+    try:
+        download(source, target, log, _expected(model))
+    except DownloadError as error:
+        raise UserError(
+            f"cannot download {model}: {error}. Fetch {source} on a machine with network and put it at {target}, "
+            "or set `model:` to the path of a copy, or TORCH_HOME to a folder of yours; a download that broke off goes "
+            "on at the next run"
+        ) from None
+    return target
+
+
+def locate_adapter(place: Place, log: Log) -> CheckpointFiles:
+    """An adapter's files, downloaded once where they are on the hub and not in its cache.
+
+    Raises:
+        UserError: there is none, or no way to download it.
+    """
+    return hub_files(place, adapter_files, log) if isinstance(place, HubId) else adapter_files(place)
+
+
+def _expected(model: ModelRef) -> Expected:
+    """What a released ESM-2's file has to be, for its download."""
+    sizes, proof = ESM2_MODELS[model.name], RELEASED.get(model.name)
+
+    def check(path: Path) -> None:
+        found = read_checkpoint(path).architecture
+        if found != sizes:
+            raise UserError(f"{path} has {found}, and {model} {sizes}")
+        if proof is None:
+            verify_archive(path)
+
+    numbers = sum(math.prod(shape) for shape in esm2.state_shapes(sizes).values())
+    return Expected(check, proof, 4 * numbers + _BESIDE if proof is None else proof.size)
+
+
+_BESIDE = 1 << 24
+"""Bytes that a checkpoint may have beside its numbers."""
