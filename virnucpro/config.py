@@ -17,24 +17,30 @@ from typing import Any
 import yaml
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.paths import own_folder, without_patterns
+from virnucpro.base.paths import matching, own_folder, without_patterns
 from virnucpro.base.setting import Setting
 from virnucpro.base.settings import (
+    DEMO_CLASSIFIER,
+    NO_CLASSIFIER,
     SETTINGS,
+    CallRule,
     EmbeddingSettings,
     InputPolicies,
     LongProteins,
     TableSettings,
 )
 from virnucpro.base.text import brief, short
-from virnucpro.chunking.size import ChunkSize, chunk_sizes
+from virnucpro.calling.state import check_window
+from virnucpro.chunking.size import BASES, ChunkSize, chunk_sizes
 from virnucpro.config_files import Source
+from virnucpro.models.mosaic_bert.sizes import MosaicSizes
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
 from virnucpro.samples import OURS, find_samples
 
 GROUPS = {
     "nucleotide": "How contigs are cut before translation (only read with input nucleotide).",
     "long_proteins": "What happens to proteins longer than the model was trained on.",
+    "classify": "Calls of contigs, viral or not (docs/calls.md); with input nucleotide alone.",
     "merge": "The tables that are written for each sample.",
 }
 """Mappings in config.yaml, and what their settings are about."""
@@ -61,6 +67,23 @@ DEFAULT = Source("default", {})
 
 
 @dataclass(frozen=True)
+class CallsConfig:
+    """What calls contigs.
+
+    Attributes:
+        classifier: the path of VirNucPro's file, or None for the random one.
+        model: what embeds the frames' nucleotides, as ``embedding`` says.
+        chunk_sizes: of nucleotides.
+    """
+
+    classifier: Path | None
+    model: ModelRef
+    embedding: EmbeddingSettings
+    chunk_sizes: dict[str, ChunkSize]
+    rule: CallRule
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A validated configuration with every default filled in."""
 
@@ -77,6 +100,7 @@ class RunConfig:
     device: str
     gpus_per_job: int
     prefer_features: tuple[str, ...]
+    calls: CallsConfig | None = None
 
     @property
     def chunk_size(self) -> ChunkSize:
@@ -138,10 +162,63 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
             layers=len(layers),
             pooling=embedding.pooling,
         ),
+        calls=_calls(chosen, origin, layers, embedding),
         device=device if chosen["gpus_per_job"] else "cpu",
         **_fields(chosen, "input", "gpus_per_job", "prefer_features"),
         **_group(chosen, "nucleotide"),
     )
+
+
+def _calls(
+    chosen: Mapping[str, Any],
+    origin: Mapping[str, Source],
+    layers: Sequence[int | str],
+    embedding: EmbeddingSettings,
+) -> CallsConfig | None:
+    """What calls contigs, if anything is to; ``layers`` and ``embedding`` are the proteins'."""
+    given = chosen["classify.classifier"]
+    if given == NO_CLASSIFIER:
+        return None
+    with _named(origin["classify.classifier"]):
+        if chosen["input"] != "nucleotide":
+            raise UserError("contigs are classified, and setting 'input' is protein: set it to nucleotide")
+        if "mean" not in embedding.pooling or len(layers) != 1:
+            raise UserError("the classifier takes one mean vector a protein: set pooling to mean and give one layer")
+        path = None if given == DEMO_CLASSIFIER else _classifier_file(given, origin["classify.classifier"].folder)
+        if path is not None:
+            check_window(path, chosen["nucleotide.window"])
+    with _named(origin["classify.nucleotide_model"]):
+        model = ModelRef.of(chosen["classify.nucleotide_model"], folder=origin["classify.nucleotide_model"].folder)
+        if not isinstance(planning_architecture(model, "dnabert_s"), MosaicSizes):
+            raise UserError(f"setting 'classify.nucleotide_model': {model} embeds proteins: give dnabert_s")
+        for file in model.files:
+            without_patterns(file, "setting 'classify.nucleotide_model'")
+    # float8 is ESM-2's alone; ALiBi needs no windows, and VirNucPro runs every frame whole.
+    precision = "auto" if embedding.precision == "fp8" else embedding.precision
+    whole = EmbeddingSettings(precision=precision, long_proteins=LongProteins("full"))
+    sizes = planning_architecture(model, "dnabert_s")
+    return CallsConfig(
+        path,
+        model,
+        whole,
+        chunk_sizes(
+            chosen["classify.chunk_bases"],
+            parameters=planning_parameters(model),
+            embed_dim=sizes.embed_dim,
+            layers=1,
+            pooling=whole.pooling,
+            letters=BASES,
+        ),
+        CallRule(**{field.name: chosen[f"classify.{field.name}"] for field in fields(CallRule)}),
+    )
+
+
+def _classifier_file(given: str, folder: Path | None) -> Path:
+    what = "setting 'classify.classifier'"
+    path = without_patterns(matching(given, what, folder)[0], what)
+    if not path.is_file():
+        raise UserError(f"{what}: {brief(given)} is no file: give VirNucPro's 500_model.pth or 300_model.pth")
+    return path
 
 
 def merged(sources: Sequence[Source]) -> dict[str, Any]:
@@ -190,6 +267,8 @@ def _shape(setting: Setting) -> dict[str, Any]:
         kinds.append({"enum": list(setting.words)})
     if setting.numbers:
         kinds.append({"type": "integer", "minimum": setting.numbers[0], "maximum": setting.numbers[1]})
+    if setting.decimals:
+        kinds.append({"type": "number", "minimum": setting.decimals[0], "maximum": setting.decimals[1]})
     if setting.text:
         kinds.append({"type": "string", "minLength": 1})
     one = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}

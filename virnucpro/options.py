@@ -11,12 +11,13 @@ from typing import Any
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import user_path
 from virnucpro.base.setting import Setting
-from virnucpro.base.settings import SETTINGS, InputPolicies
+from virnucpro.base.settings import SETTINGS, CallRule, InputPolicies
 
 LONG_PROTEINS = tuple(key for key in SETTINGS if key.startswith("long_proteins."))
 POLICIES = tuple(field.name for field in fields(InputPolicies))
 EMBEDDING = ("layers", "pooling", "precision", *LONG_PROTEINS)
 DTYPE = "merge.dtype"
+RULE = tuple(f"classify.{field.name}" for field in fields(CallRule))
 TABLES = tuple(key for key in SETTINGS if key.startswith("merge."))
 
 
@@ -31,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser, keys: Iterable[str]) -> None:
             dest=key,
             nargs="+" if setting.several else None,
             choices=choices,
-            metavar=None if choices else "N" if setting.numbers else setting.name.upper(),
+            metavar=None if choices else "N" if setting.numbers or setting.decimals else setting.name.upper(),
             default=setting.default,
             help=f"{setting.about.replace('%', '%%')} Default: {' '.join(map(str, defaults))}.",
         )

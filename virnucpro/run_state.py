@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virnucpro.base.digest import FileDigests
+from virnucpro.calling.state import CallFiles, CallsState, ClassifierRequest, NucleotideRequest
 from virnucpro.chunking.manifest import SplitSettings
 from virnucpro.models.reference import planning_architecture
 from virnucpro.storage.report_record import REPORT
@@ -34,6 +35,34 @@ def run_state(run: RunConfig) -> RunState:
     return RunState(samples, WeightsRequest.of(run.model, run.resources, digests), digests)
 
 
+def calls_state(run: RunConfig, state: RunState) -> CallsState | None:
+    """What a configuration asks for of calls, if it does; ``state`` is that of the proteins."""
+    calls = run.calls
+    if calls is None:
+        return None
+    width = planning_architecture(calls.model, "dnabert_s").embed_dim
+    splits = {
+        device: SplitSettings(*size, width, calls.embedding.long_proteins, run.split_policies)
+        for device, size in calls.chunk_sizes.items()
+    }
+    also = tuple(replace(splits[run.device], chunk_residues=split.chunk_residues) for split in splits.values())
+    samples = {
+        name: NucleotideRequest(
+            *(run.results / name, files, run.window, splits[run.device], calls.embedding),
+            *(run.tables, run.policies, also),
+        )
+        for name, files in run.samples.items()
+    }
+    weights = WeightsRequest.of(calls.model, run.resources, state.digests)
+    models = (state.weights.model, weights.model)
+    return CallsState(
+        state,
+        RunState(samples, weights, state.digests),
+        ClassifierRequest.of(calls.classifier, models, run.resources, state.digests),
+        calls.rule,
+    )
+
+
 def end_dates_to_come(state: RunState, results: Path) -> None:
     """Date what earlier runs made and what bears a date to come as of now.
 
@@ -45,15 +74,22 @@ def end_dates_to_come(state: RunState, results: Path) -> None:
     for request in state.samples.values():
         made += [request.translation, request.translated, request.index, request.report]
         made += [request.plots, *request.tensors.glob("*"), *request.chunks.glob("*")]
+        files = CallFiles(request.folder)
+        made += [files.scores, files.scores_record, *files.calls.glob("*"), files.call_plots]
     for path in made:
         with suppress(OSError):
             if path.stat().st_mtime >= now:
                 os.utime(path, (now - 1, now - 1))
 
 
-def stale_tables(state: RunState) -> list[str]:
+def stale_tables(state: RunState, calls: CallsState | None = None) -> list[str]:
     """A line for each table in the samples' folders that is not what the present inputs and settings give."""
     lines = []
+    if calls is not None:
+        for sample in state.samples:
+            reason = calls.calls_stale(sample)
+            if reason not in (None, MISSING):
+                lines.append(f"{calls.files(sample).calls} is not what is asked for now ({reason})")
     for sample, request in state.samples.items():
         reason = state.tables_stale(sample)
         if reason not in (None, MISSING):
@@ -66,3 +102,9 @@ def other_samples(state: RunState, results: Path) -> list[str]:
     names = {request.folder.name for request in state.samples.values()}
     found = sorted(path.parent.name for path in results.glob(f"*/{REPORT}"))
     return [name for name in found if name not in names]
+
+
+def unasked_calls(state: RunState) -> list[Path]:
+    """Folders of calls that an earlier run has made, for one that asks for none: they are left as they are."""
+    folders = (CallFiles(request.folder).calls for request in state.samples.values())
+    return [folder for folder in folders if folder.exists()]

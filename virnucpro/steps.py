@@ -11,18 +11,24 @@ import shlex
 import sys
 
 from virnucpro.base.digest import FileDigests, file_sha256, write_products
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
-from virnucpro.calling.rule import CallRule
+from virnucpro.base.settings import (
+    DEMO_CLASSIFIER,
+    CallRule,
+    EmbeddingSettings,
+    InputPolicies,
+    LongProteins,
+    TableSettings,
+)
 from virnucpro.chunking.size import chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
-from virnucpro.options import DTYPE, EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
+from virnucpro.options import DTYPE, EMBEDDING, LONG_PROTEINS, POLICIES, RULE, TABLES, add_options, path, values
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.state import (
     DIGESTS,
     SampleFiles,
     WeightsRequest,
-    reports_origin,
+    summary_origin,
     table_settings,
     translation_origin,
 )
@@ -75,12 +81,7 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     classify.add_argument(
         "--classifier", type=path, required=True, help="VirNucPro's 500_model.pth or 300_model.pth, or classifier_demo"
     )
-    rule = CallRule()
-    for option, value, way in (("--viral-over", rule.viral, "viral"), ("--non-viral-under", rule.non_viral, "not")):
-        classify.add_argument(
-            option, type=float, default=value, metavar="SCORE", help=f"when a contig is {way} (default: %(default)s)"
-        )
-    add_options(classify, ["nucleotide.window", *POLICIES])
+    add_options(classify, ["nucleotide.window", *RULE, *POLICIES])
     classify.set_defaults(run=_classify)
 
 
@@ -190,20 +191,20 @@ def _merge(given: argparse.Namespace) -> None:
 
 
 def _classify(given: argparse.Namespace) -> None:
-    from virnucpro.calling.classifier import DEMO, demo_classifier, read_classifier
+    from virnucpro.calling.classifier import demo_classifier
+    from virnucpro.calling.classifier_file import read_classifier
     from virnucpro.calling.classify import classify
     from virnucpro.calling.features import Features, feature_files
 
     (window,) = values(given, ["nucleotide.window"]).values()
-    rule = CallRule(viral=given.viral_over, non_viral=given.non_viral_under)
+    rule = CallRule(**values(given, RULE))
     features = Features(feature_files(given.features))
-    if given.classifier.name == DEMO:
-        LOG.warning("%s is random: its calls mean nothing", DEMO)
-        classifier = demo_classifier(features.width, window)
+    if given.classifier.name == DEMO_CLASSIFIER:
+        classifier = demo_classifier(features.width)
     else:
         classifier = read_classifier(given.classifier, window)
     policies = InputPolicies(**values(given, POLICIES))
-    classify(given.fasta, features, classifier, given.output, rule=rule, policies=policies, logger=LOG)
+    classify(given.fasta, features, classifier, given.output, window=window, rule=rule, policies=policies, logger=LOG)
     print(given.output / "contigs.tsv")
 
 
@@ -218,7 +219,7 @@ def _summarise(given: argparse.Namespace) -> None:
     plots = {name: [folder / "plots" / f"{name}.{kind}" for kind in ("svg", "png")] for name in RUN_PLOTS}
     summarise(reports, table, text, chunks=chunks, page=page, logger=LOG)
     plot_run(reports, plots)
-    origin = reports_origin({report.parent.name: file_sha256(report) for report in reports})
+    origin = summary_origin({report.parent.name: file_sha256(report) for report in reports})
     written = [table, chunks, page, text, *(file for files in plots.values() for file in files)]
     write_products(folder / "summary.json", origin, written)
     print(text.read_text(encoding="utf-8"))

@@ -24,13 +24,13 @@ from tests.unit.calling_cases import (
     trained,
 )
 from virnucpro.base.errors import UserError
-from virnucpro.base.settings import InputPolicies
-from virnucpro.calling.classifier import demo_classifier, read_classifier
+from virnucpro.base.settings import CallRule, InputPolicies
+from virnucpro.calling.classifier import demo_classifier
+from virnucpro.calling.classifier_file import read_classifier
 from virnucpro.calling.classify import classify
-from virnucpro.calling.contigs import call_contigs, window_scores
+from virnucpro.calling.contigs import contig_calls, window_scores
 from virnucpro.calling.features import Features, feature_files
 from virnucpro.calling.frames import Contig, Frames
-from virnucpro.calling.rule import CallRule
 from virnucpro.cli import main
 
 
@@ -99,7 +99,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def run(fasta: Path, paths: list[Path], out: Path, *, window: int = 300) -> None:
     features = Features(paths)
-    classify([fasta], features, demo_classifier(features.width, window), out)
+    classify([fasta], features, demo_classifier(features.width), out, window=window)
 
 
 def without_first(content: dict[str, Any]) -> None:
@@ -168,24 +168,26 @@ def test_no_frame_at_all_empty_contigs_and_repeated_ids(case: tuple[Path, list[P
     silent = tmp_path / "silent.fna"
     silent.write_text(">a\n" + "TAACTAGTTAGCTAACTTAACTAA" * 30 + "\n>b\n\n>a\nACGT\n")
     policies = InputPolicies(empty_records="skip", empty_samples="skip", duplicate_ids="skip")
-    classify([silent], Features([]), demo_classifier(20, 500), tmp_path / "out", policies=policies)
+    classify([silent], Features([]), demo_classifier(20), tmp_path / "out", window=500, policies=policies)
     calls = table(tmp_path / "out/contigs.tsv")
     assert column(calls, "call") == ["unscored"] * 3
     assert column(calls, "reason") == ["no stop-free frame", "no residues", "an earlier record has the same id"]
     assert table(tmp_path / "out/frames.tsv") == table(tmp_path / "out/prediction_results_highestscore.csv") == []
     with pytest.raises(UserError, match="already used"):
-        classify([silent], Features([]), demo_classifier(20, 500), tmp_path / "out", policies=InputPolicies("skip"))
+        classify(
+            [silent], Features([]), demo_classifier(20), tmp_path / "out", window=500, policies=InputPolicies("skip")
+        )
 
 
 def test_the_rule_for_contigs() -> None:
     frames = stub_frames([[(0.1, 0.9), (0.21, 0.79)], [(0.5, 0.5)], [(0.9, 0.1)], [(0.36, 0.64), (0.64, 0.36)]])
-    calls = call_contigs(frames, window_scores(frames), CallRule())
+    calls = contig_calls(frames, window_scores(frames), CallRule())
     assert [call.call for call in calls] == ["viral", "ambiguous", "non-viral", "ambiguous"]
     expected = (0.8 * 0.8**0.5 + 0.58 * 0.58**0.5) / (0.8**0.5 + 0.58**0.5)
     assert calls[0].score == pytest.approx(expected, abs=1e-6)
     assert (calls[0].surely_viral, calls[2].surely_not, calls[1].score) == (1, 1, 0)
     with pytest.raises(UserError, match="the second no larger"):
-        CallRule(viral=-0.5)
+        CallRule(viral_over=-0.5)
 
 
 def test_the_classifier_is_read_without_code_and_has_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from virnucpro.base.errors import UserError
-from virnucpro.calling.classifier import read_classifier
+from virnucpro.calling.classifier_file import read_classifier
 from virnucpro.calling.features import read_features
 from virnucpro.checkpoints.torch_file import verify_archive
 from virnucpro.models.esm2.sizes import Architecture

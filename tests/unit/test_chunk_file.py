@@ -28,7 +28,7 @@ from virnucpro.storage.chunk_file import ChunkError, read_chunk_file, verify_chu
 from virnucpro.storage.chunk_layout import BLOCK, chunk_shapes
 from virnucpro.storage.chunk_metadata import decoded
 from virnucpro.storage.chunk_writer import ResidueStream, open_chunk_file, write_chunk_file
-from virnucpro.storage.merge import RowReader
+from virnucpro.storage.row_reader import RowReader
 
 
 def some_tensors(n: int = 3, d: int = 5) -> dict[str, NDArray[np.generic]]:

@@ -270,7 +270,7 @@ def test_many_chunks_do_not_run_out_of_open_files(tmp_path: Path, fasta: Path) -
     assert len(sample.fastas) > 30
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(list(Path("/proc/self/fd").iterdir()))
-    from virnucpro.storage import merge as gather
+    from virnucpro.storage import row_reader as gather
 
     before, gather.OPEN_FILES = gather.OPEN_FILES, 4
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, limits[1]))

@@ -18,7 +18,7 @@ from tests.workflow.tables import CONTENT, FAULTS, RECORD
 
 TABLES = {
     FAULTS: (
-        ("tests/workflow/test_faults.py", "tests/slurm/test_workflow.py"),
+        ("tests/workflow/test_faults.py", "tests/workflow/test_classify.py", "tests/slurm/test_workflow.py"),
         "| fault | what is lost | jobs run again |\n| --- | --- | --- |\n",
     ),
     CONTENT: (("tests/workflow/test_content.py",), "| what changed | jobs run again |\n| --- | --- |\n"),

@@ -1,7 +1,8 @@
-"""What one setting is: its name, its meaning, what it may be, and the check of a value that is given for it."""
+"""What a setting is: its name, its meaning, and how a value that somebody gave is checked."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
 
 _WHOLE = re.compile(r"-?(?:0|[1-9](?:_?[0-9]){0,18})")
+_DECIMAL = re.compile(r"[-+]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")
 _QUOTES = "YAML may have changed it on the way (007, 0o7 and 7 are one number to it, no is false): put it in quotes"
 
 
@@ -26,6 +28,7 @@ class Setting:
         default: what it is when it is not given; a tuple where it may be ``several``.
         words: texts that it may be.
         numbers: the smallest and the largest whole number that it may be.
+        decimals: the smallest and the largest number that it may be, whole or not.
         text: it may be any text (a name, a path) that is not empty.
         several: it may be a list of such values, each named once.
         optional: that list may be empty.
@@ -36,6 +39,7 @@ class Setting:
     default: Any
     words: tuple[str, ...] = ()
     numbers: tuple[int, int] | None = None
+    decimals: tuple[float, float] | None = None
     text: bool = False
     several: bool = False
     optional: bool = False
@@ -52,6 +56,8 @@ class Setting:
         if self.numbers:
             low, high = self.numbers
             kinds.append(f"a whole number of {low} or more" if low >= 0 else f"a whole number from {low} to {high}")
+        if self.decimals:
+            kinds.append("a number from {:g} to {:g}".format(*self.decimals))
         if self.text:
             kinds.append("text that is not empty")
         one = ("one of " if len(self.words) > 1 else "") + " or ".join(kinds)
@@ -63,7 +69,7 @@ class Setting:
         Raises:
             UserError: it is not one of those allowed, or is named twice.
         """
-        if not (self.words or self.numbers or self.text):
+        if not (self.words or self.numbers or self.decimals or self.text):
             return value  # what reads it checks it
         if not self.several:
             return self._one(value)
@@ -88,8 +94,14 @@ class Setting:
                 return value
             if _WHOLE.fullmatch(value):
                 value = int(value)
+            elif self.decimals and _DECIMAL.fullmatch(value):
+                value = float(value)
         if self.numbers and hasattr(value, "__index__") and not isinstance(value, bool):
             low, high = self.numbers
             if low <= (number := index(value)) <= high:
                 return number
+        if self.decimals and isinstance(value, (int, float)) and not isinstance(value, bool):
+            least, most = self.decimals
+            if math.isfinite(value) and least <= value <= most:
+                return float(value)
         raise self.error(value)

@@ -19,6 +19,9 @@ LONGEST = 1022
 COUNT = 2**31 - 1
 """The largest number of things that one setting may ask for."""
 
+NO_CLASSIFIER, DEMO_CLASSIFIER = "none", "classifier_demo"
+"""No calls are wanted; and a random classifier, the same each time, whose calls mean nothing."""
+
 SETTINGS = {
     setting.key: setting
     for setting in (
@@ -157,6 +160,45 @@ SETTINGS = {
             words=("float32", "float16"),
         ),
         Setting("merge.records_per_file", "Proteins in each file of virnucpro_pt.", 10_000, numbers=(1, COUNT)),
+        Setting(
+            "classify.classifier",
+            "What calls contigs viral or not (docs/calls.md): none, the path of VirNucPro's 500_model.pth or "
+            "300_model.pth, or classifier_demo, which is random and means nothing biologically.",
+            NO_CLASSIFIER,
+            words=(NO_CLASSIFIER, DEMO_CLASSIFIER),
+            text=True,
+        ),
+        Setting(
+            "classify.nucleotide_model",
+            "What embeds the frames' nucleotides: dnabert_s, the path of its folder or file, its repository on "
+            "huggingface.co, or dnabert_s_demo, which has random weights.",
+            "dnabert_s",
+            text=True,
+        ),
+        Setting(
+            "classify.chunk_bases",
+            "Bases in a chunk of the frames' nucleotides. auto is 200 million on a GPU, and some ten minutes on a CPU.",
+            "auto",
+            words=("auto",),
+            numbers=(1, 2**53),
+        ),
+        Setting("classify.viral_over", "A contig's score over which it is called viral.", 0.3, decimals=(-1, 1)),
+        Setting(
+            "classify.non_viral_under",
+            "A contig's score under which it is called non-viral; between the two it is ambiguous.",
+            -0.3,
+            decimals=(-1, 1),
+        ),
+        Setting(
+            "classify.sure_over",
+            "A window is surely of a class when its score is over this, and the other's under sure_under.",
+            0.8,
+            decimals=(0, 1),
+        ),
+        Setting("classify.sure_under", "See sure_over.", 0.3, decimals=(0, 1)),
+        Setting(
+            "classify.ambiguous_over", "A window is ambiguous when both scores are over this.", 0.7, decimals=(0, 1)
+        ),
         Setting(
             "gpus_per_job",
             "GPUs that one embed job asks for; it uses them all. One is best unless jobs are few.",
@@ -307,6 +349,29 @@ class TableSettings:
         if "virnucpro_pt" in self.formats and ("mean" not in pooling or len(layers) != 1):
             raise UserError(
                 "merge format virnucpro_pt holds one mean vector a protein: set pooling to mean and give one layer"
+            )
+
+
+@dataclass(frozen=True)
+class CallRule:
+    """When a contig is called viral or not; ``SETTINGS`` says what each is. Published constants, nothing calibrated.
+
+    Raises:
+        UserError: a value is not allowed, or ``non_viral_under`` is over ``viral_over``.
+    """
+
+    viral_over: float = default("classify.viral_over")
+    non_viral_under: float = default("classify.non_viral_under")
+    sure_over: float = default("classify.sure_over")
+    sure_under: float = default("classify.sure_under")
+    ambiguous_over: float = default("classify.ambiguous_over")
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "classify.")
+        if self.non_viral_under > self.viral_over:
+            raise UserError(
+                f"viral_over is {self.viral_over} and non_viral_under {self.non_viral_under}: give two numbers, the "
+                "second no larger than the first"
             )
 
 

@@ -1,12 +1,12 @@
-"""Contigs and features in, a folder of calls out: whole, or as it was before."""
+"""Contigs, and features or scores of their frames in, a folder of calls out: whole, or as it was before."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,23 +14,22 @@ import pyarrow.parquet as pq
 
 from virnucpro import __version__
 from virnucpro.base.atomic import atomic_directory
-from virnucpro.base.digest import file_sha256, write_products
+from virnucpro.base.digest import Products, file_sha256, files_of, recorded
 from virnucpro.base.errors import UserError
-from virnucpro.base.settings import InputPolicies
+from virnucpro.base.records import read_record, write_record
+from virnucpro.base.settings import CallRule, InputPolicies
 from virnucpro.base.text import number
 from virnucpro.calling.classifier import Classifier
-from virnucpro.calling.contigs import ContigCall, WindowScores, call_contigs, viral_regions, window_scores
-from virnucpro.calling.features import Features
-from virnucpro.calling.frames import OTHERS, VIRUS, Frames, score_frames
-from virnucpro.calling.rule import CallRule
-from virnucpro.sequences.frames import FRAMES
+from virnucpro.calling.contigs import contig_calls, window_scores
+from virnucpro.calling.frames import Frames, placed_frames, score_frames
+from virnucpro.calling.state import DEMO_WARNING, RECORD, CallsRecord, calls_origin
+from virnucpro.calling.tables import write_contigs, write_frames, write_regions, write_viral, write_windows
 from virnucpro.sequences.intake import Intake
 from virnucpro.sequences.translation import CONTIGS
+from virnucpro.storage.state import translation_origin
 
-RECORD = "calls.json"
-"""In the folder: what the calls were made from, and the sha256 of each file."""
-
-FASTA_LINE = 70
+if TYPE_CHECKING:
+    from virnucpro.calling.features import Features  # reads VirNucPro's files with torch, which scores do without
 
 
 def classify(
@@ -39,6 +38,7 @@ def classify(
     classifier: Classifier,
     output: Path,
     *,
+    window: int,
     rule: CallRule | None = None,
     policies: InputPolicies | None = None,
     logger: logging.Logger | None = None,
@@ -49,6 +49,7 @@ def classify(
         inputs: nucleotide FASTA files.
         features: of their frames.
         output: the folder to write; one of an earlier call is replaced.
+        window: bases of a window.
 
     Returns:
         how many contigs got each call.
@@ -58,101 +59,106 @@ def classify(
     """
     rule, policies = rule or CallRule(), policies or InputPolicies()
     log = logger or logging.getLogger(__name__)
-    if output.exists() and not (output / RECORD).is_file() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{output} is there and holds no calls, so it is left as it is: give another folder")
+    intake = _read_once(inputs, policies)
+    given = "".join(file_sha256(path) for path in features.paths)
+    made_from = calls_origin(intake.digests, given, window, rule, policies)
+    made_from |= {f"features {path}": file_sha256(path) for path in features.paths}
+    made_from |= {"classifier": classifier.sha256 or "random"}
+
+    def score(folder: Path) -> Frames:
+        return score_frames(intake, inputs, features, classifier, window, policies, folder, log)
+
+    warning = "" if classifier.sha256 else DEMO_WARNING
+    return _write_calls(intake, score, output, rule, made_from, warning, log)
+
+
+def call_contigs(
+    inputs: Sequence[Path],
+    translation: Path,
+    scores: Path,
+    output: Path,
+    *,
+    window: int,
+    rule: CallRule,
+    policies: InputPolicies,
+    logger: logging.Logger,
+) -> Counter[str]:
+    """As :func:`classify`, from scores that are there.
+
+    Args:
+        translation: the record of the contigs' translation, ``translated.json``.
+        scores: what :func:`virnucpro.calling.join.classify_frames` has written, with its record beside it.
+
+    Raises:
+        UserError: the contigs are not those that were translated, or the scores not those that were written.
+    """
+    intake = _read_once(inputs, policies)
+    made_from = read_record(translation, Products).made_from
+    if made_from != translation_origin(intake.digests, window, policies):
+        raise UserError(
+            f"{', '.join(map(str, inputs))}: changed since the frames were translated; run the same command again"
+        )
+    record = scores.with_suffix(".json")
+    proof = recorded(record, scores)
+    if file_sha256(scores) != proof.sha256:
+        raise UserError(f"{scores} was changed or damaged since it was written: run the same command again")
+    origin = read_record(record, Products).made_from
+    is_random = "random" in origin["classifier"]
+    made_from = calls_origin(intake.digests, proof.sha256, window, rule, policies)
+    made_from |= {name: value for name, value in origin.items() if name != "splits"}
+
+    def score(_: Path) -> Frames:
+        ids, both = _read_scores(scores)
+        return placed_frames(intake, ids, both, window)
+
+    return _write_calls(intake, score, output, rule, made_from, DEMO_WARNING if is_random else "", logger)
+
+
+def _read_once(inputs: Sequence[Path], policies: InputPolicies) -> Intake:
     intake = Intake(inputs, CONTIGS, policies)
     for _ in intake.first_reading():
         pass
-    made_from = {f"contigs {path}": digest for path, digest in zip(inputs, intake.digests, strict=True)}
-    made_from |= {f"features {path}": file_sha256(path) for path in features.paths}
-    made_from |= {f"rule {name}": str(value) for name, value in asdict(rule).items()}
-    made_from |= {f"policy {name}": str(value) for name, value in asdict(policies).items()}
-    made_from |= {"classifier": classifier.sha256 or "random", "window": str(classifier.window), "version": __version__}
+    return intake
+
+
+def _read_scores(path: Path) -> tuple[list[str], np.ndarray]:
+    try:
+        table = pq.read_table(path)
+        both = [table.column(name).to_numpy() for name in ("score_others", "score_virus")]
+        return table.column("id").to_pylist(), np.stack(both, axis=1).astype(np.float32)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as scores ({error}): run the same command again") from None
+
+
+def _write_calls(
+    intake: Intake,
+    score: Callable[[Path], Frames],
+    output: Path,
+    rule: CallRule,
+    made_from: Mapping[str, str],
+    warning: str,
+    log: logging.Logger,
+) -> Counter[str]:
+    if output.exists() and not (output / RECORD).is_file() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"{output} is there and holds no calls, so it is left as it is: give another folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(output) as folder:
-        frames = score_frames(intake, inputs, features, classifier, policies, folder, log)
+        frames = score(folder)
         windows = window_scores(frames)
-        calls = call_contigs(frames, windows, rule)
-        _write_frames(folder, frames)
-        _write_windows(folder, windows)
-        _write_contigs(folder / "contigs.tsv", frames, calls)
-        _write_regions(folder / "viral_regions.bed", frames, windows)
-        _write_viral(folder / "viral_contigs.fasta", intake, frames, calls)
-        write_products(folder / RECORD, made_from, sorted(folder.iterdir()))
-    counts = Counter(call.call for call in calls)
-    reasons = Counter(contig.reason for contig in frames.contigs if contig.reason)
+        calls = contig_calls(frames, windows, rule)
+        write_frames(folder, frames)
+        write_windows(folder, windows)
+        write_contigs(folder / "contigs.tsv", frames, calls)
+        write_regions(folder / "viral_regions.bed", frames, windows)
+        write_viral(folder / "viral_contigs.fasta", intake, frames, calls)
+        counts = Counter(call.call for call in calls)
+        reasons = Counter(contig.reason for contig in frames.contigs if contig.reason)
+        files = files_of(sorted(folder.iterdir()), folder)
+        origin = {**made_from, "version": __version__}
+        write_record(folder / RECORD, CallsRecord(origin, dict(counts), dict(reasons), files, warning))
     log.info("%s: %s", number(len(calls), "contig"), ", ".join(f"{n:,} {call}" for call, n in counts.items()) or "none")
     for reason, count in reasons.items():
         log.info("%s not scored: %s", number(count, "contig"), reason)
+    if warning:
+        log.warning("%s", warning)
     return counts
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as out:
-        out.write("\t".join(columns) + "\n")
-        out.writelines("\t".join(map(str, row)) + "\n" for row in rows)
-
-
-def _write_frames(folder: Path, frames: Frames) -> None:
-    words = [("others", "virus")[is_virus] for is_virus in frames.is_virus.tolist()]
-    names = [name.decode() for name in FRAMES]
-    columns = {
-        "id": pa.array(frames.ids, pa.string()),
-        "contig": pa.array([frames.contigs[row].id for row in frames.contig], pa.string()),
-        "window": pa.array(frames.window),
-        "frame": pa.array([names[frame] for frame in frames.frame], pa.string()),
-        "start": pa.array(frames.start),
-        "end": pa.array(frames.end),
-        "strand": pa.array(["+" if frame < 3 else "-" for frame in frames.frame], pa.string()),
-        "score_others": pa.array(frames.scores[:, OTHERS]),
-        "score_virus": pa.array(frames.scores[:, VIRUS]),
-        "prediction": pa.array(words, pa.string()),
-    }
-    pq.write_table(pa.table(columns), folder / "frames.parquet")
-    texts = [[str(np.float32(score)) for score in frames.scores[:, place]] for place in (OTHERS, VIRUS)]
-    shown = {name: column.to_pylist() for name, column in columns.items()}
-    shown |= {"score_others": texts[OTHERS], "score_virus": texts[VIRUS]}
-    _write_table(folder / "frames.tsv", list(shown), zip(*shown.values(), strict=True))
-    original = zip(frames.ids, words, *texts, strict=True)
-    _write_table(folder / "prediction_results.txt", ["Sequence_ID", "Prediction", "score1", "score2"], original)
-
-
-def _write_windows(folder: Path, windows: WindowScores) -> None:
-    """VirNucPro's table of windows, sorted as text as it does, and broadinstitute's two more columns."""
-    rows = [
-        (name, is_virus, *map(np.float32, most))
-        for name, is_virus, most in zip(windows.ids, windows.is_virus.tolist(), windows.most, strict=True)
-    ]
-    columns = ["Modified_ID", "Is_Virus", "max_score_0", "max_score_1"]
-    in_order = sorted(range(len(rows)), key=windows.ids.__getitem__)
-    _write_table(folder / "prediction_results_highestscore.csv", columns, [rows[place] for place in in_order])
-
-
-def _write_contigs(path: Path, frames: Frames, calls: Sequence[ContigCall]) -> None:
-    counted = ["scored_windows", "viral_windows", "surely_viral", "surely_non_viral", "ambiguous"]
-    columns = ["contig", "length", "windows", *counted, "score", "call", "reason"]
-    rows = (
-        (
-            *(contig.id, contig.length, contig.windows, call.scored_windows, call.viral_windows, call.surely_viral),
-            *(call.surely_not, call.ambiguous, "" if call.score is None else f"{call.score:.6f}", call.call),
-            contig.reason,
-        )
-        for contig, call in zip(frames.contigs, calls, strict=True)
-    )
-    _write_table(path, columns, rows)
-
-
-def _write_regions(path: Path, frames: Frames, windows: WindowScores) -> None:
-    with path.open("w", encoding="utf-8") as out:
-        for row, start, end, most in viral_regions(windows):
-            out.write(f"{frames.contigs[row].id}\t{start}\t{end}\tviral\t{round(1000 * most)}\t.\n")
-
-
-def _write_viral(path: Path, intake: Intake, frames: Frames, calls: Sequence[ContigCall]) -> None:
-    viral = {contig.id for contig, call in zip(frames.contigs, calls, strict=True) if call.call == "viral"}
-    with path.open("w", encoding="utf-8") as out:
-        for contig in intake.second_reading(lambda _: None):
-            if contig.id in viral:
-                bases = contig.sequence.decode("ascii")
-                lines = (bases[start : start + FASTA_LINE] for start in range(0, len(bases), FASTA_LINE))
-                out.write(f">{contig.id}\n" + "".join(f"{line}\n" for line in lines))

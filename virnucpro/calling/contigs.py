@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.settings import CallRule
 from virnucpro.calling.frames import JOINT, OTHERS, VIRUS, Frames
-from virnucpro.calling.rule import CallRule
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def window_scores(frames: Frames) -> WindowScores:
     return WindowScores(ids, frames.contig[first], frames.window[first], start, end, most)
 
 
-def call_contigs(frames: Frames, windows: WindowScores, rule: CallRule) -> list[ContigCall]:
+def contig_calls(frames: Frames, windows: WindowScores, rule: CallRule) -> list[ContigCall]:
     """A call for every contig, scored or not, in input order.
 
     For windows with largest scores s0 (others) and s1 (virus), d = s1 - s0, a contig's score is
@@ -76,9 +76,9 @@ def call_contigs(frames: Frames, windows: WindowScores, rule: CallRule) -> list[
     columns = (
         np.ones(len(delta)),
         windows.is_virus,
-        (s1 > rule.high) & (s0 < rule.low),
-        (s0 > rule.high) & (s1 < rule.low),
-        (s0 > rule.both) & (s1 > rule.both),
+        (s1 > rule.sure_over) & (s0 < rule.sure_under),
+        (s0 > rule.sure_over) & (s1 < rule.sure_under),
+        (s0 > rule.ambiguous_over) & (s1 > rule.ambiguous_over),
         delta * weight,
         weight,
     )
@@ -94,7 +94,7 @@ def call_contigs(frames: Frames, windows: WindowScores, rule: CallRule) -> list[
 def _word(score: float | None, rule: CallRule) -> str:
     if score is None:
         return "unscored"
-    return "viral" if score > rule.viral else "non-viral" if score < rule.non_viral else "ambiguous"
+    return "viral" if score > rule.viral_over else "non-viral" if score < rule.non_viral_under else "ambiguous"
 
 
 def viral_regions(windows: WindowScores) -> Iterator[tuple[int, int, int, float]]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,12 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies
 from virnucpro.base.text import number, short
 from virnucpro.calling.classifier import CLASSES, Classifier
-from virnucpro.calling.features import Features
 from virnucpro.sequences.frames import FRAMES, cut_windows
 from virnucpro.sequences.intake import Intake
 from virnucpro.sequences.translation import SILENT_REASON, translate_contigs
+
+if TYPE_CHECKING:
+    from virnucpro.calling.features import Features  # reads VirNucPro's files with torch, which scores do without
 
 JOINT = "_chunk_"
 OTHERS, VIRUS = 0, 1
@@ -71,6 +73,7 @@ def score_frames(
     inputs: Sequence[Path],
     features: Features,
     classifier: Classifier,
+    window: int,
     policies: InputPolicies,
     scratch: Path,
     logger: logging.Logger,
@@ -84,16 +87,13 @@ def score_frames(
     Raises:
         UserError: frames without features, or features of frames that these contigs don't have with this window.
     """
-    ids = _frame_ids(intake, inputs, classifier.window, policies, scratch, logger)
+    ids = _frame_ids(intake, inputs, window, policies, scratch, logger)
     row_of = {name: row for row, name in enumerate(ids)}
-    _check_same(row_of, features, classifier.window)
+    _check_same(row_of, features, window)
     scores = np.empty((len(ids), CLASSES), np.float32)
     for names, rows in features.batches():
         scores[[row_of[name] for name in names]] = classifier.scores(rows)
-    contigs: list[Contig] = []
-    for record in intake.second_reading(lambda one: contigs.append(Contig(one.id, 0, 0, one.reason))):
-        contigs.append(Contig(record.id, len(record.sequence), -(-len(record.sequence) // classifier.window), ""))
-    return _placed(contigs, ids, scores, classifier.window)
+    return placed_frames(intake, ids, scores, window)
 
 
 def _frame_ids(
@@ -130,8 +130,20 @@ def _check_same(wanted: dict[str, int], features: Features, window: int) -> None
         )
 
 
-def _placed(contigs: list[Contig], ids: Sequence[str], scores: NDArray[np.float32], window: int) -> Frames:
-    """Where each frame lies; contigs without one say so."""
+def placed_frames(intake: Intake, ids: Sequence[str], scores: NDArray[np.float32], window: int) -> Frames:
+    """Where each frame lies on its contig; contigs without one say so.
+
+    Args:
+        intake: of the contigs, read once already.
+        ids: of all frames of these contigs, in input order.
+        scores: (n, 2).
+
+    Raises:
+        UserError: a file is no longer what it was at the first reading.
+    """
+    contigs: list[Contig] = []
+    for record in intake.second_reading(lambda one: contigs.append(Contig(one.id, 0, 0, one.reason))):
+        contigs.append(Contig(record.id, len(record.sequence), -(-len(record.sequence) // window), ""))
     is_taken = [row for row, contig in enumerate(contigs) if not contig.reason]
     row_of = {contigs[row].id: place for place, row in enumerate(is_taken)}
     windows = cut_windows(np.array([contigs[row].length for row in is_taken], np.int64), window)

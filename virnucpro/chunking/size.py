@@ -15,8 +15,19 @@ seconds."""
 OPERATIONS_PER_SECOND = {"gpu": 190e12, "cpu": 4 * 50e9}
 """What embedding keeps up on a data-centre GPU in half precision (an A100 has 312e12), and on four cores in float32."""
 
-MOST_RESIDUES = 40_000_000
-"""The job holds its chunk in main memory: some 100 bytes a residue. So small models get less than ten minutes."""
+
+class Letters(NamedTuple):
+    """Letters that make one token, about, and the most that a chunk of automatic size has."""
+
+    a_token: int
+    most: int
+
+
+RESIDUES = Letters(1, 40_000_000)
+"""The job holds its chunk in main memory: some 100 bytes a token. So small models get less than ten minutes."""
+
+BASES = Letters(4, 200_000_000)
+"""DNABERT-S has 4.7 bases a token where they are drawn by chance; letters but A, C, G and T have a token each."""
 
 PER_RESIDUE_BYTES = 50_000_000_000
 """Of a chunk file with every residue's vector: large enough that the start of a job does not matter (half a minute of
@@ -35,7 +46,13 @@ class ChunkSize(NamedTuple):
 
 
 def chunk_sizes(
-    wanted: int | str, *, parameters: int, embed_dim: int, layers: int, pooling: Collection[str]
+    wanted: int | str,
+    *,
+    parameters: int,
+    embed_dim: int,
+    layers: int,
+    pooling: Collection[str],
+    letters: Letters = RESIDUES,
 ) -> dict[str, ChunkSize]:
     """The size of chunks for jobs on a GPU and on a CPU, by "gpu" and "cpu".
 
@@ -45,6 +62,7 @@ def chunk_sizes(
         embed_dim: its width.
         layers: of how many the representation is kept.
         pooling: what is kept; each residue's vector makes chunks smaller.
+        letters: what the sequences are made of.
 
     >>> auto = chunk_sizes("auto", parameters=2_832_442_880, embed_dim=2560, layers=1, pooling=["mean"])
     >>> auto["gpu"].residues, auto["cpu"].residues
@@ -52,12 +70,12 @@ def chunk_sizes(
     """
     if wanted != "auto":
         return dict.fromkeys(OPERATIONS_PER_SECOND, ChunkSize(int(wanted), 1))
-    most = MOST_RESIDUES
+    most = letters.most
     if "per_residue" in pooling:
         most = max(1, min(most, PER_RESIDUE_BYTES // (4 * embed_dim * layers)))
     sizes = {}
     for device, rate in OPERATIONS_PER_SECOND.items():
-        residues = 60 * MINUTES * rate / (2 * parameters)
+        residues = 60 * MINUTES * rate / (2 * parameters) * letters.a_token
         sizes[device] = ChunkSize(min(most, int(float(f"{residues:.1e}"))), AUTO_MULTIPLE)
     return sizes
 

@@ -28,7 +28,7 @@ from virnucpro.chunking.index import BATCH_ROWS, IndexRows, IndexWriter
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name
 from virnucpro.chunking.size import chunk_count
 from virnucpro.sequences.fasta import FastaRecord
-from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, skipped_table
+from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, Kind, skipped_table
 from virnucpro.sequences.repeats import first_of
 
 
@@ -87,6 +87,7 @@ def split_proteins(
     long_proteins: LongProteins = LongProteins(),
     policies: InputPolicies = InputPolicies(),
     made_as: Sequence[str] | None = None,
+    kind: Kind = PROTEINS,
     logger: logging.Logger | None = None,
 ) -> SplitCounts:
     """Write a sample's index, its folder of chunks (``chunk_00000.fasta`` and ``.json`` each), and what was skipped.
@@ -95,7 +96,7 @@ def split_proteins(
     without proteins (see ``policies``) has an index without rows and no chunks.
 
     Args:
-        inputs: protein FASTA files, in the order that their records are to have.
+        inputs: FASTA files, in the order that their records are to have.
         index: the Parquet file to write (see :mod:`virnucpro.chunking.index`).
         chunks: the folder to write; an older one is replaced.
         skipped: the table of skipped records to write; by default :data:`SKIPPED_TABLE` beside ``chunks``.
@@ -104,6 +105,7 @@ def split_proteins(
         multiple_of: round the number of chunks up to a multiple of this (see :func:`chunk_count`).
         long_proteins: how they will be run (see :func:`protein_costs`).
         policies: what is done about empty records, repeated ids and the like; by default they are errors.
+        kind: what the records are, where they are no proteins.
         made_as: the sha256 of each file, where another step has made them and recorded it.
 
     Raises:
@@ -111,7 +113,7 @@ def split_proteins(
     """
     if chunk_residues < 1:
         raise UserError(f"chunk_residues is {chunk_residues}; give a number of residues over 0")
-    intake = Intake(inputs, PROTEINS, policies)
+    intake = Intake(inputs, kind, policies)
     seen = _digest_records(intake)
     if made_as is not None and intake.digests != list(made_as):
         raise UserError(

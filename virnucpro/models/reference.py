@@ -182,9 +182,9 @@ def planning_parameters(model: ModelRef) -> int:
     return planning_architecture(model).parameters
 
 
-def planning_architecture(model: ModelRef) -> AnySizes:
-    """Sizes to plan with before a checkpoint has been read: one whose name tells nothing is taken for the default."""
-    return KNOWN.get(_known_as(model), KNOWN[default("model")])
+def planning_architecture(model: ModelRef, otherwise: str = default("model")) -> AnySizes:
+    """Sizes to plan with before a checkpoint has been read: one whose name tells nothing is taken for ``otherwise``."""
+    return KNOWN.get(_known_as(model), KNOWN[otherwise])
 
 
 def _known_as(model: ModelRef) -> str:

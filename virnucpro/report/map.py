@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.storage.chunk_file import read_chunk_file
-from virnucpro.storage.merge import RowReader
+from virnucpro.storage.row_reader import RowReader
 
 
 @dataclass(frozen=True)

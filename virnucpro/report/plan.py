@@ -15,6 +15,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record
 from virnucpro.base.space import free_bytes, no_room
 from virnucpro.base.text import duration, number, size
+from virnucpro.calling.state import CallsState
 from virnucpro.chunking.manifest import ChunkManifest, chunk_name, read_split
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_count
 from virnucpro.config import RunConfig
@@ -32,8 +33,9 @@ H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 9
 class Planned:
     """What is left of one sample.
 
-    ``line`` says it; ``finished`` tells how its finished chunks ran; ``disk`` is the bytes that its files take, about,
-    and ``disk_for_sure`` what they take at least.
+    ``line`` says it; ``of_bases`` tells that it is of nucleotides, so that ``tokens`` are bases; ``finished`` tells how
+    its finished chunks ran; ``disk`` is the bytes that its files take, about, and ``disk_for_sure`` what they take at
+    least.
     """
 
     line: str
@@ -43,33 +45,52 @@ class Planned:
     finished: tuple[DeviceRun, ...] = ()
     disk: int = 0
     disk_for_sure: int = 0
+    of_bases: bool = False
 
 
 def planned_text(run: RunConfig, samples: Sequence[Planned]) -> str:
     """A line a sample, and what is left takes: GPU time, and room on the disk."""
     lines = [sample.line for sample in samples]
-    chunks, tokens = sum(sample.chunks for sample in samples), sum(sample.tokens for sample in samples)
-    exact = all(sample.exact for sample in samples)
     if disk := _disk(run, samples):
         lines.append(disk)
+    chunks, exact = sum(sample.chunks for sample in samples), all(sample.exact for sample in samples)
     if not chunks:
         return "\n".join([*lines, "Nothing is left to embed."] if exact else lines)
-    about = "" if exact else "about "
-    lines.append(f"Left to embed: {about}{number(chunks, 'chunk')}, {about}{number(tokens, 'token')}.")
+    for of_bases in (False, True):
+        lines += _left(run, [sample for sample in samples if sample.of_bases == of_bases])
+    return "\n".join(lines)
+
+
+def _left(run: RunConfig, samples: Sequence[Planned]) -> list[str]:
+    """What is left of proteins, or of nucleotides, and the time that it takes."""
+    chunks, tokens = sum(sample.chunks for sample in samples), sum(sample.tokens for sample in samples)
+    if not chunks:
+        return []
+    about = "" if all(sample.exact for sample in samples) else "about "
     finished = [done for sample in samples for done in sample.finished]
-    return "\n".join([*lines, _time(run, tokens, finished)])
+    if samples[0].of_bases:
+        line = f"Left to embed of nucleotides: {about}{number(chunks, 'chunk')}, {about}{number(tokens, 'base')}."
+        seconds = sum(done.statistics.seconds for done in finished)
+        bases = sum(done.statistics.residues for done in finished)
+        return [line, f"About {duration(tokens * seconds / bases)} on one such device."] if bases else [line]
+    line = f"Left to embed: {about}{number(chunks, 'chunk')}, {about}{number(tokens, 'token')}."
+    return [line, _time(run, tokens, finished)]
 
 
-def plan(run: RunConfig, state: RunState, *, enough: int = ENOUGH) -> list[Planned]:
+def plan(run: RunConfig, state: RunState, calls: CallsState | None = None, *, enough: int = ENOUGH) -> list[Planned]:
     """Look at the splits that are what is wanted, and at the FASTA files of samples without one.
 
     Args:
+        calls: the state of the calls, where they are asked for.
         enough: bytes of each of those files that are read; a larger one is judged by its beginning.
     """
-    return [
-        _split(run, state, name) if state.split_stale(name) is None else _not_split(run, state, name, files, enough)
-        for name, files in run.samples.items()
-    ]
+    planned = []
+    for name, files in run.samples.items():
+        is_split = state.split_stale(name) is None
+        planned.append(_split(run, state, name) if is_split else _not_split(run, state, name, files, enough))
+        if calls is not None:
+            planned.append(_nucleotides(calls, name))
+    return planned
 
 
 def why_no_room(run: RunConfig, samples: Sequence[Planned]) -> str | None:
@@ -139,9 +160,8 @@ def _split(run: RunConfig, state: RunState, name: str) -> Planned:
         chunk = chunk_name(count)
         if state.chunk_stale(name, chunk) is not None:
             left.append(entry := read_record(folder / f"{chunk}.json", ChunkManifest))
-            old = state.samples[name].chunk_file(chunk)
             new = kept.chunk(entry.proteins, entry.residues) if kept else 0
-            disk += max(0, new - (old.stat().st_size if old.exists() else 0))
+            disk += max(0, new - _size(state.samples[name].chunk_file(chunk)))
         elif (done := state.chunk_run(name, chunk)) is not None:
             finished.append(done)
     tokens = sum(entry.residues + SPECIAL_TOKENS * entry.proteins for entry in left)
@@ -153,6 +173,38 @@ def _split(run: RunConfig, state: RunState, name: str) -> Planned:
     if kept and state.tables_stale(name) is not None:
         disk += kept.tables(split.counts["records"], split.counts["residues"])
     return Planned(line, tokens, len(left), True, tuple(finished), disk, disk if kept and kept.is_exact else 0)
+
+
+def _nucleotides(calls: CallsState, name: str) -> Planned:
+    """The nucleotides of a sample's frames, and the calls."""
+    state = calls.nucleotides
+    if state.split_stale(name) is not None:
+        line = f"Sample {name}: chunks of nucleotides are known once its contigs are translated and split."
+        return Planned(line, 0, 0, False, of_bases=True)
+    request = state.samples[name]
+    split = read_split(request.chunks)
+    names = [chunk_name(count) for count in range(len(split.chunks))]
+    left = [chunk for chunk in names if state.chunk_stale(name, chunk) is not None]
+    entries = [read_record(request.chunks / f"{chunk}.json", ChunkManifest) for chunk in left]
+    runs = (state.chunk_run(name, chunk) for chunk in names if chunk not in left)
+    width = split.settings.embed_dim
+    disk = sum(
+        max(0, chunk_file_bytes(entry.proteins, 0, embed_dim=width, layers=1, pooling=("mean",)) - _size(path))
+        for entry, path in ((entry, request.chunk_file(entry.chunk)) for entry in entries)
+    )
+    contigs = "called" if calls.calls_stale(name) is None else "to be called"
+    line = (
+        f"Sample {name}: {number(len(names), 'chunk')} of nucleotides, "
+        f"{number(split.counts['unique_residues'], 'base')}; {len(names) - len(left):,} done, {len(left):,} to embed; "
+        f"its contigs are {contigs}."
+    )
+    bases = sum(entry.residues for entry in entries)
+    finished = tuple(run for run in runs if run is not None)
+    return Planned(line, bases, len(left), True, finished, disk, disk, of_bases=True)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _not_split(run: RunConfig, state: RunState, name: str, files: Sequence[Path], enough: int) -> Planned:

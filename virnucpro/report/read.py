@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from virnucpro.base.records import read_record
+from virnucpro.calling.state import CallsRecord
 from virnucpro.storage.report_record import ChunkRun, Provenance, SampleReport
 from virnucpro.storage.tables import TABLES
 
@@ -24,10 +25,12 @@ class Sample:
     counts: dict[str, int]
     tables: dict[str, Path]
     chunks: tuple[ChunkRun, ...]
+    calls: CallsRecord | None = None
+    calls_folder: Path | None = None
 
 
-def read_sample(path: Path) -> Sample:
-    """Read one sample's ``embeddings.json``; the sample is named after its folder.
+def read_sample(path: Path, calls: Path | None = None) -> Sample:
+    """Read one sample's ``embeddings.json``, and the record of its calls; the sample is named after its folder.
 
     Raises:
         UserError: missing, damaged, or of another version.
@@ -42,4 +45,6 @@ def read_sample(path: Path) -> Sample:
         counts={**report.provenance.counts, **merged, "recomputed": recomputed},
         tables={name: path.parent / TABLES[name].name for name in report.tables if name in TABLES},
         chunks=report.chunks,
+        calls=read_record(calls, CallsRecord) if calls is not None else None,
+        calls_folder=calls.parent if calls is not None else None,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import duration, listed, number
+from virnucpro.calling.state import CALL_WORDS
 from virnucpro.report.page import summary_page
 from virnucpro.report.read import Sample, read_sample
 from virnucpro.storage.report_record import ChunkRun
@@ -82,6 +83,7 @@ def notes(samples: Sequence[Sample]) -> list[str]:
     empty = [sample.name for sample in samples if not sample.chunks]
     found = [f"sample {name} has no protein: its tables have no rows" for name in empty]
     found += dict.fromkeys(sample.provenance.warning for sample in samples if sample.provenance.warning)
+    found += dict.fromkeys(sample.calls.warning for sample in samples if sample.calls and sample.calls.warning)
     attentions = chunks_by(samples, lambda chunk: f"{chunk.attention} on {chunk.device}")
     if len({chunk.attention for sample in samples for chunk in sample.chunks}) > 1:
         found.append(
@@ -116,6 +118,7 @@ def summarise(
     *,
     chunks: Path | None = None,
     page: Path | None = None,
+    calls: Sequence[Path] = (),
     logger: logging.Logger | None = None,
 ) -> None:
     """Write the run's summary as tables, text and page, each whole or not at all.
@@ -126,13 +129,15 @@ def summarise(
         text: what the run closes with in the terminal.
         chunks: TSV to write with one row a chunk: where it ran, with what, and how fast.
         page: the same as HTML.
+        calls: the ``calls.json`` of each sample, where contigs were called.
 
     Raises:
         UserError: a report is missing or not one of the merge's, or an output cannot be written.
     """
     if not reports:
         raise UserError("there is no report to summarise: name at least one sample")
-    samples = [read_sample(path) for path in reports]
+    called = {path.parents[1].name: path for path in calls}
+    samples = [read_sample(path, called.get(path.parent.name)) for path in reports]
     rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
     closing = closing_text(samples, table)
     _write_table(table, list(rows[0]), rows)
@@ -213,6 +218,9 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
         "chunks": work.chunks,
         "tokens": work.tokens,
     }
+    called = calls_of(samples)
+    if called is not None:
+        numbers |= {f"contigs_{call.replace('-', '_')}": called[0][call] for call in CALL_WORDS}
     return {
         "sample": name,
         **{column: str(value) for column, value in numbers.items()},
@@ -258,8 +266,10 @@ def closing_text(samples: Sequence[Sample], table: Path) -> str:
         ("packing", f"{100 * work.padding_avoided:.0f} % of the tokens of padded batches were avoided"),
     ]
     lines += [("sequences", part) for part in treated(samples)]
+    lines += [("calls", part) for part in said_of_calls(samples)]
     lines += [("NOTE", note) for note in notes(samples)]
     lines += [("table", str(path)) for sample in samples for path in sample.tables.values()]
+    lines += [("calls in", f"{sample.calls_folder}/contigs.tsv") for sample in samples if sample.calls_folder]
     lines += [("summary", f"{table}, and with plots: snakemake --report report.html (same options as this run)")]
     return "\n".join([*wrapped("", head), *(line for name, part in lines for line in wrapped(name, part))]) + "\n"
 
@@ -298,6 +308,32 @@ def treated(samples: Sequence[Sample]) -> list[str]:
         said.append(f"{count('recomputed')} overflowed in half precision and were recomputed in a wider format")
     if retries:
         said.append(f"memory ran out {number(retries, 'time')} and batches were made smaller")
+    return said
+
+
+def calls_of(samples: Iterable[Sample]) -> tuple[Counter[str], Counter[str]] | None:
+    """Contigs by call, and unscored ones by reason; None where nothing was called."""
+    records = [sample.calls for sample in samples if sample.calls is not None]
+    if not records:
+        return None
+    calls: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for record in records:
+        calls.update(record.calls)
+        reasons.update(record.unscored)
+    return calls, reasons
+
+
+def said_of_calls(samples: Sequence[Sample]) -> list[str]:
+    """How many contigs got each call, and how many could not be scored and why; nothing where none was called."""
+    found = calls_of(samples)
+    if found is None:
+        return []
+    calls, reasons = found
+    scored = calls.total() - calls["unscored"]
+    each = ", ".join(f"{calls[call]:,} {call}" for call in CALL_WORDS[:-1])
+    said = [f"{scored:,} of {number(calls.total(), 'contig')} scored: {each}"]
+    said += [f"{number(count, 'contig')} not scored: {reason}" for reason, count in reasons.items()]
     return said
 
 

@@ -23,7 +23,7 @@ from virnucpro.sequences.fasta import FastaRecord, RawRecord, letter_error
 from virnucpro.sequences.frames import FRAMES, Windows, cut_windows, stop_free_frames
 from virnucpro.sequences.intake import Intake, Kind, Skipped, skipped_table
 from virnucpro.sequences.residues import SPACE
-from virnucpro.sequences.suspicion import CONTIG_CHECKS
+from virnucpro.sequences.suspicion import CONTIG_CHECKS, GAPS
 
 BLOCK = 1 << 18
 """Bases translated at once: what is made of them fits into the processor's cache. Longer contigs go in runs."""
@@ -73,6 +73,18 @@ def as_contig(path: Path, record: RawRecord) -> FastaRecord:
 
 # Ids of contigs go into FASTA headers again, whose first word alone is the id.
 CONTIGS = Kind(as_contig, CONTIG_CHECKS, blank="_")
+
+
+def _as_bases(path: Path, record: RawRecord) -> FastaRecord:
+    """A frame's nucleotides. A gap becomes N, which has the same token, so that a frame is never one of gaps alone."""
+    frame = as_contig(path, record)
+    return frame._replace(sequence=frame.sequence.translate(_WITHOUT_GAPS))
+
+
+_WITHOUT_GAPS = bytes.maketrans(GAPS, b"N" * len(GAPS))
+
+# What translate_contigs writes beside the proteins; nothing in it is suspicious.
+FRAME_BASES = Kind(_as_bases, ())
 
 
 def translate_contigs(

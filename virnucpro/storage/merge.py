@@ -1,21 +1,13 @@
-"""Chunk files into one table a sample: every record that came in, in input order, each row proved to be its own.
-
-Rows are read by their place in the chunk files, with as much memory as the rows themselves take, not through a memory
-map: a map's touched pages count as the process's memory until it is closed, and a disk error under a map kills the
-process instead of raising.
-"""
+"""Chunk files into one table a sample: every record that came in, in input order, each row proved to be its own."""
 
 from __future__ import annotations
 
 import logging
-import math
-import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,96 +23,10 @@ from virnucpro.storage.chunk_file import ChunkError, ChunkFile, verify_chunks
 from virnucpro.storage.chunk_metadata import ChunkMetadata
 from virnucpro.storage.provenance import chunk_run, precision_name, provenance, table_layout
 from virnucpro.storage.report_record import MergeCounts, SampleReport
+from virnucpro.storage.row_reader import RowReader, finite
 from virnucpro.storage.sizes import table_bytes
 from virnucpro.storage.tables import TABLES, check_formats, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
-
-OPEN_FILES = 128
-
-LARGEST_READ = 1 << 30  # Linux reads no more than 2 GiB at once
-
-
-class RowReader:
-    """Reads rows of the tensors of several chunk files; a context manager, because it keeps some files open."""
-
-    def __init__(self, chunks: Sequence[ChunkFile]) -> None:
-        self._chunks = chunks
-        self._open: OrderedDict[int, int] = OrderedDict()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
-
-    def _descriptor(self, number: int) -> int:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        if len(self._open) >= OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
-        path = self._chunks[number].path
-        try:
-            self._open[number] = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise ChunkError(path, f"it cannot be read ({error.strerror})") from None
-        return self._open[number]
-
-    def rows(self, number: int, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
-        """Rows of one tensor of chunk ``number``, (len(rows), ...), in the order asked for.
-
-        Neighbouring rows are read at once, so input order is nearly as fast as the disk.
-
-        Raises:
-            ChunkError: the file cannot be read or was cut since it was verified.
-        """
-        dtype, shape, offset = self._chunks[number].layout[name]
-        out = np.empty((len(rows), *shape[1:]), dtype)
-        width = math.prod(shape[1:]) * dtype.itemsize
-        if out.size == 0:
-            return out
-        view = out.reshape(-1).view(np.uint8).data
-        starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
-        ends = np.append(starts[1:], len(rows))
-        for start, end, row in zip(starts.tolist(), ends.tolist(), rows[starts].tolist(), strict=True):
-            self._fill(number, view[start * width : end * width], offset + row * width)
-        return out
-
-    def _fill(self, number: int, view: memoryview, offset: int) -> None:
-        descriptor = self._descriptor(number)
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(descriptor, [view[done : done + LARGEST_READ]], offset + done)
-            except OSError as error:
-                raise ChunkError(self._chunks[number].path, f"it cannot be read ({error.strerror})") from None
-            if not count:
-                raise ChunkError(self._chunks[number].path, "it was cut short while it was read")
-            done += count
-
-    def ragged(self, number: int, name: str, rows: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Residues of proteins: (sum of their residues, D) and how many each has, (len(rows),)."""
-        if self._chunks[number].version == 1:
-            bounds = self.rows(number, "offsets", np.stack([rows, rows + 1], axis=1).reshape(-1)).reshape(-1, 2)
-            begins, counts = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
-        else:
-            begins = self.rows(number, "starts", rows)
-            counts = self.rows(number, "embedded", rows).astype(np.int64)
-        dtype, (total, width), offset = self._chunks[number].layout[name]
-        if not ((begins >= 0) & (counts >= 0) & (begins <= total - counts)).all():
-            raise ChunkError(self._chunks[number].path, "its starts do not fit its residues")
-        out = np.empty((int(counts.sum()), width), dtype)
-        view, row_bytes, end = out.reshape(-1).view(np.uint8).data, width * dtype.itemsize, 0
-        # Proteins that lie one behind the other are read at once.
-        firsts = np.flatnonzero(np.diff(begins, prepend=-1) != np.concatenate(([0], counts[:-1])))
-        for first, after in zip(firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
-            size = int(counts[first:after].sum()) * row_bytes
-            self._fill(number, view[end : end + size], offset + int(begins[first]) * row_bytes)
-            end += size
-        return out, counts
-
 
 BATCH_BYTES = 1 << 26
 """Bytes of embeddings in hand at a time; also about the size of a Parquet row group."""
@@ -267,22 +173,18 @@ def _rows(
     for number in np.unique(numbers).tolist():
         here = np.flatnonzero(numbers == number)
         rows = row_numbers[here]
-        if int(rows.max()) >= chunks[number].proteins or int(rows.min()) < 0:
-            raise ChunkError(chunks[number].path, "it has fewer proteins than the index names")
-        right = (reader.rows(number, "digests", rows) == batch.digest[part][here]).all()
-        if not right or not np.array_equal(reader.rows(number, "lengths", rows), batch.length[part][here]):
-            raise ChunkError(chunks[number].path, "its rows are not the sequences that the index names")
+        reader.check(number, rows, batch, here + part.start)
         windows[here] = reader.rows(number, "windows", rows)
         embedded[here] = reader.rows(number, "embedded", rows)
         for position, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
             used[position] = precision_name(precisions[number], code)
         for layer in layout.means:
-            mean[layer][here] = _finite(chunks[number], reader.rows(number, f"mean.{layer}", rows))
+            mean[layer][here] = finite(chunks[number], reader.rows(number, f"mean.{layer}", rows))
         for layer in layout.residues:
             values, counts[here] = reader.ragged(number, f"residues.{layer}", rows)
             if not np.array_equal(counts[here], embedded[here]):
                 raise ChunkError(chunks[number].path, "its residues are not those that it says were embedded")
-            pieces[layer].append(_finite(chunks[number], values))
+            pieces[layer].append(finite(chunks[number], values))
         order.append(here)
     residues = {layer: _in_order(parts, order, counts) for layer, parts in pieces.items()}
     lengths = batch.length[part]
@@ -297,13 +199,6 @@ def _rows(
         residues=residues,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
     )
-
-
-def _finite(chunk: ChunkFile, values: NDArray[Any]) -> NDArray[Any]:
-    """The values, which an embed job never leaves infinite or undefined."""
-    if not np.isfinite(values).all():
-        raise ChunkError(chunk.path, "it holds numbers that are not finite")
-    return values
 
 
 def _treatment(windows: int, embedded: int, length: int) -> str:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from virnucpro.base.digest import FileDigests, Products, file_stamp, read_products, why_not, why_stale
@@ -190,14 +191,15 @@ class RunState:
         request = self.samples[sample]
         if not request.translation.exists():
             return _gone(request.translation)
-        wanted = translation_origin(map(self._sha256, request.inputs), request.window or 0, request.policies)
+        wanted = translation_origin(map(self.sha256, request.inputs), request.window or 0, request.policies)
         return self._stale(request.translation, wanted)
 
     def _stale(self, record: Path, wanted: Mapping[str, str]) -> str | None:
         products = read_products(record)
         return products if isinstance(products, str) else why_stale(products, record.parent, wanted, self.digests)
 
-    def _sha256(self, path: Path) -> str:
+    def sha256(self, path: Path) -> str:
+        """The digest of a file that is there; of another one a word that no digest is."""
         try:
             return self.digests.sha256(path)
         except OSError:
@@ -218,7 +220,7 @@ class RunState:
             split = self._split(request)
         except RecordError as error:
             return f"{SPLIT_RECORD} {error.reason}"
-        if split.inputs != tuple(self._sha256(path) for path in inputs):
+        if split.inputs != tuple(self.sha256(path) for path in inputs):
             return "its FASTA files have changed"
         if split.settings not in (request.split, *request.also):
             wanted = asdict(request.split) | asdict(request.split.policies)
@@ -308,7 +310,7 @@ class RunState:
             return f"{REPORT} {error.reason}"
         files = {name: proof for table in report.tables.values() for name, proof in table.items()}
         wanted = {
-            "split": self._sha256(request.chunks / SPLIT_RECORD),
+            "split": self.sha256(request.chunks / SPLIT_RECORD),
             **table_settings(request.embedding, request.tables),
             "model": self.weights.model,
         }
@@ -324,16 +326,20 @@ class RunState:
             return _gone(record)
         if self.tables_stale(sample) is not None:
             return "its tables have to be written again"
-        return self._stale(record, reports_origin({sample: self._sha256(self.samples[sample].report)}))
+        return self._stale(record, reports_origin({sample: self.sha256(self.samples[sample].report)}))
 
-    def summary_stale(self, record: Path) -> str | None:
-        """Whether the run has to be summarised: it is of these samples, and of their present tables."""
+    def summary_stale(self, record: Path, calls: Mapping[str, str] = MappingProxyType({})) -> str | None:
+        """Whether the run has to be summarised: it is of these samples, and of their present tables.
+
+        Args:
+            calls: the sha256 of the record of each sample's calls, where there are to be any.
+        """
         if not record.exists():
             return _gone(record)
         if any(self.tables_stale(sample) is not None for sample in self.samples):
             return "tables have to be written again"
-        reports = {sample: self._sha256(request.report) for sample, request in self.samples.items()}
-        return self._stale(record, reports_origin(reports))
+        reports = {sample: self.sha256(request.report) for sample, request in self.samples.items()}
+        return self._stale(record, summary_origin(reports, calls))
 
 
 def _read_split_record(path: Path) -> SplitRecord:
@@ -365,6 +371,11 @@ def translation_origin(sha256: Iterable[str], window: int, policies: InputPolici
     return {"contigs": json.dumps(list(sha256)), "window": str(window), **asdict(policies)}
 
 
+def summary_origin(reports: Mapping[str, str], calls: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """What a summary is made from: the sha256 of each sample's report, and of the record of its calls."""
+    return {**reports_origin(reports), "calls": json.dumps(list(calls.items()))}
+
+
 def reports_origin(reports: Mapping[str, str]) -> dict[str, str]:
-    """What plots and summaries are made from: the sha256 of each sample's report, by the sample's name, in order."""
+    """What plots are made from: the sha256 of each sample's report, by the sample's name, in order."""
     return {"reports": json.dumps(list(reports.items()))}

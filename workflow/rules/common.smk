@@ -32,16 +32,19 @@ try:
     from virnucpro.base.atomic import alone_in
     from virnucpro.base.records import read_record
     from virnucpro.chunking.manifest import ChunkManifest
+    from virnucpro.chunking.size import BASES
     from virnucpro.config import load_config, merged
     from virnucpro.config_files import config_sources
     from virnucpro.cuda.visible import has_gpu
     from virnucpro.models.reference import planning_architecture
     from virnucpro.report.plan import plan, planned_text, why_no_room
     from virnucpro.run_state import (
+        calls_state,
         end_dates_to_come,
         other_samples,
         run_state,
         stale_tables,
+        unasked_calls,
     )
     from virnucpro.slurm.resources import slurm_resources
     from virnucpro.slurm.sizing import embed_memory_mb, embed_minutes
@@ -112,8 +115,11 @@ WHY_NOT_HELD = hold_results() if IS_HELD else None
 
 # What is there, compared by content with what is asked for.
 state = run_state(run)
+calls = calls_state(run, state)
 if workflow.is_main_process:
     end_dates_to_come(state, run.results)
+    if calls is not None:
+        end_dates_to_come(calls.nucleotides, run.results)
 
 WEIGHTS = state.weights.file
 GPU_REPORT = run.results / "gpu.json"
@@ -121,6 +127,10 @@ SAMPLE = run.results / "{sample}"
 TRANSLATED = SAMPLE / "translated.faa"
 CHUNKS = SAMPLE / "chunks"
 CHUNK_FILE = SAMPLE / "tensors" / "{chunk}.safetensors"
+NUCLEOTIDES = SAMPLE / "nucleotides"
+NUCLEOTIDE_FILE = NUCLEOTIDES / "tensors" / "{chunk}.safetensors"
+SCORES = SAMPLE / "frame_scores.parquet"
+CALLS = SAMPLE / "calls"
 LOGS = run.results / "logs"
 BENCHMARKS = run.results / "benchmarks"
 SUMMARY = run.results / "summary.tsv"
@@ -289,7 +299,116 @@ def plots_of(wildcards):
 def reports_of_all(wildcards):
     """What the run's summary is made from."""
     reports = expand(SAMPLE / "embeddings.json", sample=run.samples)
-    return tied(partial(state.summary_stale, SUMMARY_RECORD), reports=reports)
+    if calls is None:
+        return tied(partial(state.summary_stale, SUMMARY_RECORD), reports=reports)
+    why_stale = partial(calls.summary_stale, SUMMARY_RECORD)
+    return tied(why_stale, reports=reports, calls=all_calls())
+
+
+def nucleotide_checkpoint_of(wildcards):
+    """What the nucleotides' weights are prepared from, where the user named files."""
+    return tied(calls.nucleotides.weights_stale, run.calls.model.files)
+
+
+def classifier_of(wildcards):
+    """What the classifier is prepared from."""
+    given = [] if run.calls.classifier is None else [run.calls.classifier]
+    return tied(
+        calls.classifier_stale,
+        given,
+        weights=WEIGHTS,
+        nucleotide_weights=calls.nucleotides.weights.file,
+    )
+
+
+def frames_of(wildcards):
+    """What a sample's nucleotides are split from."""
+    sample = wildcards.sample
+    return tied(
+        partial(calls.nucleotides.split_stale, sample),
+        translated=calls.nucleotides.samples[sample].translated,
+    )
+
+
+def nucleotide_files_of(sample):
+    """The chunk files of a sample's nucleotides, known once they have been split."""
+    folder = Path(checkpoints.split_nucleotides.get(sample=sample).output.chunks)
+    names = sorted(path.stem for path in folder.glob("chunk_*.json"))
+    return expand(NUCLEOTIDE_FILE, sample=sample, chunk=names)
+
+
+def all_nucleotide_files(wildcards):
+    samples = run.samples if calls is not None else ()
+    return [file for sample in samples for file in nucleotide_files_of(sample)]
+
+
+def nucleotide_chunk_of(wildcards):
+    """What a chunk file of nucleotides is made from."""
+    chunk = str(NUCLEOTIDES / "chunks" / wildcards.chunk).format(
+        sample=wildcards.sample
+    )
+    return tied(
+        partial(calls.nucleotides.chunk_stale, wildcards.sample, wildcards.chunk),
+        chunk_manifest=f"{chunk}.json",
+        proteins=f"{chunk}.fasta",
+        weights=calls.nucleotides.weights.file,
+        gpu_report=GPU_REPORT,
+    )
+
+
+def features_of(wildcards):
+    """What the scores of a sample's frames are made from."""
+    sample = wildcards.sample
+    protein_files, nucleotide_files = chunk_files_of(sample), nucleotide_files_of(
+        sample
+    )
+    return tied(
+        partial(calls.scores_stale, sample),
+        index=state.samples[sample].index,
+        nucleotide_index=calls.nucleotides.samples[sample].index,
+        weights=WEIGHTS,
+        nucleotide_weights=calls.nucleotides.weights.file,
+        classifier=calls.classifier.file,
+        chunk_files=protein_files,
+        nucleotide_files=nucleotide_files,
+    )
+
+
+def scores_of(wildcards):
+    """What a sample's contigs are called from."""
+    sample = wildcards.sample
+    return tied(
+        partial(calls.calls_stale, sample),
+        run.samples[sample],
+        scores=calls.files(sample).scores,
+        translation=state.samples[sample].translation,
+    )
+
+
+def all_calls():
+    """The record of every sample's calls."""
+    return [] if calls is None else expand(CALLS / "calls.json", sample=run.samples)
+
+
+def nucleotide_memory(wildcards, input, attempt):
+    return embed_memory_mb(
+        planning_architecture(run.calls.model, "dnabert_s"),
+        read_record(Path(input.chunk_manifest[0]), ChunkManifest),
+        gpus=run.gpus_per_job,
+        attempt=attempt,
+        letters=BASES,
+    )
+
+
+def nucleotide_time(wildcards, input, threads, attempt):
+    return embed_minutes(
+        planning_architecture(run.calls.model, "dnabert_s"),
+        read_record(Path(input.chunk_manifest[0]), ChunkManifest),
+        gpus=run.gpus_per_job,
+        threads=threads,
+        attempt=attempt,
+        letters=BASES,
+    )
 
 
 def embed_memory(wildcards, input, attempt):
@@ -348,16 +467,17 @@ def why_not_begun():
     """Why the disk can't hold what the whole run makes, if so; a part of it is refused by its own jobs."""
     if is_of_a_part():
         return None
-    return why_no_room(run, plan(run, state, enough=ENOUGH_TO_START))
+    return why_no_room(run, plan(run, state, calls, enough=ENOUGH_TO_START))
 
 
 def closing_summary():
     """What closes the run; a run of everything that has not made everything ends with an error."""
     if is_of_a_part():
-        return "\n".join(stale_tables(state))
+        return "\n".join(stale_tables(state, calls))
     wanted = [
         str(SUMMARY),
         *expand(str(SAMPLE / "embeddings.json"), sample=run.samples),
+        *all_calls(),
     ]
     missing = [file for file in wanted if not Path(file).exists()]
     if missing:
@@ -372,7 +492,11 @@ if workflow.is_main_process:
         logger.warning(
             f"{run.results / folder} is of an earlier run and is left as it is: no sample here has that name"
         )
+    for folder in unasked_calls(state) if calls is None else ():
+        logger.warning(
+            f"{folder} is of an earlier run and is left as it is: classify is not set now"
+        )
     atexit.register(state.digests.save)  # what input functions read is known at the end
 
 if DRY_RUN:
-    logger.info(planned_text(run, plan(run, state)))
+    logger.info(planned_text(run, plan(run, state, calls)))

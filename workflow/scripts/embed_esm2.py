@@ -1,4 +1,4 @@
-"""Embed one chunk of proteins on the devices that this job has."""
+"""Embed one chunk of proteins, or of nucleotides, on the devices that this job has."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Read, clean and deduplicate a sample's proteins and cut them into chunks of equal work."""
+"""Read, clean and deduplicate a sample's proteins, or its frames' nucleotides; cut them into chunks of equal work."""
 
 from pathlib import Path
 
@@ -8,10 +8,12 @@ with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as lo
     from virnucpro.base.digest import recorded
     from virnucpro.base.settings import InputPolicies, LongProteins
     from virnucpro.chunking.split import split_proteins
+    from virnucpro.sequences.intake import PROTEINS
+    from virnucpro.sequences.translation import FRAME_BASES
 
     translated = [Path(file) for file in snakemake.input.get("translated", [])]
     split_proteins(
-        translated or [Path(file) for file in snakemake.params.files],
+        translated or [Path(file) for file in snakemake.params.get("files", [])],
         Path(snakemake.output.index),
         Path(snakemake.output.chunks),
         Path(snakemake.output.skipped),
@@ -21,5 +23,6 @@ with job(f"split_proteins {snakemake.wildcards.sample}", snakemake.log[0]) as lo
         long_proteins=LongProteins(**snakemake.params.long_proteins),
         policies=InputPolicies(**snakemake.params.policies),
         made_as=[recorded(file.with_suffix(".json"), file).sha256 for file in translated] or None,
+        kind=FRAME_BASES if snakemake.rule.endswith("split_nucleotides") else PROTEINS,
         logger=log,
     )

@@ -8,10 +8,14 @@ with job("summarise", snakemake.log[0]) as log:
     from virnucpro.base.digest import file_sha256, write_products
     from virnucpro.report.run_plots import RUN_PLOTS, plot_run
     from virnucpro.report.summary import summarise
-    from virnucpro.storage.state import reports_origin
+    from virnucpro.storage.state import summary_origin
 
     reports = [Path(report) for report in snakemake.input.reports]
-    origin = reports_origin({report.parent.name: file_sha256(report) for report in reports})
+    calls = [Path(record) for record in snakemake.input.get("calls", [])]
+    origin = summary_origin(
+        {report.parent.name: file_sha256(report) for report in reports},
+        {record.parents[1].name: file_sha256(record) for record in calls},
+    )
     plot_run(reports, {name: [Path(file) for file in snakemake.output[name]] for name in RUN_PLOTS})
     summarise(
         reports,
@@ -19,6 +23,7 @@ with job("summarise", snakemake.log[0]) as log:
         Path(snakemake.output.text),
         chunks=Path(snakemake.output.chunks),
         page=Path(snakemake.output.page),
+        calls=calls,
         logger=log,
     )
     record = Path(snakemake.output.record)

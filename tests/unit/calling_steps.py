@@ -1,0 +1,113 @@
+"""From contigs to calls by the functions that the workflow's rules call, one after the other, in one folder."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from virnucpro.base.digest import write_products
+from virnucpro.base.settings import CallRule, EmbeddingSettings, InputPolicies, LongProteins, TableSettings
+from virnucpro.calling.classifier import load_classifier
+from virnucpro.calling.classifier_file import prepare_classifier
+from virnucpro.calling.classify import call_contigs
+from virnucpro.calling.join import Embedded, classify_frames
+from virnucpro.calling.state import CallFiles, NucleotideRequest, frame_identity
+from virnucpro.chunking.manifest import SplitSettings
+from virnucpro.chunking.split import split_proteins
+from virnucpro.engine.job import embed_chunk
+from virnucpro.models.reference import ModelRef
+from virnucpro.sequences.intake import PROTEINS
+from virnucpro.sequences.translation import FRAME_BASES, translate_contigs
+from virnucpro.storage.state import SampleFiles, translation_origin
+from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.prepare import prepare_weights
+
+LOGGER = logging.getLogger("test")
+POLICIES = InputPolicies(suspicious="accept", empty_samples="skip")
+SETTINGS = (EmbeddingSettings(), EmbeddingSettings(long_proteins=LongProteins("full")))
+
+
+@dataclass
+class Steps:
+    """A sample's folder; the models are names or checkpoints, of proteins and of nucleotides."""
+
+    folder: Path
+    fasta: Path
+    models: tuple[str | Path, str | Path] = ("esm2_demo", "dnabert_s_demo")
+    classifier: Path | None = None
+    window: int = 300
+    precisions: tuple[str, str] = ("fp32", "fp32")
+    chunk_letters: tuple[int, int] = (900, 4000)
+    kinds: list[Embedded] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.weights = (self.folder / "proteins.safetensors", self.folder / "nucleotides.safetensors")
+        self.files = CallFiles(self.folder)
+        split = SplitSettings(1, 1, 1, LongProteins())
+        self.requests: tuple[SampleFiles, SampleFiles] = (
+            self.files,
+            NucleotideRequest(self.folder, (), None, split, EmbeddingSettings(), TableSettings()),
+        )
+
+    def embed(self) -> None:
+        for model, weights in zip(self.models, self.weights, strict=True):
+            prepare_weights(ModelRef.of(model), weights, log=LOGGER.debug)
+        translated = [request.translated for request in self.requests]
+        counts = translate_contigs([self.fasta], *translated, window=self.window)
+        origin = translation_origin(counts.inputs, self.window, InputPolicies())
+        write_products(self.files.translation, origin, translated)
+        for place in (0, 1):
+            self.split(place)
+            self.embed_chunks(place)
+
+    def split(self, place: int) -> None:
+        request = self.requests[place]
+        split_proteins(
+            [request.translated],
+            request.index,
+            request.chunks,
+            request.skipped,
+            chunk_residues=self.chunk_letters[place],
+            long_proteins=SETTINGS[place].long_proteins,
+            policies=POLICIES,
+            kind=(PROTEINS, FRAME_BASES)[place],
+        )
+
+    def settings(self, place: int) -> EmbeddingSettings:
+        policy = SETTINGS[place].long_proteins
+        return EmbeddingSettings(precision=self.precisions[place], long_proteins=policy)
+
+    def embed_chunks(self, place: int) -> None:
+        request = self.requests[place]
+        for fasta in sorted(request.chunks.glob("*.fasta")):
+            output = request.chunk_file(fasta.stem)
+            if not output.exists():
+                manifest, weights = fasta.with_suffix(".json"), self.weights[place]
+                embed_chunk(fasta, manifest, weights, output, self.settings(place), devices=["cpu"], logger=LOGGER)
+
+    def embedded(self, place: int) -> Embedded:
+        request, manifest = self.requests[place], read_manifest(self.weights[place])
+        tensors = [request.chunk_file(fasta.stem) for fasta in sorted(request.chunks.glob("*.fasta"))]
+        identity = frame_identity(manifest, manifest.model, self.settings(place))
+        return Embedded(request.index, request.chunks, tensors, identity)
+
+    def classify(self) -> int:
+        prepared = self.folder / "classifier.safetensors"
+        weights, nucleotide_weights = self.weights
+        prepare_classifier(self.classifier, weights, nucleotide_weights, prepared, self.window, logger=LOGGER)
+        proteins, nucleotides = self.embedded(0), self.embedded(1)
+        return classify_frames(proteins, nucleotides, load_classifier(prepared), self.files.scores, logger=LOGGER)
+
+    def call(self, rule: CallRule | None = None) -> Counter[str]:
+        return call_contigs(
+            [self.fasta],
+            self.files.translation,
+            self.files.scores,
+            self.files.calls,
+            window=self.window,
+            rule=rule or CallRule(),
+            policies=InputPolicies(),
+            logger=LOGGER,
+        )

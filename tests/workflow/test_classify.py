@@ -1,0 +1,172 @@
+"""From contigs to calls in the real Snakemake: what runs, what runs again, and what a fault costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.calling_cases import column, contigs, table
+from tests.workflow.faults import Run, record, wait_until
+from tests.workflow.running import snakemake
+from virnucpro.calling.state import CallFiles
+from virnucpro.storage.chunk_file import verify_chunk_file
+from virnucpro.storage.chunk_writer import write_chunk_file
+
+CLASSIFY = {"classifier": "classifier_demo", "nucleotide_model": "dnabert_s_demo", "chunk_bases": "4000"}
+CALLS = "results/own/calls/calls.json"
+CALL = Counter(call_contigs=1)
+
+
+def settings(**changes: str) -> str:
+    return "{" + ", ".join(f"{name}: {value}" for name, value in {**CLASSIFY, **changes}.items()) + "}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("classify")
+    contigs(folder / "own.fna")
+    config: dict[str, object] = {
+        "samples": folder / "own.fna",
+        "input": "nucleotide",
+        "nucleotide": "{window: 300}",
+        "model": "esm2_demo",
+        "classify": settings(),
+    }
+    run = Run(folder, config)
+    result = run.call(target="")
+    assert result.code == 0, result.text
+    chunks = len(list((folder / "results/own/nucleotides/tensors").iterdir()))
+    assert chunks > 4
+    assert result.jobs == Counter(
+        prepare_weights=1,
+        prepare_dnabert_s=1,
+        prepare_classifier=1,
+        detect_gpu=1,
+        translate_contigs=1,
+        split_proteins=1,
+        split_nucleotides=1,
+        embed_esm2=1,
+        embed_dnabert_s=chunks,
+        merge_embeddings=1,
+        classify_frames=1,
+        call_contigs=1,
+        plot_sample=1,
+        summarise=1,
+    )
+    for words in ("5 of 6 contigs scored", "1 contig not scored: no stop-free frame", "calls mean nothing"):
+        assert words in " ".join(result.text[result.text.index("Embedded") :].split()), result.text
+    return run
+
+
+@pytest.fixture
+def run(finished: Run, tmp_path: Path) -> Iterator[Run]:
+    copy = finished.copy(tmp_path / "run")
+    yield copy
+    copy.stop_all()
+
+
+def files(run: Run) -> CallFiles:
+    return CallFiles(run.folder / "results" / "own")
+
+
+def tables_of(run: Run) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in files(run).calls.iterdir()}
+
+
+def nucleotide_chunk(run: Run, number: int) -> Path:
+    return files(run).folder / "nucleotides" / "tensors" / f"chunk_{number:05d}.safetensors"
+
+
+def test_every_contig_and_frame_that_came_in_is_there(finished: Run) -> None:
+    calls = table(files(finished).calls / "contigs.tsv")
+    assert column(calls, "contig") == [f"contig_{i}" for i in range(4)] + ["a_chunk_1", "silent"]
+    translated = (files(finished).folder / "translated.faa").read_text().splitlines()
+    ids = [line[1:] for line in translated if line[0] == ">"]
+    assert column(table(files(finished).calls / "frames.tsv"), "id") == ids
+    summary = table(finished.folder / "results" / "summary.tsv")
+    assert summary[-1]["contigs_unscored"] == "1"
+
+
+def test_what_changed_decides_what_runs_again(run: Run) -> None:
+    """In dry runs: a threshold, the size of chunks, the numbers' format, the window, no calls at all, and nothing."""
+
+    def again(**changes: object) -> Counter[str]:
+        result = snakemake(run.folder, "--dry-run", CALLS, config={**run.config, **changes})
+        assert result.code == 0, result.text
+        return result.jobs
+
+    assert not again()
+    assert again(classify=settings(viral_over="0.5")) == CALL
+    # Chunks are known once their checkpoint has run.
+    split = Counter(split_nucleotides=1, classify_frames=1) + CALL
+    assert again(classify=settings(chunk_bases="9000")) == split
+    chunks = len(list(nucleotide_chunk(run, 0).parent.iterdir()))
+    scores = Counter(embed_esm2=1, embed_dnabert_s=chunks, classify_frames=1) + CALL
+    assert again(precision="bf16") == scores
+    off = snakemake(run.folder, "--dry-run", config={**run.config, "classify": "{classifier: none}"})
+    assert off.code == 0
+    assert off.jobs == Counter(summarise=1), "the summary speaks of no calls then"
+    assert "results/own/calls is of an earlier run and is left as it is" in off.text
+
+
+def test_kills_and_bad_chunk_files_cost_what_they_hit(run: Run, finished: Run) -> None:
+    before = tables_of(run)
+
+    def killed(*outputs: Path) -> Counter[str]:
+        """Jobs of a call in which those that make these outputs are killed."""
+        for output in outputs:
+            run.order(output, "pause")
+        started = run.start("--keep-going", target=CALLS)
+        waiting = set(outputs)
+        while waiting:  # for whichever comes first: two jobs may not fit beside each other
+            wait_until(lambda: any((run.plans / f"{output.name}.pid").exists() for output in waiting), 90)
+            for output in [output for output in waiting if (run.plans / f"{output.name}.pid").exists()]:
+                os.kill(run.struck(output), signal.SIGKILL)
+                waiting.remove(output)
+        result = run.finish(started)
+        assert result.code != 0
+        return result.jobs
+
+    (classifier,) = (run.folder / "resources").glob("classifier_demo-*")
+    classifier.unlink()
+    (files(run).folder / "nucleotides" / "chunks" / "split.json").unlink()
+    files(run).scores.unlink()
+    for number in (0, 1):
+        nucleotide_chunk(run, number).unlink()
+    cut = nucleotide_chunk(run, 2)
+    cut.write_bytes(cut.read_bytes()[:-100])
+    one, other = nucleotide_chunk(run, 3), nucleotide_chunk(run, 4)
+    aside = one.with_suffix(".aside")
+    one.rename(aside)
+    other.rename(one)
+    file = verify_chunk_file(aside)
+    metadata = {key: value for key, value in file.metadata.items() if key not in ("checksum", "format")}
+    write_chunk_file(other, {name: file.read(name) for name in file.names}, metadata | {"weights_sha256": "0" * 64})
+    aside.unlink()
+
+    assert killed(files(run).folder / "nucleotides" / "nucleotides.parquet") == Counter(split_nucleotides=1)
+    killed(classifier, nucleotide_chunk(run, 1))
+    assert nucleotide_chunk(run, 0).exists()
+    assert not nucleotide_chunk(run, 1).exists()
+    again = killed(files(run).scores)
+    assert again == Counter(prepare_classifier=1, embed_dnabert_s=1, classify_frames=1)
+    assert not files(run).scores.exists()
+    again = killed(files(run).calls_record)
+    assert again == Counter(classify_frames=1) + CALL
+    last = run.call(target=CALLS)
+    assert last.code == 0, last.text
+    assert last.jobs == CALL
+    assert tables_of(run) == before == tables_of(finished), "scores and calls are the undisturbed run's"
+    assert run.left_over() == []
+    one_chunk = Counter(embed_dnabert_s=1, classify_frames=1) + CALL
+    record("split_nucleotides is killed", "the split; chunk files that fit it are kept", Counter(split_nucleotides=1))
+    record("prepare_classifier is killed", "the classifier", Counter(prepare_classifier=1))
+    record("a job of embed_dnabert_s is killed (SIGKILL)", "its chunk", one_chunk)
+    record("a chunk file of nucleotides is lost, cut short or swapped (its header tells)", "the chunk", one_chunk)
+    record("classify_frames is killed half-way", "the scores", Counter(classify_frames=1) + CALL)
+    record("call_contigs is killed half-way", "the calls", last.jobs)

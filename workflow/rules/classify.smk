@@ -1,0 +1,154 @@
+# Needs: the frames of a sample's contigs, their ESM-2 chunk files, DNABERT-S's checkpoint, VirNucPro's classifier.
+# Makes: DNABERT-S chunk files, a score for every frame, and the tables of frames, windows and contigs.
+
+
+localrules:
+    prepare_dnabert_s,
+    prepare_classifier,
+
+
+rule prepare_dnabert_s:
+    input:
+        unpack(nucleotide_checkpoint_of),
+    output:
+        calls.nucleotides.weights.file,
+    log:
+        LOGS / "prepare_dnabert_s.log",
+    benchmark:
+        BENCHMARKS / "prepare_dnabert_s.tsv"
+    conda:
+        "../../envs/embed.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        model=run.calls.model.given,
+        digests=calls.nucleotides.weights.digests,
+    script:
+        "../scripts/prepare_weights.py"
+
+
+rule prepare_classifier:
+    input:
+        unpack(classifier_of),
+    output:
+        calls.classifier.file,
+    log:
+        LOGS / "prepare_classifier.log",
+    benchmark:
+        BENCHMARKS / "prepare_classifier.tsv"
+    conda:
+        "../../envs/embed.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=15,
+    params:
+        source=calls.classifier.source and str(calls.classifier.source),
+        source_sha256=calls.classifier.source_sha256,
+        window=run.window,
+    script:
+        "../scripts/prepare_classifier.py"
+
+
+checkpoint split_nucleotides:
+    input:
+        unpack(frames_of),
+    output:
+        index=NUCLEOTIDES / "nucleotides.parquet",
+        chunks=directory(NUCLEOTIDES / "chunks"),
+        skipped=NUCLEOTIDES / "skipped.tsv",
+    log:
+        LOGS / "{sample}" / "split_nucleotides.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "split_nucleotides.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, input, attempt: attempt * (2000 + input.size_mb),
+        runtime=lambda wildcards, attempt: attempt * 120,
+    params:
+        chunk_residues=run.calls.chunk_sizes[run.device].residues,
+        multiple_of=run.calls.chunk_sizes[run.device].multiple_of,
+        embed_dim=planning_architecture(run.calls.model, "dnabert_s").embed_dim,
+        long_proteins=asdict(run.calls.embedding.long_proteins),
+        policies=asdict(run.split_policies),
+    script:
+        "../scripts/split_proteins.py"
+
+
+rule embed_dnabert_s:
+    input:
+        unpack(nucleotide_chunk_of),
+    output:
+        NUCLEOTIDE_FILE,
+    log:
+        LOGS / "{sample}" / "embed_dnabert_s" / "{chunk}.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "embed_dnabert_s" / "{chunk}.tsv"
+    conda:
+        "../../envs/embed.yaml"
+    threads: 4
+    resources:
+        **GPU_JOB,
+        gpu=run.gpus_per_job,
+        mem_mb=nucleotide_memory,
+        runtime=nucleotide_time,
+    params:
+        settings=asdict(run.calls.embedding),
+    script:
+        "../scripts/embed_esm2.py"
+
+
+rule classify_frames:
+    input:
+        unpack(features_of),
+    output:
+        scores=SCORES,
+        record=SCORES.with_suffix(".json"),
+    log:
+        LOGS / "{sample}" / "classify_frames.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "classify_frames.tsv"
+    conda:
+        "../../envs/data.yaml"
+    threads: 4
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt * 4000,
+        runtime=lambda wildcards, attempt: attempt * 120,
+    params:
+        chunks=str(CHUNKS),
+        nucleotide_chunks=str(NUCLEOTIDES / "chunks"),
+        settings=asdict(run.embedding),
+        nucleotide_settings=asdict(run.calls.embedding),
+    script:
+        "../scripts/classify_frames.py"
+
+
+rule call_contigs:
+    input:
+        unpack(scores_of),
+    output:
+        frames=CALLS / "frames.parquet",
+        frames_text=CALLS / "frames.tsv",
+        predictions=CALLS / "prediction_results.txt",
+        windows=CALLS / "prediction_results_highestscore.csv",
+        contigs=CALLS / "contigs.tsv",
+        viral=CALLS / "viral_contigs.fasta",
+        regions=CALLS / "viral_regions.bed",
+        record=CALLS / "calls.json",
+    log:
+        LOGS / "{sample}" / "call_contigs.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "call_contigs.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, input, attempt: attempt * (2000 + 20 * input.size_mb),
+        runtime=lambda wildcards, attempt: attempt * 120,
+    params:
+        files=lambda wildcards: list(map(str, run.samples[wildcards.sample])),
+        window=run.window,
+        rule=asdict(calls.rule),
+        policies=asdict(run.policies),
+    script:
+        "../scripts/call_contigs.py"

@@ -1,0 +1,20 @@
+"""Merge scores of frames to windows, and windows to a call for every contig of a sample."""
+
+from pathlib import Path
+
+from virnucpro.jobs import job
+
+with job(f"call_contigs {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+    from virnucpro.base.settings import CallRule, InputPolicies
+    from virnucpro.calling.classify import call_contigs
+
+    call_contigs(
+        [Path(file) for file in snakemake.params.files],
+        Path(snakemake.input.translation[0]),
+        Path(snakemake.input.scores[0]),
+        Path(snakemake.output.record).parent,
+        window=snakemake.params.window,
+        rule=CallRule(**snakemake.params.rule),
+        policies=InputPolicies(**snakemake.params.policies),
+        logger=log,
+    )
