@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
+
+from virnucpro.base.limits import let_waiting_threads_sleep
+
+let_waiting_threads_sleep()  # as in a job: cores are shared with other tests
+
+import torch  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.workflow.faults import Run

@@ -11,6 +11,7 @@ from typing import Any
 from virnucpro.base.atomic import alone_in
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
+from virnucpro.base.limits import let_waiting_threads_sleep
 from virnucpro.base.paths import user_path
 from virnucpro.base.settings import (
     EmbeddingSettings,
@@ -81,6 +82,7 @@ def embed(
     Raises:
         UserError: anything that the user can fix; the sentence says how.
     """
+    let_waiting_threads_sleep()
     # torch takes seconds to load, so nothing of it is imported with the package.
     from virnucpro.chunking.split import split_proteins
     from virnucpro.cuda.devices import job_devices

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TextIO
 
 from virnucpro.base.atomic import cannot_write
-from virnucpro.base.limits import STOPS, check_limits, sentence_for
+from virnucpro.base.limits import STOPS, check_limits, let_waiting_threads_sleep, sentence_for
 from virnucpro.base.text import printable
 
 LINE = "%(asctime)s %(message)s"
@@ -48,6 +48,7 @@ def job(name: str, log: str | Path | None = None) -> Iterator[logging.Logger]:
             handlers.append(_log_file(Path(log)))
             logger.addHandler(handlers[1])
         check_limits()
+        let_waiting_threads_sleep()
         yield logger
         sys.stdout.flush()
     except Stopped as error:

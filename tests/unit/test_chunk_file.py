@@ -285,6 +285,8 @@ def test_the_embed_job_needs_no_table_libraries() -> None:
         "import sys\n"
         "for name in ('pyarrow', 'h5py', 'pandas', 'snakemake', 'yaml'):\n"
         "    sys.modules[name] = None\n"
+        "import virnucpro.cli, virnucpro.api, virnucpro.engine.worker\n"
+        "assert 'torch' not in sys.modules, 'its threads would not be told how to wait'\n"
         "import virnucpro.storage.chunk_file, virnucpro.base.atomic, virnucpro.sequences.fasta\n"
         "import virnucpro.sequences.residues, virnucpro.engine.job\n"
     )

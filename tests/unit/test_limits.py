@@ -15,12 +15,26 @@ from pathlib import Path
 import pytest
 
 from tests.workflow.faults import HOOKS
-from virnucpro.base.limits import sentence_for
+from virnucpro.base.limits import let_waiting_threads_sleep, sentence_for
 from virnucpro.jobs import job
 
 ROOT = Path(__file__).parents[2]
 EMBED = [sys.executable, "-m", "virnucpro.cli", "embed", "own.faa", "-o", "out", "--model", "esm2_demo"]
 LONGEST_WAIT = 300
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_that_wait_sleep_unless_the_user_says_how_they_wait(
+    given: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    let_waiting_threads_sleep()
+    assert os.environ.get("GOMP_SPINCOUNT") == found
 
 
 def limited(kind: int, amount: int) -> Callable[[], None]:
