@@ -86,8 +86,8 @@ def let_waiting_threads_sleep() -> None:
     """Have threads that wait for each other in torch's products sleep soon, unless the environment says how they wait.
 
     By itself the OpenMP library of torch for Linux spins for milliseconds at the end of each operation. Where another
-    process wants the same core, it waits for the one that spins, and the one that spins for it. It reads the environment
-    when it is loaded, so this is to be called before torch is imported.
+    process wants the same core, it waits for the one that spins, and the one that spins for it. The environment is read
+    when the library is loaded, so this is to be called before torch is imported.
     """
     if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
         os.environ["GOMP_SPINCOUNT"] = SPINS
