@@ -37,12 +37,15 @@ $(VENV)/.ready: pyproject.toml envs/constraints.txt $(if $(filter $(TORCH),$(BUI
 	@touch $@
 
 # Snakemake's caches too: HOME may be a folder that cannot be written to.
-demo: env ## embed the shipped example with random weights, offline; all of it goes to the folder demo
+demo: env ## the shipped proteins to embeddings, the shipped contigs to calls; random weights, offline; in the folder demo
 	@mkdir -p $(DEMO) && test -w $(DEMO) || \
 	  { echo "$(DEMO) cannot be written to: make demo DEMO=/a/folder/of/yours"; exit 1; }
-	XDG_CACHE_HOME="$${XDG_CACHE_HOME:-$$(cd $(DEMO) && pwd)/.cache}" \
-	  $(BIN)/snakemake --cores $(CORES) --directory $(DEMO) --config model=esm2_demo chunk_residues=5000
-	@echo "The files of the demo are in $(DEMO)/results."
+	export XDG_CACHE_HOME="$${XDG_CACHE_HOME:-$$(cd $(DEMO) && pwd)/.cache}" && \
+	  $(BIN)/snakemake --cores $(CORES) --directory $(DEMO) --config model=esm2_demo chunk_residues=5000 && \
+	  $(BIN)/snakemake --cores $(CORES) --directory $(DEMO) --config model=esm2_demo results=calls \
+	    samples=examples/viral_contigs.fna input=nucleotide \
+	    "classify={classifier: classifier_demo, nucleotide_model: dnabert_s_demo}"
+	@echo "The files of the demo are in $(DEMO)/results and $(DEMO)/calls."
 
 test: env ## the test suite; GPU and Slurm tests skip themselves where there is none
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))

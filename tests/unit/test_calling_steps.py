@@ -29,6 +29,7 @@ from virnucpro.models.esm2 import synthetic as esm2_synthetic
 from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, ESM2_MODELS, Architecture
 from virnucpro.models.mosaic_bert import synthetic
 from virnucpro.models.mosaic_bert.sizes import DEMO_SIZES, MOSAIC_MODELS, MosaicSizes
+from virnucpro.report.call_plots import CALL_PLOTS, plot_calls, read_scores, scored_contigs, strongest
 from virnucpro.storage.chunk_file import verify_chunk_file
 from virnucpro.storage.chunk_writer import write_chunk_file
 
@@ -308,6 +309,29 @@ def test_no_frame_at_all_gives_tables_without_rows(steps: Steps) -> None:
         steps.split(place)
     assert steps.classify() == 0
     assert pq.read_table(steps.files.scores).num_rows == 0
+
+
+def test_plots_show_the_strongest_contigs_and_what_was_not_scored(steps: Steps, tmp_path: Path) -> None:
+    calls = steps.files.calls
+    contigs_ = list(scored_contigs(calls / "contigs.tsv"))
+    chosen = strongest(contigs_, 2)
+    assert [contig.score for contig in chosen] == sorted((contig.score for contig in contigs_), reverse=True)[:2]
+    frames, tracks = read_scores(calls / "frames.parquet", chosen)
+    assert frames.sum() == pq.read_table(calls / "frames.parquet").num_rows
+    merged = {row["Modified_ID"]: row for row in table(calls / "prediction_results_highestscore.csv")}
+    for track in tracks:
+        own = {name: row for name, row in merged.items() if name.rpartition("_chunk_")[0] == track.contig.id}
+        assert len(track.start) == track.contig.windows == len(own)
+        assert sorted(track.virus.tolist()) == sorted(float(np.float32(row["max_score_1"])) for row in own.values())
+        assert (np.diff(track.start) > 0).all()
+        assert track.end.max() <= track.contig.length
+    outputs = {name: [tmp_path / f"{name}.svg"] for name in CALL_PLOTS}
+    plot_calls(steps.files.calls_record, outputs)
+    drawn = {name: paths[0].read_bytes() for name, paths in outputs.items()}
+    lines = (calls / "contigs.tsv").read_text().splitlines(keepends=True)
+    (calls / "contigs.tsv").write_text(lines[0] + lines[-1])  # the one without a frame
+    plot_calls(steps.files.calls_record, outputs)
+    assert {name for name in CALL_PLOTS if outputs[name][0].read_bytes() != drawn[name]} == set(CALL_PLOTS[:-1])
 
 
 def test_a_record_of_calls_is_read_as_it_was_written(steps: Steps, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
         classify_frames=1,
         call_contigs=1,
         plot_sample=1,
+        plot_calls=1,
         summarise=1,
     )
     for words in ("5 of 6 contigs scored", "1 contig not scored: no stop-free frame", "calls mean nothing"):

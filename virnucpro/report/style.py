@@ -80,13 +80,13 @@ def new_figure(
     return figure, [part.subplots() for part in parts[:, 0]]
 
 
-def empty_figure(title: str) -> Figure:
+def empty_figure(title: str, words: str = "no protein") -> Figure:
     """In place of a plot of nothing."""
     with house_style():
         figure, (axes,) = new_figure(height=2.4)
         axes.set_axis_off()
         axes.set_title(title)
-        axes.text(0, 0.5, "no protein", color=QUIET, transform=axes.transAxes, va="center")
+        axes.text(0, 0.5, words, color=QUIET, transform=axes.transAxes, va="center")
         return figure
 
 

@@ -132,7 +132,13 @@ rule call_contigs:
         frames_text=CALLS / "frames.tsv",
         predictions=CALLS / "prediction_results.txt",
         windows=CALLS / "prediction_results_highestscore.csv",
-        contigs=CALLS / "contigs.tsv",
+        contigs=report(
+            CALLS / "contigs.tsv",
+            caption="../report/contigs.rst",
+            category="Calls",
+            subcategory="{sample}",
+            labels={"plot": "Every contig, as a table (TSV)"},
+        ),
         viral=CALLS / "viral_contigs.fasta",
         regions=CALLS / "viral_regions.bed",
         record=CALLS / "calls.json",
@@ -152,3 +158,51 @@ rule call_contigs:
         policies=asdict(run.policies),
     script:
         "../scripts/call_contigs.py"
+
+
+rule plot_calls:
+    input:
+        unpack(calls_of),
+    output:
+        record=SAMPLE_PLOTS / "calls.json",
+        call_tracks=[
+            report(
+                SAMPLE_PLOTS / "call_tracks.svg",
+                caption="../report/call_tracks.rst",
+                category="Calls",
+                subcategory="{sample}",
+                labels={"plot": "Scores along the strongest contigs"},
+            ),
+            SAMPLE_PLOTS / "call_tracks.png",
+        ],
+        call_scores=[
+            report(
+                SAMPLE_PLOTS / "call_scores.svg",
+                caption="../report/call_scores.rst",
+                category="Calls",
+                subcategory="{sample}",
+                labels={"plot": "Distribution of scores"},
+            ),
+            SAMPLE_PLOTS / "call_scores.png",
+        ],
+        call_counts=[
+            report(
+                SAMPLE_PLOTS / "call_counts.svg",
+                caption="../report/call_counts.rst",
+                category="Calls",
+                subcategory="{sample}",
+                labels={"plot": "Contigs by call"},
+            ),
+            SAMPLE_PLOTS / "call_counts.png",
+        ],
+    log:
+        LOGS / "{sample}" / "plot_calls.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "plot_calls.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt * 4000,
+        runtime=lambda wildcards, attempt: attempt * 60,
+    script:
+        "../scripts/plot_calls.py"

@@ -385,6 +385,27 @@ def scores_of(wildcards):
     )
 
 
+def calls_of(wildcards):
+    """What the plots of a sample's calls are made from."""
+    sample = wildcards.sample
+    return tied(
+        partial(calls.plots_stale, sample), calls=calls.files(sample).calls_record
+    )
+
+
+def call_plots():
+    if calls is None:
+        return []
+    names = [
+        f"call_{plot}.{kind}"
+        for plot in ("tracks", "scores", "counts")
+        for kind in ("svg", "png")
+    ]
+    return expand(
+        SAMPLE_PLOTS / "{plot}", sample=run.samples, plot=[*names, "calls.json"]
+    )
+
+
 def all_calls():
     """The record of every sample's calls."""
     return [] if calls is None else expand(CALLS / "calls.json", sample=run.samples)
