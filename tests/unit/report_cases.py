@@ -24,6 +24,7 @@ _PROVENANCE: dict[str, Any] = {
     "precisions": {},
     "versions": [{"virnucpro": "0.1.0"}],
     "command": "a test",
+    "source": "",
     "warning": "",
 }
 

@@ -123,3 +123,27 @@ def test_mistakes_are_one_clear_sentence_before_anything_is_done(
         with pytest.raises(UserError, match=message):
             embed(input, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_chunk_files_as_the_result_are_computed_again_when_they_change(tmp_path: Path) -> None:
+    fasta = tmp_path / "a.faa"
+    fasta.write_text(">a\nMKVLAAGIV\n>b\nMKVW\n>c\nMKVLAAGIV\n")
+    options: dict[str, Any] = {"model": "esm2_demo", "devices": ["cpu"], "formats": "chunk_files", "dtype": "float16"}
+    table = embed(fasta, tmp_path / "out", pooling="per_residue", **options)
+    ids, values, offsets = read_residues(table)
+    assert (ids, offsets.tolist(), values.dtype) == (["a", "b", "c"], [0, 9, 13, 22], np.float16)
+    before = np.array(values)
+    np.testing.assert_array_equal(before[:9], before[13:])
+    (chunk,) = (tmp_path / "out" / "tensors").glob("*.safetensors")
+    raw = bytearray(chunk.read_bytes())
+    raw[-1] ^= 1
+    chunk.write_bytes(raw)
+    assert embed(fasta, tmp_path / "out", pooling="per_residue", **options) == table
+    np.testing.assert_array_equal(read_residues(table).values, before)
+    with pytest.raises(UserError, match="has no column embedding"):
+        read_embeddings(table)
+    # Tables of float32 need other chunks.
+    embed(fasta, tmp_path / "out", pooling="per_residue", **options | {"dtype": "float32"})
+    exact = read_residues(table).values
+    assert exact.dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(exact).astype(np.float16), before)

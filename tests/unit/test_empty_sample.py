@@ -51,7 +51,7 @@ def test_residues_of_nothing(control: Path) -> None:
         "empty_records": "skip",
         "empty_samples": "skip",
     }
-    formats = ["parquet", "hdf5", "npy"]
+    formats = ["parquet", "hdf5", "npy", "chunk_files"]
     embed(control / "in.faa", control / "residues", pooling=["per_residue"], formats=formats, **options)
     for name in formats:
         found = read_residues(control / "residues" / TABLES[name].name)

@@ -32,7 +32,7 @@ def fasta(tmp_path: Path) -> Path:
     return tmp_path / "in.faa"
 
 
-FORMATS = ("parquet", "hdf5", "virnucpro_pt", "npy")
+FORMATS = ("parquet", "hdf5", "virnucpro_pt", "npy", "chunk_files")
 
 
 @pytest.mark.parametrize("batch_bytes", [merge_module.BATCH_BYTES, 200])
@@ -89,7 +89,7 @@ def test_several_layers_and_every_residue(tmp_path: Path, batch_bytes: int, monk
     records = write_input(tmp_path / "in.faa", 50)
     sample = Sample(tmp_path, tmp_path / "in.faa", layers=(0, 6), pooling=("mean", "per_residue"))
     monkeypatch.setattr(merge_module, "BATCH_BYTES", batch_bytes)
-    formats = ("parquet", "hdf5", "npy")
+    formats = ("parquet", "hdf5", "npy", "chunk_files")
     sample.merge(*formats, expected={"layers": "[0,6]", "pooling": '["mean","per_residue"]'})
     for name in formats:
         for layer in (0, 6):
@@ -108,8 +108,8 @@ def test_several_layers_and_every_residue(tmp_path: Path, batch_bytes: int, monk
 
 def test_residues_alone(tmp_path: Path, fasta: Path) -> None:
     sample = Sample(tmp_path, fasta, pooling=("per_residue",))
-    sample.merge("parquet", "hdf5", "npy", expected={"pooling": '["per_residue"]'})
-    for name in ("parquet", "hdf5", "npy"):
+    sample.merge("parquet", "hdf5", "npy", "chunk_files", expected={"pooling": '["per_residue"]'})
+    for name in ("parquet", "hdf5", "npy", "chunk_files"):
         ids, values, offsets = read_residues(tmp_path / name)
         assert len(values) == offsets[-1] == sample.counts.residues
         assert len(ids) == sample.counts.records
@@ -162,7 +162,7 @@ def test_the_report_and_every_table_say_where_the_numbers_come_from(tmp_path: Pa
         for file, proof in files.items():
             content = (tmp_path / file).read_bytes()
             assert proof == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            assert file.startswith(name)
+            assert file.startswith((name, "tensors/") if name == "chunk_files" else name)
     assert list(report["tables"]) == list(FORMATS)
 
 

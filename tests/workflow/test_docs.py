@@ -95,7 +95,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders in which the sample ``my`` was embedded: means in all formats; and residues."""
     return {
         "": embedded(tmp_path_factory.mktemp("docs"), merge=ALL_FORMATS),
-        "needs: per_residue": embedded(tmp_path_factory.mktemp("residues"), pooling="per_residue"),
+        "needs: per_residue": embedded(
+            tmp_path_factory.mktemp("residues"), pooling="per_residue", merge="{formats: [parquet, chunk_files]}"
+        ),
     }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +160,9 @@ def files_of(paths: Iterable[Path], folder: Path) -> dict[str, FileProof]:
     files = [
         file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
     ]
-    return {file.relative_to(folder).as_posix(): FileProof.of(file) for file in files}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads of Python run
+        proofs = list(pool.map(FileProof.of, files))
+    return {file.relative_to(folder).as_posix(): proof for file, proof in zip(files, proofs, strict=True)}
 
 
 def recorded(record: Path, path: Path) -> FileProof:

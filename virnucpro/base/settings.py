@@ -148,9 +148,10 @@ SETTINGS = {
         Setting(
             "merge.formats",
             "parquet (one row a protein), hdf5 (one dataset a protein, as UniProt publishes them), npy (NumPy arrays "
-            "to map into memory), virnucpro_pt (the files that VirNucPro's own scripts read).",
+            "to map into memory), virnucpro_pt (the files that VirNucPro's own scripts read), chunk_files (no copy: "
+            "where each protein stands in the chunk files).",
             ("parquet",),
-            words=("parquet", "hdf5", "npy", "virnucpro_pt"),
+            words=("parquet", "hdf5", "npy", "virnucpro_pt", "chunk_files"),
             several=True,
         ),
         Setting(

@@ -90,6 +90,11 @@ class ChunkFile:
         """One tensor, read into memory (for the small ones)."""
         return np.array(self.tensors(name))
 
+    def spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each protein the number of its first residue among the file's residues, and how many there are."""
+        begins = self.read("starts" if self.version > 1 else "offsets")
+        return begins[: self.proteins], self.read("embedded").astype(np.int64)
+
     def residues(self, row: int, layer: int) -> NDArray[Any]:
         """The vectors (residues, D) of protein number ``row``, memory-mapped.
 

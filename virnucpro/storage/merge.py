@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,7 +28,7 @@ from virnucpro.storage.provenance import chunk_run, precision_name, provenance, 
 from virnucpro.storage.report_record import MergeCounts, SampleReport
 from virnucpro.storage.row_reader import RowReader, finite
 from virnucpro.storage.sizes import table_bytes
-from virnucpro.storage.tables import TABLES, check_formats, open_table
+from virnucpro.storage.tables import TABLES, WITHOUT_VECTORS, check_formats, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
 
 BATCH_BYTES = 1 << 26
@@ -44,7 +47,7 @@ def merge_embeddings(
     dtype: str = "float32",
     records_per_file: int = 10_000,
     command: str | None = None,
-    threads: int = 1,
+    threads: int = 4,
     logger: logging.Logger | None = None,
 ) -> MergeCounts:
     """Verify all chunk files, then write every table and the report; memory does not grow with the records.
@@ -72,6 +75,9 @@ def merge_embeddings(
         raise UserError(f"{index} is not what the split wrote, so it was damaged: run the same command again")
     chunk_files = verify_chunks(split, tensors, expected, threads=threads)
     layout = table_layout(chunk_files, expected, dtype, records_per_file)
+    listed = [(os.path.relpath(chunk.path, report.parent), chunk.metadata["checksum"]) for chunk in chunk_files]
+    layout = replace(layout, chunk_files=tuple(listed))
+    wanted = layout if outputs.keys() - WITHOUT_VECTORS else replace(layout, means=(), residues=())
     if not layout.names:
         raise UserError(
             f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
@@ -84,7 +90,7 @@ def merge_embeddings(
     with ExitStack() as stack:
         tables = [stack.enter_context(open_table(name, Path(path), layout, origin)) for name, path in outputs.items()]
         reader = stack.enter_context(RowReader(chunk_files))
-        for rows in _gather(index, chunk_files, metadata, reader, layout):
+        for rows in _one_ahead(_gather(index, chunk_files, metadata, reader, wanted)):
             for table in tables:
                 table.write(rows)
             records += len(rows)
@@ -93,7 +99,8 @@ def merge_embeddings(
         if records != split.counts["records"]:
             raise UserError(f"{index}: {records} rows where {split.counts['records']} are promised; run again")
     counts = MergeCounts(records, split.counts["unique"], windowed, truncated, layout.embed_dim)
-    files = {name: files_of([Path(path)], report.parent) for name, path in outputs.items()}
+    parts = {name: [chunk.path for chunk in chunk_files] for name in outputs if name in WITHOUT_VECTORS}
+    files = {name: files_of([Path(path), *parts.get(name, [])], report.parent) for name, path in outputs.items()}
     origin_of_tables = {**made_from, "split": file_sha256(chunks / SPLIT_RECORD), **expected}
     write_record(report, SampleReport(origin_of_tables, origin, counts, files, tuple(map(chunk_run, metadata))))
     _remove_what_no_longer_belongs(report.parent, outputs, tensors, log)
@@ -131,6 +138,15 @@ def _remove_what_no_longer_belongs(
     for path in old:
         remove(path)
         log.info("removed %s, which is of earlier settings or inputs", path)
+
+
+def _one_ahead(batches: Iterator[Rows]) -> Iterator[Rows]:
+    """The same, each read by a thread while the one before it is being written."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (rows := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield rows
 
 
 def _gather(
@@ -198,6 +214,8 @@ def _rows(
         mean=mean,
         residues=residues,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        chunk=numbers,
+        row=row_numbers,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from virnucpro.storage.tables import TABLES
+from virnucpro.storage.tables import TABLES, WITHOUT_VECTORS
 
 PER_PROTEIN = 16 + 4 + 4 + 4 + 1
 """Bytes of a chunk file's other tensors: digests, lengths, windows, embedded, precision."""
@@ -57,4 +57,5 @@ def table_bytes(
     numbers = dict.fromkeys(formats, value * vectors * layers) | {
         name: 4 * records for name in formats if name == "virnucpro_pt"
     }
+    numbers |= {name: 0 for name in formats if name in WITHOUT_VECTORS}
     return {name: TABLES[name].per_record * records + number * embed_dim for name, number in numbers.items()}

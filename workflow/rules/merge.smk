@@ -12,6 +12,7 @@ rule merge_embeddings:
         BENCHMARKS / "{sample}" / "merge_embeddings.tsv"
     conda:
         "../../envs/data.yaml"
+    threads: 4
     resources:
         mem_mb=lambda wildcards, attempt: attempt * 4000,
         runtime=lambda wildcards, attempt: attempt * 240,

@@ -40,8 +40,12 @@ TABLES = {
     "hdf5": TableFormat("embeddings.h5", False, "hdf5", "h5py", 250),
     "virnucpro_pt": TableFormat("virnucpro_pt", True, "virnucpro_pt", "torch", 60),
     "npy": TableFormat("embeddings_npy", True, "npy", "numpy", 11),
+    "chunk_files": TableFormat("embeddings_chunk_files", True, "chunk_files", "numpy", 20),
 }
 """The formats, by the names that the configuration uses."""
+
+WITHOUT_VECTORS = frozenset({"chunk_files"})
+"""Formats that only say where the vectors are."""
 
 
 class _Module(Protocol):
@@ -91,7 +95,7 @@ def open_table(name: str, path: Path, layout: Layout, provenance: Provenance) ->
 
 
 def read_embeddings(path: str | Path, layer: int | None = None) -> Embeddings:
-    """Read the mean vectors of a merged table: Parquet, HDF5, ``npy`` or ``virnucpro_pt``, known by its contents.
+    """Read the mean vectors of a merged table in any format (Parquet, HDF5, ...), which is known by its contents.
 
     ``npy`` is memory-mapped: nothing is read until rows are used. The others are read into memory.
 
@@ -113,13 +117,16 @@ def read_residues(path: str | Path, layer: int | None = None) -> ResidueEmbeddin
     """Read the per-residue vectors of a merged table; see :func:`read_embeddings`.
 
     Returns:
-        Ids, vectors (sum of residues, D), and offsets (n + 1,): record i's are ``offsets[i]:offsets[i + 1]``.
+        Ids, vectors (sum of residues, D), and offsets (n + 1,): record i's are ``offsets[i]:offsets[i + 1]``. Those of
+        ``npy`` and ``chunk_files`` are read from the disk as they are used, and need no memory before.
     """
     return _module(_format_of(Path(path))).read_residues(Path(path), layer)
 
 
 def _format_of(path: Path) -> str:
     """The format of a table, by its contents."""
+    if (path / "chunks.json").is_file():
+        return "chunk_files"
     if (path / "ids.txt").is_file():
         return "npy"
     if path.is_dir() and any(path.glob("output_*_ESM.pt")):

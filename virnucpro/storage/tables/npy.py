@@ -29,7 +29,7 @@ from virnucpro.storage.tables.rows import (
 )
 
 
-class _GrowingArray:
+class GrowingArray:
     """A .npy file whose number of rows is known when it is finished.
 
     It is not mapped while it is written: a full disk under a map kills the process.
@@ -68,7 +68,7 @@ class NpyTable:
         self._stack = ExitStack()
         self._ids = self._stack.enter_context((folder / "ids.txt").open("w", encoding="utf-8", newline="\n"))
         self._treatment = self._stack.enter_context((folder / "treatment.txt").open("w", encoding="ascii"))
-        self._arrays: dict[str, _GrowingArray] = {}
+        self._arrays: dict[str, GrowingArray] = {}
         self._add("length", "int32")
         for name in layout.names.values():
             self._add(name, layout.dtype, layout.embed_dim)
@@ -78,7 +78,7 @@ class NpyTable:
             self._arrays["offsets"].append(np.zeros(1, np.int64))
 
     def _add(self, name: str, dtype: str, *width: int) -> None:
-        array = _GrowingArray(self._folder / f"{name}.npy", np.dtype(dtype), width)
+        array = GrowingArray(self._folder / f"{name}.npy", np.dtype(dtype), width)
         self._stack.callback(array.close)
         self._arrays[name] = array
 
@@ -109,7 +109,7 @@ write_table = NpyTable
 
 def read_embeddings(path: Path, layer: int | None) -> Embeddings:
     """The matrix as a read-only map."""
-    ids, matrix = _ids(path), _array(path, _column(path, "embedding", layer), 2)
+    ids, matrix = read_ids(path), read_array(path, _column(path, "embedding", layer), 2)
     if len(ids) != len(matrix):
         raise damaged(path, f"{len(ids)} ids, {len(matrix)} vectors")
     return Embeddings(ids, matrix)
@@ -117,14 +117,19 @@ def read_embeddings(path: Path, layer: int | None) -> Embeddings:
 
 def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
     """The vectors as a read-only map."""
-    ids, values = _ids(path), _array(path, _column(path, "residues", layer), 2)
-    offsets = np.array(_array(path, "offsets", 1))
+    ids, values = read_ids(path), read_array(path, _column(path, "residues", layer), 2)
+    offsets = np.array(read_array(path, "offsets", 1))
     if len(offsets) != len(ids) + 1 or offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
         raise damaged(path, f"{len(ids)} ids, {len(values)} vectors, and offsets that do not fit them")
     return ResidueEmbeddings(ids, values, offsets)
 
 
-def _array(folder: Path, name: str, dimensions: int) -> NDArray[Any]:
+def read_array(folder: Path, name: str, dimensions: int) -> NDArray[Any]:
+    """One of the arrays as a read-only map.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = folder / f"{name}.npy"
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r")
@@ -136,15 +141,25 @@ def _array(folder: Path, name: str, dimensions: int) -> NDArray[Any]:
 
 
 def _column(folder: Path, word: str, layer: int | None) -> str:
-    provenance = read_provenance(_text(folder / "provenance.json"), folder)
+    provenance = read_provenance(read_text(folder / "provenance.json"), folder)
     return column_name(word, layer, [file.stem for file in folder.glob("*.npy")], provenance, folder)
 
 
-def _ids(folder: Path) -> list[str]:
-    return _text(folder / "ids.txt").split("\n")[:-1]
+def read_ids(folder: Path) -> list[str]:
+    """The ids, in input order.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    return read_text(folder / "ids.txt").split("\n")[:-1]
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
         return path.read_bytes().decode("utf-8")
     except (OSError, ValueError) as error:

@@ -26,7 +26,7 @@ class Layout:
 
     ``means`` and ``residues`` give the layers of the mean vectors and of the per-residue matrices; ``embed_dim``
     is the model's width D; ``dtype`` is ``float32`` or ``float16``. Formats of several files have
-    ``records_per_file`` records in each.
+    ``records_per_file`` records in each. ``chunk_files`` are their paths from the sample's folder, and their checksums.
     """
 
     embed_dim: int
@@ -34,6 +34,7 @@ class Layout:
     residues: tuple[int, ...]
     dtype: str = "float32"
     records_per_file: int = 10_000
+    chunk_files: tuple[tuple[str, str], ...] = ()
 
     @property
     def names(self) -> dict[tuple[str, int], str]:
@@ -50,7 +51,8 @@ class Rows:
     """A run of n records in input order.
 
     ``mean`` has (n, D) for each layer; ``residues`` (sum of embedded, D), record i's being
-    ``offsets[i]:offsets[i + 1]``. ``treatment`` is ``whole``, ``windows:K`` or ``truncated:RESIDUES``.
+    ``offsets[i]:offsets[i + 1]``. Record i is row ``row[i]`` of chunk file number ``chunk[i]``. ``treatment`` is
+    ``whole``, ``windows:K`` or ``truncated:RESIDUES``.
     """
 
     ids: list[str]
@@ -61,6 +63,8 @@ class Rows:
     mean: dict[int, Floats]
     residues: dict[int, Floats] = field(default_factory=dict)
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    chunk: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    row: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def __len__(self) -> int:
         return len(self.ids)
