@@ -10,17 +10,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.unit.huggingface_cases import SMALL, cache, state_of, write_adapter, write_folder
+from virnucpro import embed, read_embeddings
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import read_record
 from virnucpro.checkpoints.hub import HubId
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
+from virnucpro.storage.report_record import SampleReport
 from virnucpro.storage.state import RunState, WeightsRequest
 from virnucpro.weights.manifest import WeightsManifest
 from virnucpro.weights.prepare import prepare_weights
@@ -354,3 +358,20 @@ def test_an_adapter_of_a_released_name_is_part_of_the_identity(tmp_path: Path) -
         (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 9}))
     assert len(names) == 2
     assert all(name.startswith("esm2_demo+") for name in names)
+
+
+def test_tables_are_the_same_bits_and_say_what_they_are_of(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "fair.pt", SMALL, seed=3)
+    folder = write_folder(tmp_path / "folder", state=state_of(SMALL, seed=3), shards=2)
+    adapter = write_adapter(tmp_path / "adapter", lora())
+    (tmp_path / "a.faa").write_text(">a\nMKVLAA\n>b\nMKV\n")
+    found, sources = [], []
+    for name, model, adapted in (("1", tmp_path / "fair.pt", "none"), ("2", folder, "none"), ("3", folder, adapter)):
+        table = embed(tmp_path / "a.faa", tmp_path / name, model=model, adapter=adapted, devices=["cpu"])
+        found.append(read_embeddings(table))
+        sources.append(read_record(tmp_path / name / "embeddings.json", SampleReport).provenance.source)
+    ids, vectors = zip(*found, strict=True)
+    assert list(ids[0]) == list(ids[1]) == ["a", "b"]
+    assert np.array_equal(vectors[0], vectors[1])
+    assert not np.allclose(vectors[1], vectors[2], atol=1e-3)
+    assert [source.count("sha256") for source in sources] == [1, 4, 6]
