@@ -11,6 +11,7 @@ from virnucpro.storage.report_record import REPORT, Provenance, SampleReport
 _PROVENANCE: dict[str, Any] = {
     "model": "esm2_t36_3B_UR50D",
     "weights_sha256": "ab" * 32,
+    "source": "esm2_t36_3B_UR50D.pt (sha256 cd)",
     "layers": [36],
     "pooling": ["mean"],
     "precision": "auto",

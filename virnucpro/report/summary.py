@@ -234,6 +234,7 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
         "precision": ", ".join(precisions_of(samples)),
         "model": ", ".join(dict.fromkeys(sample.provenance.model for sample in samples)),
         "weights_sha256": ", ".join(dict.fromkeys(sample.provenance.weights_sha256 for sample in samples)),
+        "weights_source": "; ".join(dict.fromkeys(sample.provenance.source for sample in samples)),
         "layers": ", ".join(str(layer) for layer in samples[0].provenance.layers),
         "pooling": ", ".join(samples[0].provenance.pooling),
         "notes": "; ".join(notes(samples)),
