@@ -25,7 +25,6 @@ _PROVENANCE: dict[str, Any] = {
     "precisions": {},
     "versions": [{"virnucpro": "0.1.0"}],
     "command": "a test",
-    "source": "",
     "warning": "",
 }
 

@@ -238,6 +238,11 @@ def test_a_repository_is_downloaded_once_by_the_hubs_library(tmp_path: Path, hub
     assert not any("hf_secret" in line for line in lines)
     text = refused(lambda: prepare_weights("lab/none", tmp_path / "w", log=silent))
     assert "neither such a path here nor such a repository on the hub" in text
+    adapter = write_adapter(tmp_path / "adapter", lora())
+    hub.files |= {file.name: file.read_bytes() for file in adapter.iterdir()}
+    adapted = prepared(ModelRef.of(folder, f"{REPOSITORY}@tuned"), tmp_path)
+    assert f"with adapter {REPOSITORY}@{hub.commit}: adapter_model.safetensors" in adapted.source
+    assert adapted.sha256 == prepared(ModelRef.of(folder, adapter), tmp_path).sha256
     hub.files = {"tf_model.h5": b"large"}
     text = refused(lambda: prepare_weights(f"{REPOSITORY}@v2", tmp_path / "w", log=silent))
     assert "holds no checkpoint of PyTorch or safetensors: 'tf_model.h5' is there" in text

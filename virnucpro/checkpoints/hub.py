@@ -92,21 +92,22 @@ def cached_files(hub: HubId, find: Callable[[Path], CheckpointFiles]) -> Checkpo
         return None  # a download that has not ended, or one of other files
 
 
-def wanted_files(names: Iterable[str]) -> list[str]:
-    """Which of a repository's files a checkpoint or an adapter is read from; empty where it holds none.
+def wanted_files(names: Iterable[str], *, adapter: bool = False) -> list[str]:
+    """Which of a repository's files a checkpoint, or an adapter, is read from; empty where it holds none.
 
     >>> wanted_files(["README.md", "config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5"])
     ['config.json', 'model.safetensors']
     """
     names = sorted(name for name in names if "/" not in name)
-    kinds = (*zip(WEIGHTS, SUFFIXES, strict=True), *(("adapter_model", suffix) for suffix in SUFFIXES))
-    for stem, suffix in kinds:
+    stems = ("adapter_model", "adapter_model") if adapter else WEIGHTS
+    beside = {ADAPTER_CONFIG} if adapter else {CONFIG, TOKENIZER}
+    for stem, suffix in zip(stems, SUFFIXES, strict=True):
         weights = [name for name in names if name == stem + suffix]
         if not weights:
             index = f"{stem}{suffix}.index.json"
             weights = [name for name in names if name == index or re.fullmatch(rf"{stem}-\d+-of-\d+{suffix}", name)]
         if weights:
-            return sorted({*weights, *({CONFIG, ADAPTER_CONFIG, TOKENIZER} & set(names))})
+            return sorted({*weights, *(beside & set(names))})
     return []
 
 

@@ -14,7 +14,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.limits import is_out_of_memory
 from virnucpro.base.space import check_space
 from virnucpro.base.text import short, size
-from virnucpro.checkpoints.files import CheckpointFiles
+from virnucpro.checkpoints.files import CheckpointFiles, adapter_files
 from virnucpro.checkpoints.hub import HubId, cached_files, hub_cache, wanted_files
 
 NO_LIBRARY = (
@@ -36,14 +36,14 @@ def hub_files(hub: HubId, find: Callable[[Path], CheckpointFiles], log: Callable
     """
     found = cached_files(hub, find)
     if found is None:
-        found = find(_download(hub, log))
+        found = find(_download(hub, find is adapter_files, log))
     else:
         log(f"{hub}: found {found.weights[0].parent}")
     return found
 
 
-def _download(hub: HubId, log: Callable[[str], None]) -> Path:
-    """Download what a checkpoint is read from; gives the snapshot's folder."""
+def _download(hub: HubId, adapter: bool, log: Callable[[str], None]) -> Path:
+    """Download what a checkpoint, or an adapter, is read from; gives the snapshot's folder."""
     try:
         import huggingface_hub as library
     except ImportError:
@@ -51,9 +51,10 @@ def _download(hub: HubId, log: Callable[[str], None]) -> Path:
     try:
         info = library.HfApi().model_info(hub.repository, revision=hub.revision, files_metadata=True)
         sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
-        wanted = wanted_files(sizes)
+        wanted = wanted_files(sizes, adapter=adapter)
         if not wanted:
-            raise UserError(f"{hub} on the hub holds no checkpoint of PyTorch or safetensors: {_some(sizes)} is there")
+            kind = "adapter" if adapter else "checkpoint"
+            raise UserError(f"{hub} on the hub holds no {kind} of PyTorch or safetensors: {_some(sizes)} is there")
         total = sum(sizes[name] for name in wanted)
         hub.folder.mkdir(parents=True, exist_ok=True)
         check_space(hub.folder, total, f"downloading {hub}")
