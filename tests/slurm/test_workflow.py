@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.commands import jobs, out_of_service, slurm, submit, wait
+from tests.unit.calling_cases import table
 from tests.workflow.faults import Run, record, same_table
 from tests.workflow.running import ROOT
 
@@ -31,6 +32,12 @@ SLURM = (
     *("--set-resources", "embed_esm2:mem_mb=attempt * 2000", "embed_esm2:nodes=1", "detect_gpu:nodes=1"),
     *("embed_esm2:slurm_partition=gpu", "detect_gpu:slurm_partition=gpu"),
     *("--slurm-init-seconds-before-status-checks", "3"),
+)
+
+CLASSIFY_JOBS = (
+    *("--set-resources", "detect_gpu:nodes=1", "detect_gpu:slurm_partition=gpu"),
+    *(f"{rule}:{what}" for rule in ("embed_esm2", "embed_dnabert_s") for what in ("nodes=1", "slurm_partition=gpu")),
+    *(f"{rule}:mem_mb=2000" for rule in ("embed_esm2", "embed_dnabert_s")),
 )
 
 
@@ -107,9 +114,33 @@ def test_a_run_in_which_much_goes_wrong(run: Run, undisturbed: Run) -> None:
     record("a node is drained", "nothing: its jobs finish", Counter())
 
 
-def test_the_profile_is_found_from_the_root_and_shows_what_it_asks_for(run: Run) -> None:
-    result = run.call("--dry-run", "results/gpu.json")
+def test_from_contigs_to_calls_with_the_profile_that_is_found_from_the_root(tmp_path: Path) -> None:
+    (tmp_path / "own.fna").write_text(">a\n" + "GCCACG" * 40 + "\n>silent\n" + "TAACTAGTTAGCTAACTTAACTAA" * 5 + "\n")
+    models = {"classifier": "classifier_demo", "nucleotide_model": "dnabert_s_demo"}
+    classify = "{" + ", ".join(f"{name}: {value}" for name, value in models.items()) + "}"
+    config: dict[str, object] = {
+        "samples": tmp_path / "own.fna",
+        "input": "nucleotide",
+        "model": "esm2_demo",
+        "classify": classify,
+    }
+    run = Run(tmp_path, config, (*SLURM[:2], *CLASSIFY_JOBS, *SLURM[-2:]))
+    # What needs no cluster comes first, on this machine: a step on Slurm is seen to be done after a poll or two.
+    local = Run(tmp_path, config).call("--until", "split_proteins", "split_nucleotides", "detect_gpu", target="")
+    assert local.code == 0, local.text
+    try:
+        result = run.call(target="results/own/calls/calls.json")
+    finally:
+        run.stop_all()
+    assert result.code == 0, result.text
     assert (ROOT / "slurm").is_symlink()
     assert "Using profiles slurm" in result.text
-    assert "slurm_extra=--prefer='ampere|hopper|sm80|sm86|sm90'" in result.text
-    assert "slurm_partition=gpu" in result.text
+    assert result.jobs["split_proteins"] == result.jobs["split_nucleotides"] == 0
+    block = re.search(r"^rule embed_dnabert_s:\n(?:    .*\n)+", result.text, flags=re.MULTILINE)
+    assert block is not None
+    assert "slurm_extra=--prefer='ampere|hopper|sm80|sm86|sm90'" in block[0]
+    assert "slurm_partition=gpu" in block[0]
+    submitted = set(re.findall(r"SLURM jobid \d+ \(log: \S*/rule_(\w+)/", result.text))
+    assert {"embed_esm2", "embed_dnabert_s", "classify_frames", "call_contigs"} <= submitted
+    calls = table(tmp_path / "results/own/calls/contigs.tsv")
+    assert [(row["contig"], row["call"] == "unscored") for row in calls] == [("a", False), ("silent", True)]

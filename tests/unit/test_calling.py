@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from tests.unit.calling_cases import (
     BASES_WIDTH,
     PROTEIN_WIDTH,
+    MLPClassifier,
     column,
     contigs,
     frames_of,
@@ -214,3 +217,24 @@ def test_the_classifier_is_read_without_code_and_has_to_fit(tmp_path: Path, monk
     model.output_layer = torch.nn.Sequential()  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"Sequential|output_layer"):
         read_classifier(save_as_main(model, tmp_path / "other.pth", monkeypatch), 500)
+
+
+def test_a_classifier_that_was_saved_on_a_gpu_is_read_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = save_as_main(trained(), tmp_path / "500_model.pth", monkeypatch)
+    there = tmp_path / "gpu" / "500_model.pth"
+    there.parent.mkdir()
+    with zipfile.ZipFile(here) as old, zipfile.ZipFile(there, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):  # the places of its storages, as pickle writes texts
+                assert b"X\x03\x00\x00\x00cpu" in data
+                data = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+            new.writestr(name, data)
+    monkeypatch.setattr(sys.modules["__main__"], "MLPClassifier", MLPClassifier, raising=False)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(there, weights_only=False)
+    ours, expected = read_classifier(there, 500).tensors, read_classifier(here, 500).tensors
+    assert all(np.array_equal(ours[name], tensor) for name, tensor in expected.items())

@@ -17,7 +17,7 @@ from virnucpro.calling.state import CallFiles
 from virnucpro.storage.chunk_file import verify_chunk_file
 from virnucpro.storage.chunk_writer import write_chunk_file
 
-CLASSIFY = {"classifier": "classifier_demo", "nucleotide_model": "dnabert_s_demo", "chunk_bases": "4000"}
+CLASSIFY = {"classifier": "classifier_demo", "nucleotide_model": "dnabert_s_demo", "chunk_bases": "6000"}
 CALLS = "results/own/calls/calls.json"
 CALL = Counter(call_contigs=1)
 
@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     result = run.call(target="")
     assert result.code == 0, result.text
     chunks = len(list((folder / "results/own/nucleotides/tensors").iterdir()))
-    assert chunks > 4
+    assert chunks > 3
     assert result.jobs == Counter(
         prepare_weights=1,
         prepare_dnabert_s=1,
@@ -137,11 +137,10 @@ def test_kills_and_bad_chunk_files_cost_what_they_hit(run: Run, finished: Run) -
     classifier.unlink()
     (files(run).folder / "nucleotides" / "chunks" / "split.json").unlink()
     files(run).scores.unlink()
-    for number in (0, 1):
-        nucleotide_chunk(run, number).unlink()
-    cut = nucleotide_chunk(run, 2)
+    nucleotide_chunk(run, 0).unlink()
+    cut = nucleotide_chunk(run, 1)
     cut.write_bytes(cut.read_bytes()[:-100])
-    one, other = nucleotide_chunk(run, 3), nucleotide_chunk(run, 4)
+    one, other = nucleotide_chunk(run, 2), nucleotide_chunk(run, 3)
     aside = one.with_suffix(".aside")
     one.rename(aside)
     other.rename(one)
@@ -151,9 +150,9 @@ def test_kills_and_bad_chunk_files_cost_what_they_hit(run: Run, finished: Run) -
     aside.unlink()
 
     assert killed(files(run).folder / "nucleotides" / "nucleotides.parquet") == Counter(split_nucleotides=1)
-    killed(classifier, nucleotide_chunk(run, 1))
-    assert nucleotide_chunk(run, 0).exists()
-    assert not nucleotide_chunk(run, 1).exists()
+    killed(classifier, nucleotide_chunk(run, 0))
+    assert nucleotide_chunk(run, 1).exists()
+    assert not nucleotide_chunk(run, 0).exists()
     again = killed(files(run).scores)
     assert again == Counter(prepare_classifier=1, embed_dnabert_s=1, classify_frames=1)
     assert not files(run).scores.exists()

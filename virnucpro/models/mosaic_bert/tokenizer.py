@@ -129,12 +129,16 @@ def _is_of_this_kind(content: Any) -> bool:
 
 
 def demo_tokenizer(vocabulary: int) -> str:
-    """A small ``tokenizer.json`` of the same kind: the bases, their pairs, and triplets as far as there is room."""
+    """A ``tokenizer.json`` of the same kind: the bases, their pairs, triplets and so on as far as there is room."""
     tokens = [*SPECIAL, *"ACGT"]
     merges: list[tuple[str, str]] = []
     singles = list("ACGT")
-    longer = [(a, b) for a in singles for b in singles]
-    longer += [(a + b, c) for a, b in longer for c in singles]
+    longer: list[tuple[str, str]] = []
+    words = singles
+    while len(tokens) + len(longer) < vocabulary:
+        pairs = [(word, base) for word in words for base in singles]
+        longer += pairs
+        words = [word + base for word, base in pairs]
     for pair in longer[: vocabulary - len(tokens)]:
         merges.append(pair)
         tokens.append("".join(pair))
