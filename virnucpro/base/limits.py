@@ -130,4 +130,8 @@ def why_not_written(error: OSError) -> str:
         allowed = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         what = f"files of {size(allowed)} (`ulimit -f`)" if allowed >= 0 else "no files of that size"
         return f"{reason}: this process may write {what}; raise the limit and run the same command again"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{reason}: a file is where a folder should be; choose another place for the results"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{reason}: choose another place for the results, or have this one opened to you"
     return f"{reason}; free space there or choose another place for the results"

@@ -47,8 +47,8 @@ T = TypeVar("T")
 class RecordError(UserError):
     """A record that cannot be used; ``reason`` says why, for callers that name their own way out."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} {reason}; delete it and run the same command again")
+    def __init__(self, path: Path, reason: str, way_out: str = "delete it and run the same command again") -> None:
+        super().__init__(f"{path} {reason}; {way_out}")
         self.path = path
         self.reason = reason
 
@@ -76,8 +76,11 @@ def read_record(path: Path, kind: type[R]) -> R:
         if path.stat().st_size > LARGEST_FILE:
             raise RecordError(path, f"is larger than any {kind.FORMAT} record")
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecordError(path, "is not there", "run the step that writes it first, or give its folder") from None
     except OSError as error:
-        raise RecordError(path, f"cannot be read ({error.strerror})") from None
+        way_out = "have that put right and run the same command again"
+        raise RecordError(path, f"cannot be read ({error.strerror})", way_out) from None
     except ValueError:
         raise RecordError(path, "is no record (not UTF-8 text)") from None
     return parse_record(text, kind, path)

@@ -19,6 +19,7 @@ TOKENIZER_ENTRY = "tokenizer"
 """The name of the model's tokenizer there, for a family whose models have one each."""
 
 WAY_OUT = "delete it and run the same command again"
+WAY_OUT_ELSE = "give the file that prepare has written; if it is this one, delete it and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def read_weights_header(path: Path, file: BinaryIO) -> tuple[Header, WeightsMani
         header = read_header(file)
         return header, parse_record(header.metadata.get(METADATA_ENTRY, ""), WeightsManifest, path)
     except HeaderError as error:
-        raise UserError(f"weights {path} are damaged or were not prepared by virnucpro ({error}): {WAY_OUT}") from None
+        raise UserError(
+            f"weights {path} are damaged or were not prepared by virnucpro ({error}): {WAY_OUT_ELSE}"
+        ) from None
     except RecordError as error:
         raise UserError(f"the manifest in weights {path} {error.reason}: {WAY_OUT}") from None
 

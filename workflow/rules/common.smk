@@ -30,6 +30,7 @@ if Path(sys.executable).exists():
 try:
     from virnucpro.base.errors import UserError
     from virnucpro.base.atomic import alone_in
+    from virnucpro.base.limits import sentence_for
     from virnucpro.base.records import read_record
     from virnucpro.chunking.manifest import ChunkManifest
     from virnucpro.chunking.size import BASES
@@ -86,8 +87,13 @@ DEVICE = "VIRNUCPRO_DEVICE_OF_JOBS"
 try:
     sources = config_sources(workflow, config, CLONE)
     run = load_config(*sources, device=device_of_jobs())
-except UserError as error:
-    sys.exit(f"error: {error}")
+except (UserError, OSError) as error:  # the latter of what another user keeps for himself
+    sys.exit(f"error: {sentence_for(error)}")
+if not os.access(".snakemake" if os.path.isdir(".snakemake") else ".", os.W_OK):
+    sys.exit(
+        f"error: Snakemake keeps its records in the working folder, {os.getcwd()}, where this user may not write: run it "
+        "in another folder (--directory)"
+    )
 config = merged(sources)  # what scripts and reports see: as it was given
 if workflow.is_main_process:
     read = ", ".join(source.name for source in sources) or "none are given"
@@ -111,15 +117,18 @@ def hold_results():
 # job (see onstart): dry runs, reports, a run with nothing to do. So may who finds none: folders are made with jobs.
 DRY_RUN = getattr(workflow.output_settings, "dryrun", False)
 IS_HELD = workflow.is_main_process and not DRY_RUN and run.results.is_dir()
-WHY_NOT_HELD = hold_results() if IS_HELD else None
+try:
+    WHY_NOT_HELD = hold_results() if IS_HELD else None
 
-# What is there, compared by content with what is asked for.
-state = run_state(run)
-calls = calls_state(run, state)
-if workflow.is_main_process:
-    end_dates_to_come(state, run.results)
-    if calls is not None:
-        end_dates_to_come(calls.nucleotides, run.results)
+    # What is there, compared by content with what is asked for.
+    state = run_state(run)
+    calls = calls_state(run, state)
+    if workflow.is_main_process:
+        end_dates_to_come(state, run.results)
+        if calls is not None:
+            end_dates_to_come(calls.nucleotides, run.results)
+except (UserError, OSError) as error:
+    sys.exit(f"error: {sentence_for(error)}")
 
 WEIGHTS = state.weights.file
 GPU_REPORT = run.results / "gpu.json"
