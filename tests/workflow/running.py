@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,10 +37,12 @@ def snakemake(
     snakefile: Path | None = SNAKEFILE,
     cores: int = 2,
     timeout: float = 300,
+    within: Sequence[str] = (),
 ) -> Result:
-    """Call Snakemake from ``folder`` with the config's keys on the command line."""
+    """Call Snakemake from ``folder`` with the config's keys on the command line, by the command ``within`` if given."""
     settings = [f"{key}={value}" for key, value in (config or {}).items()]
     command = [
+        *within,
         *(sys.executable, "-m", "snakemake", "--cores", str(cores)),
         *(("-s", str(snakefile)) if snakefile else ()),
         *arguments,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -130,3 +132,25 @@ def test_without_network_the_shipped_config_says_which_file_to_put_where(tmp_pat
     url = "https://dl.fbaipublicfiles.com/fair-esm/models/esm2_t36_3B_UR50D.pt"
     for words in (url, str(tmp_path / "hub" / "hub" / "checkpoints" / "esm2_t36_3B_UR50D.pt"), "model"):
         assert words in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root, to become less")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("x.pt", ["Permission denied", "x.pt"]), (".", ["keeps its records in the working folder", "--directory"])],
+    ids=["the model", "the working folder"],
+)
+def test_what_another_user_keeps_to_himself(name: str, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "own.faa").write_text(GOOD)
+    (tmp_path / "x.pt").write_bytes(b"x")
+    os.chown(tmp_path / name, 65534, 65534)
+    (tmp_path / name).chmod(0o600 if name == "x.pt" else 0o755)
+    config = {"samples": "own.faa", "model": "x.pt" if name == "x.pt" else "esm2_demo"}
+    # Root without what lets it read and write everything: a user like others, whom Python's files belong to.
+    within = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
+    result = snakemake(tmp_path, "-n", config=config, within=within)
+    assert result.code == 1
+    (line,) = [line for line in result.text.splitlines() if line.startswith("error: ")]
+    assert [word for word in words if word not in line] == [], line
+    assert "Traceback" not in result.text
+    assert "Exception" not in result.text

@@ -87,7 +87,7 @@ DEVICE = "VIRNUCPRO_DEVICE_OF_JOBS"
 try:
     sources = config_sources(workflow, config, CLONE)
     run = load_config(*sources, device=device_of_jobs())
-except (UserError, OSError) as error:  # the latter of what another user keeps for himself
+except (UserError, OSError) as error:  # of another user's files
     sys.exit(f"error: {sentence_for(error)}")
 if not os.access(".snakemake" if os.path.isdir(".snakemake") else ".", os.W_OK):
     sys.exit(
