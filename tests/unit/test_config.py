@@ -15,7 +15,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.settings import LONGEST, SETTINGS, EmbeddingSettings, LongProteins, TableSettings
+from virnucpro.base.settings import LONGEST, SETTINGS, CallRule, EmbeddingSettings, LongProteins, TableSettings
 from virnucpro.config import GROUPS, RunConfig, json_schema, load_config, merged, schema_text
 from virnucpro.config_files import Source, read_arguments, read_file
 from virnucpro.models.reference import ModelRef, planning_architecture
@@ -158,6 +158,52 @@ def test_a_mistake_is_named_in_one_sentence(given: dict[str, Any], words: list[s
     text = sentence(load, {"samples": fasta, **given})
     assert [word for word in words if word not in text] == [], text
     assert len(text) < 600
+
+
+CALLED = {"input": "nucleotide"}
+
+
+@pytest.mark.parametrize(
+    ("given", "classify", "words"),
+    [
+        ({}, {"classifier": "classifier_demo"}, ["'input' is protein: set it to nucleotide"]),
+        ({**CALLED, "layers": [1, 2]}, {"classifier": "classifier_demo"}, ["set pooling to mean and give one layer"]),
+        ({**CALLED, "pooling": "per_residue"}, {"classifier": "classifier_demo"}, ["set pooling to mean"]),
+        (CALLED, {"classifier": "none.pth"}, ["'classify.classifier'", "none.pth does not exist"]),
+        (CALLED, {"classifier": "{folder}"}, ["'classify.classifier'", "is no file"]),
+        (CALLED, {"classifier": "{folder}/300_model.pth"}, ["is the classifier for windows of 300 bases"]),
+        ({**CALLED, "nucleotide": {"window": 400}}, {"classifier": "{folder}/x.pth"}, ["give 300 or 500"]),
+        (CALLED, {"classifier": "classifier_demo", "nucleotide_model": "esm2_demo"}, ["embeds proteins"]),
+        (CALLED, {"classifier": "classifier_demo", "viral_over": "-0.5"}, ["the second no larger"]),
+        ({}, {"viral_over": "2"}, ["'classify.viral_over'", "a number from -1 to 1"]),
+        ({}, {"sure_over": "nan"}, ["'classify.sure_over'", "a number from 0 to 1"]),
+        ({}, {"sure_over": float("nan")}, ["'classify.sure_over'"]),
+        ({}, {"sure_over": True}, ["'classify.sure_over'"]),
+        ({}, {"classifier": False}, ["'classify.classifier'", "quotes"]),
+    ],
+)
+def test_what_keeps_contigs_from_being_called_is_said_before_anything_runs(
+    given: dict[str, Any], classify: dict[str, Any], words: list[str], fasta: str, tmp_path: Path
+) -> None:
+    for name in ("300_model.pth", "x.pth"):
+        (tmp_path / name).write_bytes(b"")
+    classify = {
+        name: value.replace("{folder}", str(tmp_path)) if isinstance(value, str) else value
+        for name, value in classify.items()
+    }
+    text = sentence(load, {"samples": fasta, "model": "esm2_demo", **given, "classify": classify})
+    assert [word for word in words if word not in text] == [], text
+
+
+def test_calls_are_off_by_default_and_take_the_settings_of_the_run(fasta: str) -> None:
+    assert load({"samples": fasta}).calls is None
+    given = {"classifier": "classifier_demo", "viral_over": "0.5", "non_viral_under": -1}
+    calls = load({"samples": fasta, **CALLED, "precision": "fp8", "classify": given}).calls
+    assert calls is not None
+    assert calls.rule == CallRule(viral_over=0.5, non_viral_under=-1.0)
+    assert calls.embedding == EmbeddingSettings(precision="auto", long_proteins=LongProteins("full"))
+    assert calls.model == ModelRef("dnabert_s")
+    assert (calls.chunk_sizes["gpu"].residues, calls.chunk_sizes["cpu"].residues) == (200_000_000, 2_100_000)
 
 
 @pytest.mark.parametrize("name", ["my{x}.pt", "my<x>.pt"])
