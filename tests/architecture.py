@@ -36,7 +36,19 @@ ORDER: tuple[tuple[str, ...], ...] = (
 
 HOLDS = {
     "config": ("config", "config_files", "run_state", "samples"),
-    "edges": ("", "api", "cli", "doctor", "gpu_report", "jobs", "models", "models.esm2_flash", "options", "steps"),
+    "edges": (
+        "",
+        "api",
+        "call_steps",
+        "cli",
+        "doctor",
+        "gpu_report",
+        "jobs",
+        "models",
+        "models.esm2_flash",
+        "options",
+        "steps",
+    ),
 }
 """Rooms that are not the folder of their name. ``models`` is its ``__init__`` alone, which offers ``esm2_flash``."""
 

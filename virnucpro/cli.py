@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from virnucpro import __version__
 from virnucpro.base.settings import LONGEST
 from virnucpro.base.text import printable
+from virnucpro.call_steps import add_call_steps
 from virnucpro.jobs import job
 from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
 from virnucpro.steps import add_steps
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.set_defaults(run=_embed)
 
     add_steps(commands)
+    add_call_steps(commands)
     return parser
 
 

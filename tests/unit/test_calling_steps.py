@@ -25,6 +25,7 @@ from virnucpro.base.settings import CallRule
 from virnucpro.calling import classify as classify_module
 from virnucpro.calling.classifier import load_classifier
 from virnucpro.calling.state import CallsRecord
+from virnucpro.cli import main
 from virnucpro.models.esm2 import synthetic as esm2_synthetic
 from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, ESM2_MODELS, Architecture
 from virnucpro.models.mosaic_bert import synthetic
@@ -206,6 +207,26 @@ def called(steps: Steps) -> dict[str, bytes]:
     found = contents(steps.files.calls)
     del found["calls.json"]  # scores.parquet is compared by the rest
     return found
+
+
+def test_the_steps_as_commands_give_the_same_calls(steps: Steps, finished: Steps, tmp_path: Path) -> None:
+    sample, weights = str(tmp_path / "my"), list(map(str, steps.weights))
+    contigs_, window = str(steps.fasta), ["--window", "300"]
+    main(["translate", contigs_, "-o", sample, *window])
+    translated = str(tmp_path / "my" / "translated.faa")
+    main(["split", translated, "-o", sample, "--model", "esm2_demo", "--suspicious", "accept"])
+    main(["split-nucleotides", sample, "--nucleotide-model", "dnabert_s_demo"])
+    precision = ["--precision", "fp32"]
+    main(["embed-chunk", sample, "chunk_00000", "--weights", weights[0], "--devices", "cpu", *precision])
+    main(["embed-nucleotides", sample, "chunk_00000", "--weights", weights[1], "--devices", "cpu", *precision])
+    given = ["--weights", weights[0], "--nucleotide-weights", weights[1], "--classifier", "classifier_demo"]
+    main(["score", sample, *given, *window, *precision])
+    main(["call", contigs_, "-o", sample, *window])
+    ours, others = (table(folder / "calls" / "contigs.tsv") for folder in (tmp_path / "my", finished.folder))
+    assert column(ours, "call") == column(others, "call")
+    assert list(map(float, filter(None, column(ours, "score")))) == pytest.approx(
+        list(map(float, filter(None, column(others, "score")))), abs=2e-6
+    )
 
 
 def test_numbers_that_are_not_finite_are_no_scores(steps: Steps) -> None:

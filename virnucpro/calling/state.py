@@ -120,8 +120,8 @@ class CallFiles(SampleFiles):
 
 
 @dataclass(frozen=True)
-class NucleotideRequest(SampleRequest):
-    """What is wanted of the nucleotides of a sample's frames: a split of their own, of the proteins' translation."""
+class NucleotideFiles(SampleFiles):
+    """The files of the nucleotides of a sample's frames: a split of their own, of the proteins' translation."""
 
     @property
     def translated(self) -> Path:
@@ -143,6 +143,11 @@ class NucleotideRequest(SampleRequest):
     @property
     def tensors(self) -> Path:
         return self.folder / "nucleotides" / "tensors"
+
+
+@dataclass(frozen=True)
+class NucleotideRequest(NucleotideFiles, SampleRequest):
+    """What is wanted of the nucleotides of a sample's frames."""
 
 
 @dataclass(frozen=True)
