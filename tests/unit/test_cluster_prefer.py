@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.slurm.cluster import Cluster, JobSize, ask_cluster, parse_gres, parse_groups, parse_version
+from virnucpro.slurm.cluster import (
+    Cluster,
+    JobSize,
+    ask_cluster,
+    parse_gres,
+    parse_groups,
+    parse_version,
+    why_not_reached,
+)
 from virnucpro.slurm.features import is_ampere_or_newer, prefer_option, preferred_features
 
 NEW = """
@@ -161,3 +169,16 @@ def test_a_users_own_format_does_not_disturb(tmp_path: Path, monkeypatch: pytest
     assert found.version == (23, 2)
     _sinfo(tmp_path, '[ -z "${SINFO_FORMAT+x}" ] || exit 1; echo slurm 23.02.1')
     assert ask_cluster() is not None
+
+
+def test_a_slurm_that_is_not_there_or_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no Slurm here (sinfo and sbatch not found): start the run" in str(why_not_reached())
+    for program, body in (("sbatch", "exit 0"), ("sinfo", "echo first >&2; echo fatal: no host >&2; exit 1")):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / program).chmod(0o755)
+    assert "Slurm cannot be reached (sinfo: 'fatal: no host')" in str(why_not_reached())
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'debug up 1'\n")
+    assert why_not_reached() is None
+    (tmp_path / "sinfo").write_text("#!/bin/sh\nexec /bin/sleep 9\n")
+    assert why_not_reached(timeout=0.1) is None

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 
+from virnucpro.base.text import short
+
 SECONDS = 15.0
 """How long ``sinfo`` may take; a controller under load answers slowly."""
 
@@ -80,6 +82,22 @@ def ask_cluster(*, timeout: float = SECONDS) -> Cluster | None:
             return None
         texts.append(done.stdout)
     return Cluster(parse_version(texts[0]), tuple(parse_groups(texts[1])))
+
+
+def why_not_reached(*, timeout: float = SECONDS) -> str | None:
+    """Why no job can be submitted here, in a sentence; None where Slurm answers, or takes its time."""
+    way_out = "start the run on a node of the cluster that submits jobs, or without --profile slurm"
+    missing = [program for program in ("sinfo", "sbatch") if shutil.which(program) is None]
+    if missing:
+        return f"there is no Slurm here ({' and '.join(missing)} not found): {way_out}"
+    try:
+        done = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=timeout, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # a controller under load: submission itself waits and tries again
+    if done.returncode == 0:
+        return None
+    said = short((done.stderr.strip().splitlines() or ["it says nothing"])[-1].removeprefix("sinfo: "))
+    return f"Slurm cannot be reached (sinfo: {said}): {way_out}, or ask those who run it"
 
 
 def parse_version(text: str) -> tuple[int, int]:

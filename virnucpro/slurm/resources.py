@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from virnucpro.slurm.cluster import Cluster, JobSize, ask_cluster, parse_gres
+from virnucpro.slurm.cluster import Cluster, JobSize, ask_cluster, parse_gres, why_not_reached
 from virnucpro.slurm.features import FIRST_VERSION, prefer_option
 
 Resource = Callable[..., str | None]
@@ -52,6 +52,11 @@ def submits_to_slurm(workflow: Any) -> bool:
     if plugin is None or not workflow.is_main_process:
         return False
     return plugin.name == "slurm" or bool(plugin.common_settings.dryrun_exec)
+
+
+def why_no_slurm(workflow: Any) -> str | None:
+    """Why jobs that are to go to Slurm can't be submitted, in a sentence; None where they can, or go elsewhere."""
+    return why_not_reached() if workflow.executor_plugin and workflow.executor_plugin.name == "slurm" else None
 
 
 def plugin_chooses_partitions(workflow: Any) -> bool:

@@ -47,7 +47,7 @@ try:
         stale_tables,
         unasked_calls,
     )
-    from virnucpro.slurm.resources import slurm_resources
+    from virnucpro.slurm.resources import slurm_resources, why_no_slurm
     from virnucpro.slurm.sizing import embed_memory_mb, embed_minutes
     from virnucpro.storage.state import MISSING
     from virnucpro.storage.tables import TABLES
