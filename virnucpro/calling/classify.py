@@ -60,8 +60,7 @@ def classify(
     rule, policies = rule or CallRule(), policies or InputPolicies()
     log = logger or logging.getLogger(__name__)
     intake = _read_once(inputs, policies)
-    given = "".join(file_sha256(path) for path in features.paths)
-    made_from = calls_origin(intake.digests, given, window, rule, policies)
+    made_from = calls_origin(intake.digests, "of the features given", window, rule, policies)
     made_from |= {f"features {path}": file_sha256(path) for path in features.paths}
     made_from |= {"classifier": classifier.sha256 or "random"}
 
@@ -103,7 +102,7 @@ def call_contigs(
     if file_sha256(scores) != proof.sha256:
         raise UserError(f"{scores} was changed or damaged since it was written: run the same command again")
     origin = read_record(record, Products).made_from
-    is_random = "random" in origin["classifier"]
+    is_random = origin["classifier"] == "random"
     made_from = calls_origin(intake.digests, proof.sha256, window, rule, policies)
     made_from |= {name: value for name, value in origin.items() if name != "splits"}
 
