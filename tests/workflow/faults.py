@@ -120,14 +120,15 @@ class Run:
 
     def stop_all(self) -> None:
         """End whatever a failed test has left running."""
-        for process in self._started:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+        running = [process for process in self._started if process.poll() is None]
+        for process in running:
+            process.kill()
         for file in self.plans.glob("*.pid"):
             pid = int(file.read_text())
             if str(self.plans).encode() in _environment_of(pid):
                 os.kill(pid, signal.SIGKILL)
+        for process in running:
+            process.communicate()  # its jobs write to the same pipe, so they end first
 
     def left_over(self) -> list[str]:
         """Temporary files beside the results."""
