@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,10 +124,10 @@ class Run:
         running = [process for process in self._started if process.poll() is None]
         for process in running:
             process.kill()
-        for file in self.plans.glob("*.pid"):
-            pid = int(file.read_text())
-            if str(self.plans).encode() in _environment_of(pid):
-                os.kill(pid, signal.SIGKILL)
+        for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+            if str(self.plans).encode() in _environment_of(pid):  # jobs, also those that wait for a GPU
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for process in running:
             process.communicate()  # its jobs write to the same pipe, so they end first
 
