@@ -26,8 +26,8 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings, LongProteins, resolve_layers
 from virnucpro.chunking.manifest import ChunkManifest
-from virnucpro.engine import devices as devices_module
 from virnucpro.engine import embed as embed_module
+from virnucpro.engine import processes as processes_module
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.engine.load import load_model
@@ -286,7 +286,7 @@ def test_a_killed_worker_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\nkill -KILL $$\n")
     program.chmod(0o755)
-    monkeypatch.setattr(devices_module, "sys", SimpleNamespace(executable=str(program)))
+    monkeypatch.setattr(processes_module, "sys", SimpleNamespace(executable=str(program)))
     with pytest.raises(UserError, match="ended with signal SIGKILL"):
         embed(tmp_path, weights, ["MKLV", "MK"], EmbeddingSettings(), devices=["cpu", "cpu"])
 
@@ -297,7 +297,7 @@ def test_what_a_worker_says_is_logged_and_a_defect_brings_its_traceback(
     program = tmp_path / "python"
     program.write_text("""#!/bin/sh\necho '["log", 30, "odd"]'\necho '["defect", "Traceback"]'\n""")
     program.chmod(0o755)
-    monkeypatch.setattr(devices_module, "sys", SimpleNamespace(executable=str(program)))
+    monkeypatch.setattr(processes_module, "sys", SimpleNamespace(executable=str(program)))
     with pytest.raises(RuntimeError, match="the process of cpu failed:\nTraceback"):
         embed(tmp_path, weights, ["MKLV", "MK"], EmbeddingSettings(), devices=["cpu", "cpu"])
     assert "cpu: odd" in caplog.messages
@@ -306,9 +306,8 @@ def test_what_a_worker_says_is_logged_and_a_defect_brings_its_traceback(
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     """Standard input ends: a worker that has just begun ends too, long before it could have done its task."""
     root = str(Path(__file__).resolve().parents[2])
-    os.mkfifo(tmp_path / "task.json")  # nobody ever writes to it
     worker = subprocess.Popen(
-        [sys.executable, "-m", "virnucpro.engine.worker", str(tmp_path)],
+        [sys.executable, "-m", "virnucpro.engine.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": root},

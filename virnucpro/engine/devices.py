@@ -9,16 +9,11 @@ from __future__ import annotations
 import heapq
 import json
 import logging
-import os
 import selectors
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,9 +24,11 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.engine.embed import ProteinEmbeddings
+from virnucpro.engine.processes import DeviceProcess
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics, header_entries, read_header_entries
 from virnucpro.storage.chunk_writer import ResidueRegion
 
+TASK_FILE = "task.json"
 RUN_FILE = "run.json"
 DIGESTS_FILE = "blocks.npz"
 
@@ -75,11 +72,16 @@ def balanced_shares(costs: NDArray[np.float64], shares: int) -> list[NDArray[np.
 
 
 def embed_on_devices(
-    tasks: Sequence[ShareTask], rows: Sequence[NDArray[np.int64]], output: Path, logger: logging.Logger
+    processes: Sequence[DeviceProcess],
+    tasks: Sequence[ShareTask],
+    rows: Sequence[NDArray[np.int64]],
+    output: Path,
+    logger: logging.Logger,
 ) -> tuple[ProteinEmbeddings, dict[int, bytes]]:
     """Embed a chunk on several devices at once; a failure of one ends all.
 
     Args:
+        processes: one a device, which wait for a task.
         tasks: one a device.
         rows: the rows of each task's share.
         output: the job's output, beside which the parts are kept for a while.
@@ -90,80 +92,38 @@ def embed_on_devices(
 
     Raises:
         UserError: what a device's process raised, with the device's name, or that it was killed.
+        RuntimeError: a process failed with anything else.
     """
-    with scratch_directory(output) as folder, ExitStack() as running:
+    with scratch_directory(output) as folder:
         parts = [folder / f"share_{task.share}" for task in tasks]
         with selectors.DefaultSelector() as said:
-            for task, part in zip(tasks, parts, strict=True):
+            for process, task, part in zip(processes, tasks, parts, strict=True):
                 part.mkdir()
-                worker = _Worker(task, part, logger)
-                running.callback(worker.stop)
-                said.register(worker.events, selectors.EVENT_READ, worker)
+                write_record(part / TASK_FILE, task)
+                process.begin(part)
+                said.register(process.events, selectors.EVENT_READ, (process, task.device))
             while said.get_map():
                 for key, _ in said.select():
-                    if not key.data.listen():
+                    process, device = key.data
+                    if not _listen(process, device, logger):
                         said.unregister(key.fileobj)
         return join_parts(parts, rows), {
             block: digest for part in parts for block, digest in read_digests(part).items()
         }
 
 
-class _Worker:
-    """One device's process."""
-
-    def __init__(self, task: ShareTask, part: Path, logger: logging.Logger) -> None:
-        self._device = task.device
-        self._logger = logger
-        write_record(part / "task.json", task)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "virnucpro.engine.worker", str(part)],
-            stdin=subprocess.PIPE,  # says nothing; its end tells the process that we have gone
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env=_environment(),
-        )
-        self.events = cast(IO[bytes], self._process.stdout)
-
-    def listen(self) -> bool:
-        """Take one line of what the process says; False when it has ended well.
-
-        Raises:
-            UserError: the process failed with one, or was killed.
-            RuntimeError: the process failed with anything else.
-        """
-        line = self.events.readline()
-        if not line:
-            self._check_end(self._process.wait())
-            return False
-        kind, *content = json.loads(line)
-        if kind == "log":
-            self._logger.log(content[0], "%s: %s", self._device, content[1])
-            return True
-        if kind == "error":
-            raise UserError(f"{self._device}: {content[0]}")
-        raise RuntimeError(f"the process of {self._device} failed:\n{content[0]}")
-
-    def _check_end(self, code: int) -> None:
-        if code:
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            raise UserError(
-                f"the process of {self._device} ended with {how} before it was done "
-                "(too little main memory is the usual cause): give the job more memory and run the same command again"
-            )
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
-def _environment() -> dict[str, str]:
-    """Our environment, with the package found where this process found it."""
-    root = str(Path(__file__).resolve().parents[2])
-    known = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root}
+def _listen(process: DeviceProcess, device: str, logger: logging.Logger) -> bool:
+    """Take one line of what a process says; False when it has ended well."""
+    said = process.listen(device)
+    if said is None:
+        return False
+    kind, *content = said
+    if kind == "log":
+        logger.log(content[0], "%s: %s", device, content[1])
+        return True
+    if kind == "error":
+        raise UserError(f"{device}: {content[0]}")
+    raise RuntimeError(f"the process of {device} failed:\n{content[0]}")
 
 
 def write_part(part: Path, embeddings: ProteinEmbeddings, digests: Mapping[int, bytes]) -> None:

@@ -20,9 +20,10 @@ from virnucpro.base.text import number
 from virnucpro.chunking.cost import embedded_residues, protein_costs
 from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.cuda.devices import job_devices
-from virnucpro.engine.devices import ShareTask, balanced_shares, embed_on_devices, write_part
+from virnucpro.engine.devices import TASK_FILE, ShareTask, balanced_shares, embed_on_devices, write_part
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.load import load_tokenizer
+from virnucpro.engine.processes import DeviceProcess
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.blocks import BlockWriter
 from virnucpro.storage.chunk_layout import chunk_shapes
@@ -47,6 +48,7 @@ def embed_chunk(
     *,
     devices: Sequence[str] | None = None,
     threads: int | None = None,
+    processes: Sequence[DeviceProcess] = (),
     logger: logging.Logger,
 ) -> RunStatistics:
     """Embed one chunk and write its chunk file (see :mod:`virnucpro.storage.chunk_layout`).
@@ -55,6 +57,7 @@ def embed_chunk(
         devices: "cpu", "cuda:0", ...; one process each when there are several. None takes every
             CUDA device that the process sees, and the CPU where there is none.
         threads: of the CPU, shared among the devices; None leaves torch's own number.
+        processes: of several devices, where they were started early; what is missing is started.
 
     Returns:
         The statistics that are also in the chunk file's metadata.
@@ -62,11 +65,29 @@ def embed_chunk(
     Raises:
         UserError: the FASTA is not the one that the manifest describes, or see :func:`embed_proteins`.
     """
+    names = job_devices(devices)
+    with ExitStack() as running:
+        if len(names) > 1:
+            more = (running.enter_context(DeviceProcess()) for _ in names[len(processes) :])
+            processes = [*processes[: len(names)], *more]
+        return _embed(fasta, chunk_manifest, weights, output, settings, names, processes, threads, logger)
+
+
+def _embed(
+    fasta: Path,
+    chunk_manifest: Path,
+    weights: Path,
+    output: Path,
+    settings: EmbeddingSettings,
+    names: Sequence[str],
+    processes: Sequence[DeviceProcess],
+    threads: int | None,
+    logger: logging.Logger,
+) -> RunStatistics:
     manifest = read_manifest(weights)
     chunk = read_record(chunk_manifest, ChunkManifest)
     identity = embedding_identity(manifest, settings)
     proteins, digests = read_chunk(fasta, chunk)
-    names = job_devices(devices)
     threads_each = max(1, (threads or torch.get_num_threads()) // len(names))
     logger.info(
         "%s: %d proteins, %d residues; %s, layers %s, %s, on %s",
@@ -124,7 +145,7 @@ def embed_chunk(
                 )
                 for share, device in enumerate(names)
             ]
-            embeddings, blocks = embed_on_devices(tasks, rows, output, logger)
+            embeddings, blocks = embed_on_devices(processes, tasks, rows, output, logger)
         metadata = ChunkMetadata(source, identity, embeddings.run)
         writer.finish({"digests": digests, **embeddings.tensors}, metadata.to_entries(), blocks)
     done = embeddings.run.statistics
@@ -155,7 +176,7 @@ def run_share(folder: Path, logger: logging.Logger) -> None:
     Raises:
         UserError: see :func:`embed_chunk`.
     """
-    task = read_record(folder / "task.json", ShareTask)
+    task = read_record(folder / TASK_FILE, ShareTask)
     torch.set_num_threads(task.threads)
     manifest = read_manifest(Path(task.weights))
     proteins, _ = read_chunk(Path(task.fasta), read_record(Path(task.chunk_manifest), ChunkManifest))

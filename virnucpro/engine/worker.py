@@ -1,7 +1,8 @@
-"""The process of one device of several: ``python -m virnucpro.engine.worker FOLDER``.
+"""The process of one device of several: ``python -m virnucpro.engine.worker``.
 
-A program of its own rather than ``multiprocessing``'s, whose spawned children run the parent's script again. It reads
-the task in the folder and leaves its embeddings there (see :mod:`virnucpro.engine.devices`). On standard output it says
+A program of its own rather than ``multiprocessing``'s, whose spawned children run the parent's script again. It imports
+torch, waits for a folder's path on standard input (as JSON, a line), does the task in that folder and leaves its
+embeddings there (see :mod:`virnucpro.engine.devices`). On standard output it says
 what the parent is to log or raise, a JSON list a line: ``["log", level, text]``, ``["error", sentence]`` or
 ``["defect", traceback]``. The end of standard input means that the parent has gone, and ends the process.
 """
@@ -41,7 +42,6 @@ def send(out: BinaryIO, *event: str | int) -> None:
 def main() -> int:
     for number in STOPS:  # who stops the job stops the parent too, which says so; our end follows from its own
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Whatever libraries print must not mix with the events.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -52,12 +52,24 @@ def main() -> int:
     try:
         from virnucpro.engine.job import run_share
 
-        run_share(Path(sys.argv[1]), logger)
+        folder = _task()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        run_share(folder, logger)
     except Exception as error:
         sentence = sentence_for(error)
         send(out, *(("defect", traceback.format_exc()) if sentence is None else ("error", sentence)))
         return 1
     return 0
+
+
+def _task() -> Path:
+    """The folder of the task, when it comes; ends the process when the parent has gone before."""
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (part := os.read(0, 4096)):
+            os._exit(1)
+        line += part
+    return Path(json.loads(line))
 
 
 def _end_with_parent() -> None:
@@ -68,4 +80,6 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # what there is to say was said, and taking CUDA and torch down takes a second

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from virnucpro.cuda.lease import lease_devices
+from virnucpro.engine.processes import device_processes
 from virnucpro.jobs import job
 
 with (
     job(f"{snakemake.wildcards.sample} {snakemake.wildcards.chunk}", snakemake.log[0]) as log,
     lease_devices(snakemake.resources.gpu, logger=log),
+    device_processes(snakemake.resources.gpu) as processes,
 ):
-    # CUDA reads the leased devices when torch starts, so torch is imported after the lease.
+    # CUDA reads the leased devices when torch starts, so torch is imported after the lease; by all processes at once.
     from virnucpro.base.settings import EmbeddingSettings
     from virnucpro.engine.job import embed_chunk
 
@@ -20,5 +22,6 @@ with (
         Path(snakemake.output[0]),
         EmbeddingSettings(**snakemake.params.settings),
         threads=snakemake.threads,
+        processes=processes,
         logger=log,
     )

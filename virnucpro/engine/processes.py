@@ -1,0 +1,85 @@
+"""The processes of a job's devices, started before there is anything for them to do: they take seconds to import torch.
+
+Needs the standard library alone, so that they can be started before the job itself imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, cast
+
+from virnucpro.base.errors import UserError
+
+
+class DeviceProcess:
+    """One device's process (see :mod:`virnucpro.engine.worker`); a context manager that ends it.
+
+    Attributes:
+        events: what it says, a JSON list a line.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "virnucpro.engine.worker"],
+            stdin=subprocess.PIPE,  # says where the task is, and its end that we have gone
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=_environment(),
+        )
+        self.events = cast(IO[bytes], self._process.stdout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def begin(self, folder: Path) -> None:
+        """Have it do the task in a folder. One that has died already is noticed when it is listened to."""
+        with suppress(BrokenPipeError):
+            cast(IO[bytes], self._process.stdin).write(json.dumps(str(folder)).encode() + b"\n")
+
+    def listen(self, device: str) -> list[Any] | None:
+        """One line of what it says; None when it has ended well.
+
+        Raises:
+            UserError: it was killed, or ended otherwise before it was done; names the ``device``.
+        """
+        line = self.events.readline()
+        if line:
+            said: list[Any] = json.loads(line)
+            return said
+        code = self._process.wait()
+        if code:
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise UserError(
+                f"the process of {device} ended with {how} before it was done "
+                "(too little main memory is the usual cause): give the job more memory and run the same command again"
+            )
+        return None
+
+
+@contextmanager
+def device_processes(devices: int) -> Iterator[list[DeviceProcess]]:
+    """One process a device, where there are several; one device alone is the job's own process's."""
+    with ExitStack() as running:
+        yield [running.enter_context(DeviceProcess()) for _ in range(devices if devices > 1 else 0)]
+
+
+def _environment() -> dict[str, str]:
+    """Our environment, with the package found where this process found it."""
+    root = str(Path(__file__).resolve().parents[2])
+    known = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root}
