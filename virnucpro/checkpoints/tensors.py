@@ -15,10 +15,8 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.text import short
 from virnucpro.checkpoints.files import CheckpointFiles, checkpoint_files, read_json, what_it_is
+from virnucpro.checkpoints.plain import plain_tensor, why_not_plain
 from virnucpro.checkpoints.torch_file import REPLACE, check_records, load_torch_file
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Number formats of weights that are read."""
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "weights")
 """Entries of a training program's checkpoint that hold the tensors (fair-esm, Lightning, PyTorch's tutorials, ...)."""
@@ -59,44 +57,6 @@ class StoredTensors:
         if tensor is None:
             raise UserError(f"{self.path} is not complete: its tensor {short(name)} is missing")
         return plain_tensor(self.path, name, tensor, shape)
-
-
-def plain_tensor(path: Path, name: str, tensor: Any, shape: tuple[int, ...] | None = None) -> Tensor:
-    """The tensor itself, where it is a dense one of floating-point numbers that all lie in the file.
-
-    Args:
-        path, name: for messages.
-        shape: what it has to have; None takes any.
-
-    Raises:
-        UserError: a sparse, quantised, nested or expanded one, one without numbers, or one of another shape or type.
-    """
-    tensor = Tensor.detach(tensor) if isinstance(tensor, Tensor) else tensor  # see _read_file
-    reason = _why_not_plain(tensor)
-    if reason is not None:
-        raise UserError(f"{path}: {short(name)} {reason}, and plain float16, bfloat16, float32 or float64 is read")
-    if shape is not None and tuple(tensor.shape) != shape:
-        raise UserError(
-            f"{path} is damaged or of another model: {short(name)} has shape {short(tuple(tensor.shape))}, not {shape}"
-        )
-    found: Tensor = tensor
-    return found
-
-
-def _why_not_plain(tensor: Any) -> str | None:
-    if not isinstance(tensor, Tensor):
-        return "is no tensor"
-    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
-        return "is a nested or wrapped tensor"
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        return f"is {'quantised' if tensor.is_quantized else tensor.layout}"
-    if tensor.device.type != "cpu":
-        return "is a tensor without numbers (of the meta device)"
-    if tensor.dtype not in FLOATS:
-        return f"is {tensor.dtype}"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return "is expanded (it repeats the same numbers)"
-    return None
 
 
 def read_tensors(path: Path | CheckpointFiles) -> StoredTensors:
@@ -140,7 +100,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     if not found:
         raise UserError(f"{path} holds no tensors by their names: give the state_dict of a model")
     # Only plain ones lie in records of their own, and others are refused by whoever needs them.
-    check_records(path, [tensor for tensor in found.values() if _why_not_plain(tensor) is None])
+    check_records(path, [tensor for tensor in found.values() if why_not_plain(tensor) is None])
     return found, beside
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
-from virnucpro.checkpoints.tensors import StoredTensors, plain_tensor, read_tensors
+from virnucpro.checkpoints.plain import plain_tensor
+from virnucpro.checkpoints.tensors import StoredTensors, read_tensors
 from virnucpro.models.esm2.names import (
     EMBEDDING,
     FIRST_NORM,
