@@ -102,9 +102,8 @@ def main() -> None:
         classifier = spread(demo_classifier(exact.shape[1]), exact)
         truth = classifier.scores(exact)
         first = np.unique(windows, return_index=True)[1]
-        print(
-            f"{given.model} and DNABERT-S, random weights, {given.device}: frames {len(proteins):,}, windows {len(first):,}"
-        )
+        print(f"{given.model} and DNABERT-S, random weights, on {given.device}")
+        print(f"frames {len(proteins):,}, windows {len(first):,}")
         print(f"virus by float32: {np.mean(truth[:, 1] > truth[:, 0]):.0%} of the frames")
         print(f"{'':6} {'largest difference of a score':>30} {'frames called otherwise':>24} {'windows':>10}")
         called = np.maximum.reduceat(truth, first)
