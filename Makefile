@@ -10,7 +10,7 @@ CORES ?= 2
 BUILT := $(shell cat $(VENV)/.torch 2>/dev/null)
 TORCH := $(or $(BUILT),pypi)
 TORCH_INDEX := https://download.pytorch.org/whl
-# Tests that kill, cut off and time out real jobs: they run with nothing beside them.
+# Tests that kill, cut off and time out real jobs: they run with nothing beside them but each other, as those on Slurm mostly wait.
 ALONE := tests/workflow/test_faults.py tests/slurm
 
 .DEFAULT_GOAL := help
@@ -49,7 +49,7 @@ demo: env ## the shipped proteins to embeddings, the shipped contigs to calls; r
 
 test: env ## the test suite; GPU and Slurm tests skip themselves where there is none
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
-	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ALONE)
 
 coverage: env ## the test suite, and the lines of the package that no test has entered
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-report=html \

@@ -20,7 +20,7 @@ from tests.unit.calling_cases import table
 from tests.workflow.faults import Run, record, same_table
 from tests.workflow.running import ROOT
 
-pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.usefixtures("slurm")]
 
 HELD = (1, 2, 3, 4, 5, 6, 7)
 HUNGRY = 9
@@ -114,6 +114,7 @@ def test_a_run_in_which_much_goes_wrong(run: Run, undisturbed: Run) -> None:
     record("a node is drained", "nothing: its jobs finish", Counter())
 
 
+@pytest.mark.slow  # two minutes, nearly all of it waiting
 def test_from_contigs_to_calls_with_the_profile_that_is_found_from_the_root(tmp_path: Path) -> None:
     (tmp_path / "own.fna").write_text(">a\n" + "GCCACG" * 40 + "\n>silent\n" + "TAACTAGTTAGCTAACTTAACTAA" * 5 + "\n")
     models = {"classifier": "classifier_demo", "nucleotide_model": "dnabert_s_demo"}
