@@ -287,7 +287,7 @@ def expected_content(scene: Scene, folder: Path, width: int) -> dict[str, object
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-IN_CI, SLOW = range(2), range(2, 22)
+IN_CI, SLOW = range(1), range(1, 21)
 
 
 @pytest.mark.parametrize("seed", [*IN_CI, *(pytest.param(seed, marks=pytest.mark.slow) for seed in SLOW)])
