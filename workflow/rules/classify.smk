@@ -7,6 +7,97 @@ localrules:
     prepare_classifier,
 
 
+def nucleotide_checkpoint_of(wildcards):
+    """What the nucleotides' weights are prepared from, where the user named files."""
+    return tied(calls.nucleotides.weights_stale, run.calls.model.files)
+
+
+def classifier_of(wildcards):
+    """What the classifier is prepared from."""
+    given = [] if run.calls.classifier is None else [run.calls.classifier]
+    return tied(
+        calls.classifier_stale,
+        given,
+        weights=WEIGHTS,
+        nucleotide_weights=calls.nucleotides.weights.file,
+    )
+
+
+def frames_of(wildcards):
+    """What a sample's nucleotides are split from."""
+    sample = wildcards.sample
+    return tied(
+        partial(calls.nucleotides.split_stale, sample),
+        translated=calls.nucleotides.samples[sample].translated,
+    )
+
+
+def nucleotide_files_of(sample):
+    return chunk_files_after(checkpoints.split_nucleotides, NUCLEOTIDE_FILE, sample)
+
+
+def nucleotide_chunk_of(wildcards):
+    return chunk_in(calls.nucleotides, NUCLEOTIDES / "chunks", wildcards)
+
+
+def features_of(wildcards):
+    """What the scores of a sample's frames are made from."""
+    sample = wildcards.sample
+    protein_files, nucleotide_files = chunk_files_of(sample), nucleotide_files_of(
+        sample
+    )
+    return tied(
+        partial(calls.scores_stale, sample),
+        index=state.samples[sample].index,
+        nucleotide_index=calls.nucleotides.samples[sample].index,
+        weights=WEIGHTS,
+        nucleotide_weights=calls.nucleotides.weights.file,
+        classifier=calls.classifier.file,
+        chunk_files=protein_files,
+        nucleotide_files=nucleotide_files,
+    )
+
+
+def scores_of(wildcards):
+    """What a sample's contigs are called from."""
+    sample = wildcards.sample
+    return tied(
+        partial(calls.calls_stale, sample),
+        run.samples[sample],
+        scores=calls.files(sample).scores,
+        translation=state.samples[sample].translation,
+    )
+
+
+def calls_of(wildcards):
+    """What the plots of a sample's calls are made from."""
+    sample = wildcards.sample
+    return tied(
+        partial(calls.plots_stale, sample), calls=calls.files(sample).calls_record
+    )
+
+
+def nucleotide_memory(wildcards, input, attempt):
+    return embed_memory_mb(
+        planning_architecture(run.calls.model, "dnabert_s"),
+        read_record(Path(input.chunk_manifest[0]), ChunkManifest),
+        gpus=run.gpus_per_job,
+        attempt=attempt,
+        letters=BASES,
+    )
+
+
+def nucleotide_time(wildcards, input, threads, attempt):
+    return embed_minutes(
+        planning_architecture(run.calls.model, "dnabert_s"),
+        read_record(Path(input.chunk_manifest[0]), ChunkManifest),
+        gpus=run.gpus_per_job,
+        threads=threads,
+        attempt=attempt,
+        letters=BASES,
+    )
+
+
 rule prepare_dnabert_s:
     input:
         unpack(nucleotide_checkpoint_of),
