@@ -112,12 +112,7 @@ def embed(
         digests = FileDigests(folder / DIGESTS)
         weights = WeightsRequest.of(model, weights_folder, digests)
         if RunState({}, weights, digests).weights_stale() is not None:
-            prepare_weights(
-                model,
-                weights.file,
-                digests=weights.digests,
-                log=log.info,
-            )
+            prepare_weights(model, weights.file, digests=weights.digests, log=log.info)
         manifest = read_manifest(weights.file)
         kept = len(resolve_layers(settings.layers, manifest.layers))
         sizes = chunk_sizes(

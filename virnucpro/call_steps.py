@@ -20,7 +20,7 @@ from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
 from virnucpro.chunking.size import BASES, chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
-from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, RULE, add_options, path, values
+from virnucpro.options import EMBEDDING, POLICIES, RULE, add_files, add_options, embedding_settings, path, values
 from virnucpro.storage.state import SampleFiles
 from virnucpro.weights.manifest import read_manifest
 
@@ -51,8 +51,7 @@ def add_call_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     score.set_defaults(run=_score)
 
     call = commands.add_parser("call", help="step: call a sample's contigs from the scores of their frames")
-    call.add_argument("fasta", nargs="+", type=path, help="the contigs, plain or packed")
-    call.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="the sample's folder")
+    add_files(call, "the contigs")
     add_options(call, ["nucleotide.window", *RULE, *POLICIES])
     call.set_defaults(run=_call)
 
@@ -116,8 +115,7 @@ def _score(given: argparse.Namespace) -> None:
     from virnucpro.chunking.manifest import chunk_name, read_split
 
     (window,) = values(given, ["nucleotide.window"]).values()
-    long_proteins = LongProteins(**values(given, LONG_PROTEINS))
-    settings = EmbeddingSettings(**values(given, EMBEDDING[: -len(LONG_PROTEINS)]), long_proteins=long_proteins)
+    settings = embedding_settings(given)
 
     def embedded(sample: SampleFiles, weights: Path, settings: EmbeddingSettings) -> Embedded:
         count = len(read_split(sample.chunks).chunks)

@@ -11,7 +11,7 @@ from typing import Any
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import user_path
 from virnucpro.base.setting import Setting
-from virnucpro.base.settings import SETTINGS, CallRule, InputPolicies
+from virnucpro.base.settings import SETTINGS, CallRule, EmbeddingSettings, InputPolicies, LongProteins
 
 LONG_PROTEINS = tuple(key for key in SETTINGS if key.startswith("long_proteins."))
 POLICIES = tuple(field.name for field in fields(InputPolicies))
@@ -19,6 +19,12 @@ EMBEDDING = ("layers", "pooling", "precision", *LONG_PROTEINS)
 DTYPE = "merge.dtype"
 RULE = tuple(f"classify.{field.name}" for field in fields(CallRule))
 TABLES = tuple(key for key in SETTINGS if key.startswith("merge."))
+
+
+def add_files(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the FASTA files of a sample, and its folder."""
+    parser.add_argument("fasta", nargs="+", type=path, help=f"{what}, plain or packed")
+    parser.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="the sample's folder")
 
 
 def add_options(parser: argparse.ArgumentParser, keys: Iterable[str]) -> None:
@@ -59,3 +65,9 @@ def _option(setting: Setting) -> str:
     """What a setting's option is called; that of a policy is named after what it is for."""
     name = setting.key.partition(".")[0] if setting.name == "policy" else setting.name
     return "--" + name.replace("_", "-")
+
+
+def embedding_settings(given: argparse.Namespace) -> EmbeddingSettings:
+    """The settings of :data:`EMBEDDING` in parsed arguments."""
+    kept = [key for key in EMBEDDING if key not in LONG_PROTEINS]
+    return EmbeddingSettings(**values(given, kept), long_proteins=LongProteins(**values(given, LONG_PROTEINS)))

@@ -9,6 +9,7 @@ import argparse
 import logging
 import shlex
 import sys
+from dataclasses import replace
 
 from virnucpro.base.digest import FileDigests, file_sha256, write_products
 from virnucpro.base.settings import (
@@ -22,7 +23,19 @@ from virnucpro.base.settings import (
 from virnucpro.chunking.size import chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
-from virnucpro.options import DTYPE, EMBEDDING, LONG_PROTEINS, POLICIES, RULE, TABLES, add_options, path, values
+from virnucpro.options import (
+    DTYPE,
+    EMBEDDING,
+    LONG_PROTEINS,
+    POLICIES,
+    RULE,
+    TABLES,
+    add_files,
+    add_options,
+    embedding_settings,
+    path,
+    values,
+)
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.state import (
     DIGESTS,
@@ -45,12 +58,12 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     prepare.set_defaults(run=_prepare)
 
     translate = commands.add_parser("translate", help="step: cut contigs into windows and translate them")
-    _takes_files(translate, "nucleotide FASTA")
+    add_files(translate, "nucleotide FASTA")
     add_options(translate, ["nucleotide.window", *POLICIES])
     translate.set_defaults(run=_translate)
 
     split = commands.add_parser("split", help="step: cut a sample's proteins into chunks")
-    _takes_files(split, "protein FASTA")
+    add_files(split, "protein FASTA")
     add_options(split, ["model", "layers", "pooling", "chunk_residues", *LONG_PROTEINS, *POLICIES])
     split.set_defaults(run=_split)
 
@@ -74,7 +87,7 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     classify = commands.add_parser(
         "classify", help="call contigs viral or not, from features in VirNucPro's files and its classifier"
     )
-    _takes_files(classify, "nucleotide FASTA")
+    add_files(classify, "nucleotide FASTA")
     classify.add_argument(
         "--features", nargs="+", type=path, required=True, metavar="PATH", help="output_*.pt files, or folders of them"
     )
@@ -85,21 +98,14 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     classify.set_defaults(run=_classify)
 
 
-def _takes_files(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("fasta", nargs="+", type=path, help=f"{what}, plain or packed")
-    parser.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="the sample's folder")
-
-
 def _takes_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=path, metavar="FOLDER", help="the sample's folder")
     parser.add_argument("--weights", type=path, required=True, help="the file that virnucpro prepare has written")
 
 
 def _embedding(given: argparse.Namespace) -> EmbeddingSettings:
-    long_proteins = LongProteins(**values(given, LONG_PROTEINS))
     (dtype,) = values(given, [DTYPE]).values()
-    kept = values(given, EMBEDDING[: -len(LONG_PROTEINS)])
-    return EmbeddingSettings(**kept, long_proteins=long_proteins, residue_dtype=dtype)
+    return replace(embedding_settings(given), residue_dtype=dtype)
 
 
 # The imports stand in the functions because torch and pyarrow take seconds to load.

@@ -25,7 +25,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.text import number, short
 from virnucpro.checkpoints.files import CheckpointFiles
 from virnucpro.checkpoints.plain import plain_tensor
-from virnucpro.checkpoints.tensors import StoredTensors, read_tensors
+from virnucpro.checkpoints.tensors import read_tensors
 
 HEADS = ("classifier", "lm_head", "contact_head", "pooler", "score", "qa_outputs", "cls")
 """Modules that transformers' models have beside the embedding part: what an adapter holds for them is not needed."""
@@ -128,8 +128,10 @@ def read_adapter(files: CheckpointFiles, names: Mapping[str, str], shapes: Mappi
     _check_config(files.path, config)
     changes: dict[str, _Change] = defaultdict(_Change)
     unused, unneeded = [], 0
+    parsed = {key: _parsed(key) for key in stored.tensors}
+    a_of = {module: stored.tensors[key] for key, (module, kind) in parsed.items() if kind == "a"}
     for key, tensor in stored.tensors.items():
-        module, kind = _parsed(key)
+        module, kind = parsed[key]
         own = _own_name(module, "bias" if "bias" in kind else "weight", names)
         if own is not None:
             field = {"weight": "new", "bias": "new", "added bias": "added"}.get(kind, kind)
@@ -137,7 +139,7 @@ def read_adapter(files: CheckpointFiles, names: Mapping[str, str], shapes: Mappi
                 raise UserError(f"adapter {files.path} is damaged: it holds {short(key)} twice")
             setattr(changes[own], field, plain_tensor(files.path, key, tensor))
             if field != "new":
-                changes[own].scale = _scale(files.path, config, module, stored)
+                changes[own].scale = _scale(files.path, config, module, a_of.get(module))
         elif set(HEADS) & set(module.split(".")[:2]):
             unneeded += 1
         else:
@@ -186,12 +188,9 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _scale(path: Path, config: Mapping[str, Any], module: str, stored: StoredTensors) -> float:
+def _scale(path: Path, config: Mapping[str, Any], module: str, a: Tensor | None) -> float:
     """What the product of B and A counts: alpha by its rank, or by the root of that."""
-    a = next(
-        (tensor for key, tensor in stored.tensors.items() if _parsed(key) == (module, "a") and tensor.ndim == 2), None
-    )
-    if a is None or 0 in a.shape:
+    if a is None or a.ndim != 2 or 0 in a.shape:
         raise UserError(f"adapter {path} is damaged: it lacks the matrix A of {short(module)}")
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, Mapping):

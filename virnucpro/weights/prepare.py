@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def _prepare(
         adapter_sha256=adapter_sha256,
         source=" with adapter ".join(_described(one, sha256) for one in (base, adapter) if one is not None),
         architecture=sizes,
-        dtype=dtype_name(max(tensors.values(), key=torch.Tensor.numel).dtype),  # of nearly every number
+        dtype=dtype_name(tensors[_largest(sizes.shapes())].dtype),  # of nearly every number
         parameters=sizes.parameters,
         demo=is_demo(model),
     )
@@ -108,6 +109,10 @@ def _prepare(
     load_weights(output)  # as the jobs will read it
     log(f"{manifest.model}: {manifest.parameters:,} parameters in {manifest.dtype}, sha256 {manifest.sha256}")
     return manifest
+
+
+def _largest(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return max(shapes, key=lambda name: math.prod(shapes[name]))
 
 
 class _Written(Mapping[str, Tensor]):
