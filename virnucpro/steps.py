@@ -215,6 +215,7 @@ def _classify(given: argparse.Namespace) -> None:
 
 
 def _summarise(given: argparse.Namespace) -> None:
+    from virnucpro.report.front import write_front_page
     from virnucpro.report.run_plots import RUN_PLOTS, plot_run
     from virnucpro.report.summary import summarise
 
@@ -223,7 +224,8 @@ def _summarise(given: argparse.Namespace) -> None:
     table, text, page = (folder / f"summary.{kind}" for kind in ("tsv", "txt", "html"))
     chunks = folder / "chunks.tsv"
     plots = {name: [folder / "plots" / f"{name}.{kind}" for kind in ("svg", "png")] for name in RUN_PLOTS}
-    summarise(reports, table, text, chunks=chunks, page=page, logger=LOG)
+    summarise(reports, table, text, chunks=chunks, logger=LOG)
+    write_front_page(page, reports)
     plot_run(reports, plots)
     origin = summary_origin({report.parent.name: file_sha256(report) for report in reports})
     written = [table, chunks, page, text, *(file for files in plots.values() for file in files)]

@@ -53,6 +53,8 @@ def chunk(number: int, **changes: Any) -> dict[str, Any]:
         "attention_kernel": "varlen_attn",
         "device": "NVIDIA H200",
         "precisions": ["float16"],
+        "host": "node7",
+        "ended": "2026-11-28T04:45:10.000Z",
         "statistics": statistics,
     }
     for key, value in changes.items():

@@ -14,6 +14,7 @@ import torch
 
 from virnucpro.api import embed
 from virnucpro.base.errors import UserError
+from virnucpro.report.front import write_front_page
 from virnucpro.report.run_plots import RUN_PLOTS, plot_run
 from virnucpro.report.sample_plots import SAMPLE_PLOTS, plot_sample
 from virnucpro.report.summary import summarise
@@ -80,8 +81,10 @@ def test_plots_and_summary(control: Path, tmp_path: Path) -> None:
     plot_run([report], {name: [tmp_path / f"{name}.svg"] for name in RUN_PLOTS})
     assert len(list(tmp_path.glob("*.svg"))) == len(SAMPLE_PLOTS) + len(RUN_PLOTS)
     table, text, chunks = (tmp_path / name for name in ("summary.tsv", "summary.txt", "chunks.tsv"))
-    summarise([report], table, text, chunks=chunks, page=tmp_path / "summary.html")
-    assert "sample out has no protein: its tables have no rows" in text.read_text()
+    summarise([report], table, text, chunks=chunks)
+    write_front_page(tmp_path / "summary.html", [report])
+    for said in (text, tmp_path / "summary.html"):
+        assert "sample out has no protein: its tables have no rows" in said.read_text()
     assert "1 record without residues or with a repeated id: skipped.tsv lists" in text.read_text()
     with table.open(newline="") as file:
         (row, every) = csv.DictReader(file, delimiter="\t")

@@ -12,7 +12,6 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from PIL import Image
 
 from tests.unit.report_cases import chunk, write_report
@@ -23,9 +22,7 @@ from virnucpro.report.map import choose_vectors, principal_components
 from virnucpro.report.read import Sample, read_sample
 from virnucpro.report.run_plots import (
     RUN_PLOTS,
-    plot_duplicates,
     plot_packing,
-    plot_provenance,
     plot_run,
     plot_throughput,
 )
@@ -37,7 +34,6 @@ from virnucpro.report.sample_plots import (
     plot_lengths,
     plot_map,
     plot_sample,
-    plot_treatments,
 )
 from virnucpro.report.style import large, write
 
@@ -78,10 +74,6 @@ def bars(axes: Axes) -> dict[str, float]:
     return dict(zip(names, (patch.get_width() for patch in rectangles(axes)), strict=True))
 
 
-def written(figure: Figure) -> str:
-    return " ".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
-
-
 def test_the_length_histogram_counts_every_protein(sample: Sample) -> None:
     figure = plot_lengths(sample, lengths_of(sample.folder / "proteins.parquet"))
     (axes,) = figure.axes
@@ -119,33 +111,11 @@ def test_throughput_of_chunks_and_devices(sample: Sample) -> None:
     assert "tokens/s" in together.get_xlabel()
 
 
-def test_mixed_attention_is_the_headline(sample: Sample, tmp_path: Path) -> None:
-    figure = plot_provenance([sample])
-    attention, device, formats = figure.axes
-    assert set(bars(attention).values()) == {1}
-    assert bars(device) == {"NVIDIA H200": 1, "Tesla T4": 1}
-    assert bars(formats) == {"float16": 20}
-    assert "2 kinds of attention" in written(figure)
-    alike = read_sample(write_report(tmp_path, "alike", [chunk(0)]))
-    assert "All jobs used one kind of attention" in written(plot_provenance([alike]))
-
-
-def test_padding_and_duplicates(sample: Sample) -> None:
+def test_padding(sample: Sample) -> None:
     (axes,) = plot_packing([sample]).axes
     tokens, padding = (patch.get_width() for patch in rectangles(axes))
     assert tokens == 1900
     assert tokens + padding == pytest.approx(1000 / 0.5 + 900 / 0.5)
-    (axes,) = plot_duplicates([sample]).axes
-    assert [patch.get_width() for patch in rectangles(axes)] == [45, 3]
-
-
-def test_treatments(sample: Sample) -> None:
-    figure = plot_treatments(sample)
-    drawn = bars(figure.axes[0])
-    assert drawn["same sequence as another"] == pytest.approx(100 * 3 / 48)
-    assert drawn["run in overlapping windows"] == pytest.approx(100 * 4 / 48)
-    assert drawn["truncated"] == 0
-    assert "4  (8.3 %)" in written(figure)
 
 
 def test_components_are_those_of_the_singular_value_decomposition() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import PurePath
 from reprlib import Repr
 from typing import Any
@@ -52,6 +53,15 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def utc(seconds: float) -> str:
+    """A time, in seconds since 1970, as ISO 8601 has it, to the millisecond.
+
+    >>> utc(1_795_826_706.25)
+    '2026-11-28T00:45:06.250Z'
+    """
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def printable(text: str) -> str:

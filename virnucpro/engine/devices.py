@@ -165,6 +165,7 @@ def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> Prot
     joined["precision"] = in_rows([code[own] for code, own in zip(codes, tensors("precision"), strict=True)])
     different = ("attention", "attention_kernel", "device", "layers_run")
     texts: dict[str, Any] = {name: " + ".join(dict.fromkeys(getattr(run, name) for run in runs)) for name in different}
+    texts["ended"] = max(run.ended for run in runs)
     statistics = _joined_statistics([run.statistics for run in runs])
     return ProteinEmbeddings(joined, replace(runs[0], precisions=precisions, statistics=statistics, **texts))
 

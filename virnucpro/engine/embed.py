@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from virnucpro import __version__
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.text import utc
 from virnucpro.chunking.cost import embedded_residues
 from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces, padding_avoided
@@ -135,7 +136,7 @@ def embed_proteins(
             precision[bad] = 1
             precisions.append(dtype_name(model.facts.dtype))
         outputs.finish()
-    seconds = time.perf_counter() - started
+    seconds, ended = time.perf_counter() - started, utc(time.time())
     tensors: dict[str, NDArray[Any]] = {
         "lengths": letters.astype(np.int32),
         "windows": np.bincount(pieces.row, minlength=len(proteins)).astype(np.int32),
@@ -168,6 +169,8 @@ def embed_proteins(
         versions=versions(),
         statistics=statistics,
         residue_dtype=settings.residue_dtype,
+        host=platform.node(),
+        ended=ended,
     )
     return ProteinEmbeddings(tensors, run)
 

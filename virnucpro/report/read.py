@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,3 +49,13 @@ def read_sample(path: Path, calls: Path | None = None) -> Sample:
         calls=read_record(calls, CallsRecord) if calls is not None else None,
         calls_folder=calls.parent if calls is not None else None,
     )
+
+
+def read_samples(reports: Sequence[Path], calls: Sequence[Path] = ()) -> list[Sample]:
+    """Read the samples of a run, each with the record of its calls where there is one.
+
+    Raises:
+        UserError: see :func:`read_sample`.
+    """
+    called = {path.parents[1].name: path for path in calls}
+    return [read_sample(path, called.get(path.parent.name)) for path in reports]

@@ -1,4 +1,4 @@
-"""Plots of a whole run: how fast its chunks were, with what they ran, and what packing saved."""
+"""Plots of a whole run: how fast its chunks were, by what they ran on, and what packing saved."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from virnucpro.report.style import (
     new_figure,
     write,
 )
-from virnucpro.report.summary import attention_of, chunks_by, precisions_of, work_of
+from virnucpro.report.summary import attention_of, chunks_by, work_of
 from virnucpro.storage.report_record import ChunkRun
 
 MOST_SAMPLES = 25
@@ -79,37 +79,6 @@ def _folded(names: Sequence[str]) -> list[str]:
     return [name.replace(", ", ",\n", 1) if ", " in name else name.replace(" (", "\n(") for name in names]
 
 
-def plot_provenance(samples: Sequence[Sample]) -> Figure:
-    """On which devices, with which attention and in which number formats the run was computed."""
-    with house_style():
-        groups = [
-            ("Attention", "chunks", dict(chunks_by(samples, attention_of))),
-            ("Device", "chunks", dict(chunks_by(samples, lambda chunk: chunk.device))),
-            ("Number format", "different proteins", dict(precisions_of(samples))),
-        ]
-        sizes = [len(counts) for *_, counts in groups]
-        figure, panels = new_figure(3, height=3.6 + 1.2 * BAR * sum(sizes), ratios=[1 + size for size in sizes])
-        for axes, (title, of, counts) in zip(panels, groups, strict=True):
-            _count_bars(axes, counts)
-            axes.set(title=title, xlabel=of)
-        figure.suptitle(_alike(samples), x=0.01, ha="left", fontsize=13, fontweight="bold")
-        return figure
-
-
-def _alike(samples: Sequence[Sample]) -> str:
-    kinds = len({chunk.attention for sample in samples for chunk in sample.chunks})
-    return "All jobs used one kind of attention" if kinds == 1 else f"Jobs used {kinds} kinds of attention"
-
-
-def _count_bars(axes: Axes, counts: dict[str, int]) -> None:
-    names = list(counts)
-    colours = [colour for colour, _ in looks(names).values()]
-    bars = horizontal_bars(axes, _folded(names), list(counts.values()), color=colours)
-    label_bars(axes, bars, [f"{count:,}" for count in counts.values()], max(counts.values(), default=1))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(LARGE)
-
-
 def plot_packing(samples: Sequence[Sample]) -> Figure:
     """For each sample the tokens that were computed and the padding that packing saved."""
     with house_style():
@@ -123,20 +92,6 @@ def plot_packing(samples: Sequence[Sample]) -> Figure:
         )
         axes.set_xlabel("tokens (residues, and two a protein or window)")
         axes.set_title(_of("Padding that packing saved", samples), pad=30)
-        return figure
-
-
-def plot_duplicates(samples: Sequence[Sample]) -> Figure:
-    """For each sample the proteins that were embedded and those that took the embedding of an equal one."""
-    with house_style():
-        shown = _largest(samples)
-        unique = [sample.counts["unique"] for sample in shown]
-        saved = [sample.counts["records"] - sample.counts["unique"] for sample in shown]
-        figure, axes = _parts(
-            shown, ("embedded", unique), ("equal to another", saved), [f"{count:,} saved" for count in saved]
-        )
-        axes.set_xlabel("proteins")
-        axes.set_title(_of("Equal sequences are embedded once", samples), pad=30)
         return figure
 
 
@@ -169,9 +124,7 @@ def _of(title: str, samples: Sequence[Sample]) -> str:
 
 RUN_PLOTS: dict[str, Callable[[Sequence[Sample]], Figure]] = {
     "throughput": plot_throughput,
-    "provenance": plot_provenance,
     "packing": plot_packing,
-    "duplicates": plot_duplicates,
 }
 
 

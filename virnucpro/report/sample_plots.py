@@ -1,4 +1,4 @@
-"""Plots of one sample: the lengths of its proteins, what was done to them, and a map of their embeddings."""
+"""Plots of one sample: the lengths of its proteins, and a map of their embeddings."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ from virnucpro.report.style import (
     LARGE,
     QUIET,
     empty_figure,
-    horizontal_bars,
     house_style,
-    label_bars,
     new_figure,
     short,
     write,
@@ -75,18 +73,6 @@ def histogram(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> NDArray[
     bins = np.searchsorted(edges, np.arange(len(counts)), side="right") - 1
     inside = (bins >= 0) & (bins < len(edges) - 1)
     return np.bincount(bins[inside], counts[inside], minlength=len(edges) - 1).astype(np.int64)
-
-
-def treatments(sample: Sample) -> dict[str, int]:
-    """Proteins (records) by what was done to them; one protein can be in several."""
-    counts = sample.counts
-    return {
-        "same sequence as another": counts["records"] - counts["unique"],
-        "residues changed to X": counts["replaced_records"],
-        "run in overlapping windows": counts["windowed"],
-        "truncated": counts["truncated"],
-        "recomputed in a wider format": counts["recomputed"],
-    }
 
 
 MANY_POINTS = 2000
@@ -139,29 +125,6 @@ def _limit(sample: Sample) -> str:
     return (
         f"{sample.provenance.long_proteins.longest:,} residues; {LONG_POLICIES[sample.provenance.long_proteins.policy]}"
     )
-
-
-def plot_treatments(sample: Sample) -> Figure:
-    """What share of the proteins was deduplicated, cleaned, windowed, truncated or recomputed."""
-    with house_style():
-        figure, (axes,) = new_figure(height=3.6)
-        counts = treatments(sample)
-        records = sample.counts["records"]
-        shares = [100 * count / max(records, 1) for count in counts.values()]
-        bars = horizontal_bars(axes, list(counts), shares, color=COLOURS[0])
-        both = zip(counts.values(), shares, strict=True)
-        label_bars(axes, bars, [f"{count:,}  ({_share(share)})" for count, share in both], max(shares))
-        axes.set(
-            xlabel=f"share of the {records:,} proteins (%)",
-            title=f"{short(sample.name)}: what was done to the sequences",
-        )
-        return figure
-
-
-def _share(percent: float) -> str:
-    if percent == 0 or percent >= 0.1:
-        return f"{percent:.1f} %"
-    return "under 0.1 %"
 
 
 def plot_map(
@@ -217,7 +180,7 @@ def _points(axes: Axes, points_at: NDArray[np.float64], lengths: NDArray[np.inte
     bar.ax.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
-SAMPLE_PLOTS = ("lengths", "sequences", "map")
+SAMPLE_PLOTS = ("lengths", "map")
 
 MOST_POINTS = 20_000
 """Proteins on a map: with 2560 numbers each they take 200 MB, and more could not be told apart anyway."""
@@ -250,7 +213,6 @@ def plot_sample(
             write(empty_figure(f"{short(sample.name)}: {name}"), paths)
         return
     write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
-    write(plot_treatments(sample), outputs["sequences"])
     chosen = choose_vectors(tensors, sample.provenance.layers[-1], most_points)
     components = principal_components(chosen.vectors)
     umap = None

@@ -14,9 +14,9 @@ from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import duration, listed, number
 from virnucpro.calling.state import CALL_WORDS
-from virnucpro.report.page import summary_page
-from virnucpro.report.read import Sample, read_sample
-from virnucpro.storage.report_record import ChunkRun
+from virnucpro.report.read import Sample, read_samples
+from virnucpro.report.times import times_of
+from virnucpro.storage.report_record import ChunkRun, Provenance
 
 
 @dataclass(frozen=True)
@@ -117,18 +117,16 @@ def summarise(
     text: Path,
     *,
     chunks: Path | None = None,
-    page: Path | None = None,
     calls: Sequence[Path] = (),
     logger: logging.Logger | None = None,
 ) -> None:
-    """Write the run's summary as tables, text and page, each whole or not at all.
+    """Write the run's summary as tables and text, each whole or not at all.
 
     Args:
         reports: the ``embeddings.json`` of each sample.
         table: TSV to write: one row a sample and one, named ``(all)``, for the run; units are in the columns' names.
         text: what the run closes with in the terminal.
         chunks: TSV to write with one row a chunk: where it ran, with what, and how fast.
-        page: the same as HTML.
         calls: the ``calls.json`` of each sample, where contigs were called.
 
     Raises:
@@ -136,16 +134,12 @@ def summarise(
     """
     if not reports:
         raise UserError("there is no report to summarise: name at least one sample")
-    called = {path.parents[1].name: path for path in calls}
-    samples = [read_sample(path, called.get(path.parent.name)) for path in reports]
+    samples = read_samples(reports, calls)
     rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
     closing = closing_text(samples, table)
     _write_table(table, list(rows[0]), rows)
     if chunks is not None:
         _write_table(chunks, CHUNK_COLUMNS, [chunk_row(sample, chunk) for sample in samples for chunk in sample.chunks])
-    if page is not None:
-        with atomic_path(page) as temporary:
-            temporary.write_text(summary_page(rows, notes(samples), closing), encoding="utf-8")
     with atomic_path(text) as temporary:
         temporary.write_text(closing, encoding="utf-8")
     if logger is not None:
@@ -162,6 +156,8 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, st
 CHUNK_COLUMNS = (
     "sample",
     "chunk",
+    "host",
+    "ended",
     "device",
     "attention",
     "attention_kernel",
@@ -184,6 +180,8 @@ def chunk_row(sample: Sample, chunk: ChunkRun) -> dict[str, str]:
     return {
         "sample": sample.name,
         "chunk": chunk.chunk,
+        "host": chunk.host,
+        "ended": chunk.ended,
         "device": chunk.device,
         "attention": chunk.attention,
         "attention_kernel": chunk.attention_kernel,
@@ -218,6 +216,7 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
         "chunks": work.chunks,
         "tokens": work.tokens,
     }
+    times = times_of(chunk for sample in samples for chunk in sample.chunks)
     called = calls_of(samples)
     if called is not None:
         numbers |= {f"contigs_{call.replace('-', '_')}": called[0][call] for call in CALL_WORDS}
@@ -226,11 +225,16 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
         **{column: str(value) for column, value in numbers.items()},
         "job_seconds": f"{work.seconds:.3f}",
         "tokens_per_second": f"{work.tokens_per_second:.1f}",
+        "began": times.began if times else "",
+        "ended": times.ended if times else "",
+        "wall_seconds": f"{times.seconds:.3f}" if times else "",
+        "proteins_per_second": f"{count_of(samples, 'unique') / max(times.seconds, 1e-3):.2f}" if times else "",
         "padding_avoided_percent": f"{100 * work.padding_avoided:.2f}",
         "peak_memory_gib": f"{work.peak_memory_bytes / GIB:.3f}",
         "out_of_memory_retries": str(work.out_of_memory_retries),
         "attention": ", ".join(chunks_by(samples, attention_of)),
         "device": ", ".join(chunks_by(samples, lambda chunk: chunk.device)),
+        "host": ", ".join(filter(None, chunks_by(samples, lambda chunk: chunk.host))),
         "precision": ", ".join(precisions_of(samples)),
         "model": ", ".join(dict.fromkeys(sample.provenance.model for sample in samples)),
         "weights_sha256": ", ".join(dict.fromkeys(sample.provenance.weights_sha256 for sample in samples)),
@@ -255,11 +259,9 @@ def closing_text(samples: Sequence[Sample], table: Path) -> str:
     layers = (
         f"layer {settings.layers[0]}" if len(settings.layers) == 1 else f"layers {', '.join(map(str, settings.layers))}"
     )
-    shapes = [f"mean over residues ({settings.embed_dim} numbers a protein)"] * ("mean" in settings.pooling)
-    shapes += [f"{settings.embed_dim} numbers a residue"] * ("per_residue" in settings.pooling)
     precisions = precisions_of(samples)
     lines = [
-        ("values", f"{layers}, {' and '.join(shapes)}"),
+        ("values", f"{layers}, {shapes_of(settings)}"),
         ("speed", speed(samples)),
         ("attention", one_or_list(chunks_by(samples, attention_of), "chunk")),
         ("device", one_or_list(chunks_by(samples, lambda chunk: chunk.device), "chunk")),
@@ -273,6 +275,13 @@ def closing_text(samples: Sequence[Sample], table: Path) -> str:
     lines += [("calls in", f"{sample.calls_folder}/contigs.tsv") for sample in samples if sample.calls_folder]
     lines += [("summary", f"{table}, and with plots: snakemake --report report.html (same options as this run)")]
     return "\n".join([*wrapped("", head), *(line for name, part in lines for line in wrapped(name, part))]) + "\n"
+
+
+def shapes_of(settings: Provenance) -> str:
+    """What there is of each protein: ``mean over residues (2560 numbers a protein)``."""
+    shapes = [f"mean over residues ({settings.embed_dim} numbers a protein)"] * ("mean" in settings.pooling)
+    shapes += [f"{settings.embed_dim} numbers a residue"] * ("per_residue" in settings.pooling)
+    return " and ".join(shapes)
 
 
 def speed(samples: Sequence[Sample]) -> str:

@@ -67,7 +67,8 @@ class DeviceRun:
 
     ``precisions`` are the number formats that the tensor ``precision`` counts, ``layers_run`` says whether layers ran
     eager or fused, ``versions`` are of the packages that compute the numbers. ``residue_dtype`` is what residues'
-    vectors are kept in; files of before it was said have float32.
+    vectors are kept in; files of before it was said have float32. ``host`` is the machine, ``ended`` the time at which
+    the last batch was done, as :func:`virnucpro.base.text.utc` writes it; earlier files say neither.
     """
 
     precisions: tuple[str, ...]
@@ -78,6 +79,8 @@ class DeviceRun:
     versions: dict[str, str]
     statistics: RunStatistics
     residue_dtype: str = "float32"
+    host: str = ""
+    ended: str = ""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,14 @@ def chunk_run(metadata: ChunkMetadata) -> ChunkRun:
     """What the report says of a chunk's job."""
     run = metadata.run
     return ChunkRun(
-        metadata.source.chunk, run.device, run.attention, run.attention_kernel, run.precisions, run.statistics
+        metadata.source.chunk,
+        run.device,
+        run.attention,
+        run.attention_kernel,
+        run.precisions,
+        run.statistics,
+        run.host,
+        run.ended,
     )
 
 

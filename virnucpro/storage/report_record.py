@@ -60,7 +60,10 @@ class MergeCounts:
 
 @dataclass(frozen=True)
 class ChunkRun:
-    """Where and how one chunk was embedded; ``precisions`` are the number formats, the usual one first."""
+    """Where, how and when one chunk was embedded; ``precisions`` are the number formats, the usual one first.
+
+    ``host`` and ``ended`` are empty where the chunk file is of an earlier version (see ``DeviceRun``).
+    """
 
     chunk: str
     device: str
@@ -68,6 +71,8 @@ class ChunkRun:
     attention_kernel: str
     precisions: tuple[str, ...]
     statistics: RunStatistics
+    host: str = ""
+    ended: str = ""
 
 
 @dataclass(frozen=True)

@@ -338,6 +338,8 @@ class RunState:
             return _gone(record)
         if any(self.tables_stale(sample) is not None for sample in self.samples):
             return "tables have to be written again"
+        if any(self.plots_stale(sample) is not None for sample in self.samples):
+            return "maps have to be drawn again"
         reports = {sample: self.sha256(request.report) for sample, request in self.samples.items()}
         return self._stale(record, summary_origin(reports, calls))
 

@@ -150,15 +150,13 @@ OF_THE_RUN = [
     run.results / "chunks.tsv",
     *(
         RUN_PLOTS / f"{plot}.{kind}"
-        for plot in ("throughput", "provenance", "packing", "duplicates")
+        for plot in ("throughput", "packing")
         for kind in ("svg", "png")
     ),
 ]
 SAMPLE_PLOTS = SAMPLE / "plots"
 PLOTS_OF_A_SAMPLE = [
-    f"{plot}.{kind}"
-    for plot in ("lengths", "sequences", "map")
-    for kind in ("svg", "png")
+    f"{plot}.{kind}" for plot in ("lengths", "map") for kind in ("svg", "png")
 ]
 
 # On Slurm: Ampere or newer where available.

@@ -83,11 +83,14 @@ def plots_of(wildcards):
 
 def reports_of_all(wildcards):
     """What the run's summary is made from."""
-    reports = expand(SAMPLE / "embeddings.json", sample=run.samples)
+    products = {
+        "reports": expand(SAMPLE / "embeddings.json", sample=run.samples),
+        "maps": expand(SAMPLE_PLOTS / "map.png", sample=run.samples),
+    }
     if calls is None:
-        return tied(partial(state.summary_stale, SUMMARY_RECORD), reports=reports)
+        return tied(partial(state.summary_stale, SUMMARY_RECORD), **products)
     why_stale = partial(calls.summary_stale, SUMMARY_RECORD)
-    return tied(why_stale, reports=reports, calls=all_calls())
+    return tied(why_stale, **products, calls=all_calls())
 
 
 def all_nucleotide_files(wildcards):

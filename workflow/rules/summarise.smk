@@ -1,4 +1,4 @@
-# Needs: the reports of all merged samples; of each sample its index and chunk files.
+# Needs: the reports of all merged samples, and their maps for the front page; of each sample its index and chunk files.
 # Makes: the run's summary as tables, plots, a page, and the text that closes the run.
 
 
@@ -13,13 +13,13 @@ rule summarise:
             SUMMARY,
             caption="../report/table.rst",
             category="Summary",
-            labels={"what": "Samples, as a table (TSV)"},
+            labels={"what": "Samples, to download (TSV)"},
         ),
         chunks=report(
             run.results / "chunks.tsv",
             caption="../report/chunks.rst",
             category="Summary",
-            labels={"what": "Chunks, as a table (TSV)"},
+            labels={"what": "Chunks, to download (TSV)"},
         ),
         page=report(
             SUMMARY.with_suffix(".html"),
@@ -38,15 +38,6 @@ rule summarise:
             ),
             RUN_PLOTS / "throughput.png",
         ],
-        provenance=[
-            report(
-                RUN_PLOTS / "provenance.svg",
-                caption="../report/provenance.rst",
-                category="How it ran",
-                labels={"plot": "Attention, devices, number formats"},
-            ),
-            RUN_PLOTS / "provenance.png",
-        ],
         packing=[
             report(
                 RUN_PLOTS / "packing.svg",
@@ -55,15 +46,6 @@ rule summarise:
                 labels={"plot": "Padding avoided"},
             ),
             RUN_PLOTS / "packing.png",
-        ],
-        duplicates=[
-            report(
-                RUN_PLOTS / "duplicates.svg",
-                caption="../report/duplicates.rst",
-                category="How it ran",
-                labels={"plot": "Equal sequences"},
-            ),
-            RUN_PLOTS / "duplicates.png",
         ],
     log:
         LOGS / "summarise.log",
@@ -92,16 +74,6 @@ rule plot_sample:
                 labels={"plot": "Protein lengths"},
             ),
             SAMPLE_PLOTS / "lengths.png",
-        ],
-        sequences=[
-            report(
-                SAMPLE_PLOTS / "sequences.svg",
-                caption="../report/sequences.rst",
-                category="Samples",
-                subcategory="{sample}",
-                labels={"plot": "What was done to the sequences"},
-            ),
-            SAMPLE_PLOTS / "sequences.png",
         ],
         map=[
             report(

@@ -6,6 +6,7 @@ from virnucpro.jobs import job
 
 with job("summarise", snakemake.log[0]) as log:
     from virnucpro.base.digest import file_sha256, write_products
+    from virnucpro.report.front import write_front_page
     from virnucpro.report.run_plots import RUN_PLOTS, plot_run
     from virnucpro.report.summary import summarise
     from virnucpro.storage.state import summary_origin
@@ -22,9 +23,9 @@ with job("summarise", snakemake.log[0]) as log:
         Path(snakemake.output.table),
         Path(snakemake.output.text),
         chunks=Path(snakemake.output.chunks),
-        page=Path(snakemake.output.page),
         calls=calls,
         logger=log,
     )
+    write_front_page(Path(snakemake.output.page), reports, calls)
     record = Path(snakemake.output.record)
     write_products(record, origin, [Path(file) for file in snakemake.output if Path(file) != record])
