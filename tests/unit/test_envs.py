@@ -29,8 +29,11 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("embed", "data", "report")
 CONDA_TO_PYPI = {"pytorch": "torch", "pytorch-cpu": "torch"}
 NOT_FROM_PYPI = {"python", "pip", "cuda-version"}
-IMPORTED_AS = {"torch": "torch", "fair-esm": "esm", "huggingface-hub": "huggingface_hub"}
-OPTIONAL = {"tqdm", "umap", "triton"}  # imported where they are there; Triton comes with torch for CUDA
+IMPORTED_AS = {"torch": "torch", "fair-esm": "esm", "huggingface-hub": "huggingface_hub"} | {
+    "scikit-learn": "sklearn",
+    "umap-learn": "umap",
+}
+OPTIONAL = {"tqdm", "triton"}  # imported where they are there; Triton comes with torch for CUDA
 BY_NAME = {"merge_embeddings": "virnucpro/storage/tables"}  # the formats, whose registry imports them by their names
 BESIDE = {"esm"}  # no rule imports it; it is what load_esm2_model gives its users, and chunk files record its version
 

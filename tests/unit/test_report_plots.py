@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import logging
+import re
 from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,7 +22,7 @@ from tests.unit.report_cases import chunk, write_report
 from tests.unit.stub_chunks import write_stub_chunk
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.split import split_proteins
-from virnucpro.report.map import choose_vectors, principal_components
+from virnucpro.report.map import FEWEST_FOR_UMAP, choose_vectors, principal_components
 from virnucpro.report.read import Sample, read_sample
 from virnucpro.report.run_plots import (
     RUN_PLOTS,
@@ -26,14 +30,13 @@ from virnucpro.report.run_plots import (
     plot_run,
     plot_throughput,
 )
+from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
 from virnucpro.report.sample_plots import (
-    SAMPLE_PLOTS,
     histogram,
     length_bins,
     lengths_of,
     plot_lengths,
     plot_map,
-    plot_sample,
 )
 from virnucpro.report.style import large, write
 
@@ -145,7 +148,7 @@ def test_the_map_shows_the_embeddings_of_different_proteins(sample: Sample) -> N
     assert rows.vectors.shape == (45, 8)
     assert sorted(rows.lengths.tolist()) == sorted(LENGTHS)
     components = principal_components(rows.vectors)
-    figure = plot_map(sample, components, rows.lengths, shown_of=rows.total)
+    figure = plot_map(sample, components, rows.lengths, total=rows.total)
     dots = figure.axes[0].collections[0]
     np.testing.assert_array_equal(np.asarray(dots.get_offsets()), components.coordinates)
     np.testing.assert_array_equal(np.asarray(dots.get_array()), rows.lengths)
@@ -176,7 +179,8 @@ def test_files_are_whole_drawn_and_equal_each_time(sample: Sample, tmp_path: Pat
     report, index = sample.folder / "embeddings.json", sample.folder / "proteins.parquet"
     tensors = sorted((sample.folder / "tensors").iterdir())
     places = {name: [tmp_path / f"{name}.png"] for name in [*SAMPLE_PLOTS, *RUN_PLOTS]}
-    plot_sample(report, index, tensors, {name: places[name] for name in SAMPLE_PLOTS}, logger=logging.getLogger("test"))
+    drawn_here = {name: places[name] for name in SAMPLE_PLOTS}
+    plot_sample(report, index, tensors, drawn_here, tmp_path / "map.html", logger=logging.getLogger("test"))
     plot_run([report], {name: places[name] for name in RUN_PLOTS})
     for (png,) in places.values():
         colours = Image.open(png).convert("RGB").getcolors(1 << 24)
@@ -198,15 +202,25 @@ def test_numbers_on_axes() -> None:
     assert [large(value) for value in (0, 0.5, 2500, 1.2e6, 3e9)] == ["0", "0.5", "2,500", "1.2 million", "3 billion"]
 
 
-def test_umap_is_shown_below_where_it_is_installed(sample: Sample) -> None:
+@pytest.mark.slow
+def test_umap_and_clusters_are_shown_where_there_are_proteins_enough(tmp_path: Path) -> None:
     pytest.importorskip("umap", reason="the optional package umap-learn is not installed")
-    from virnucpro.report.map import umap_coordinates
-
-    rows = choose_vectors(sorted((sample.folder / "tensors").iterdir()), 6, 1000)
-    places = umap_coordinates(rows.vectors)
-    assert places.shape == (45, 2)
-    np.testing.assert_array_equal(places, umap_coordinates(rows.vectors))
-    assert umap_coordinates(rows.vectors[:5]).shape == (5, 2)
-    figure = plot_map(sample, principal_components(rows.vectors), rows.lengths, umap=places, shown_of=rows.total)
-    panels = [axes for axes in figure.axes if axes.collections and axes.get_xlabel()]
-    np.testing.assert_array_equal(np.asarray(panels[1].collections[0].get_offsets()), places)
+    folder = tmp_path / "many"
+    fasta = tmp_path / "many.faa"
+    fasta.write_text("".join(f">p{number}\n{protein(20, number)}\n" for number in range(FEWEST_FOR_UMAP)))
+    split_proteins([fasta], folder / "proteins.parquet", folder / "chunks", chunk_residues=2000, embed_dim=8)
+    for manifest in sorted((folder / "chunks").glob("chunk_*.json")):
+        write_stub_chunk(manifest.with_suffix(".fasta"), folder / "tensors" / f"{manifest.stem}.safetensors")
+    report = write_report(tmp_path, "many", [chunk(0)], layers=[6])
+    places = {name: [tmp_path / f"{name}.png"] for name in SAMPLE_PLOTS}
+    index, tensors = folder / "proteins.parquet", sorted((folder / "tensors").iterdir())
+    plot_sample(report, index, tensors, places, tmp_path / "map.html", logger=logging.getLogger("test"))
+    packed = re.search(r'id="data">([^<]+)<', (tmp_path / "map.html").read_text())
+    assert packed is not None
+    shown = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    assert shown["ids"] == [f"p{number}" for number in range(FEWEST_FOR_UMAP)]
+    assert list(shown["layouts"]) == ["UMAP", "principal components"]
+    assert [column["name"] for column in shown["columns"]] == ["length", "cluster"]
+    # Two panels, one below the other.
+    with Image.open(tmp_path / "map.png") as picture:
+        assert picture.height > picture.width

@@ -22,7 +22,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 OPTIONS = (
     "--headless",
     "--no-sandbox",
-    "--disable-gpu",
+    # WebGL without a GPU.
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
     "--disable-quic",
     "--disable-dev-shm-usage",
     "--no-first-run",
@@ -73,6 +75,7 @@ class Page:
         self._number = 0
         self._session: str | None = None
         self._loaded = 0
+        self._is_pressed = False
         self.errors: list[str] = []
         self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -133,6 +136,14 @@ class Page:
             if time.monotonic() > until:
                 raise TimeoutError(f"never true: {script}; errors: {self.errors}")
             time.sleep(0.05)
+
+    def mouse(self, kind: str, x: float, y: float) -> None:
+        """The left button: ``mousePressed``, ``mouseMoved`` or ``mouseReleased``."""
+        button = "none" if kind == "mouseMoved" and not self._is_pressed else "left"
+        self._is_pressed = kind == "mousePressed" or (kind == "mouseMoved" and self._is_pressed)
+        self.call(
+            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=int(self._is_pressed), clickCount=1
+        )
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

@@ -169,7 +169,7 @@ def test_a_run_of_one_kind_says_nothing_of_two(finished: Path) -> None:
 def test_plots_are_there_as_svg_and_png(finished: Path) -> None:
     for folder, names in (("plots", RUN_PLOTS), ("my/plots", SAMPLE_PLOTS), ("other/plots", SAMPLE_PLOTS)):
         found = {path.name for path in (finished / "results" / folder).iterdir()}
-        assert found - {"plots.json"} == {f"{name}.{end}" for name in names for end in ("svg", "png")}
+        assert found - {"plots.json", "map.html"} == {f"{name}.{end}" for name in names for end in ("svg", "png")}
 
 
 def test_a_dry_run_predicts_chunks_proteins_residues_and_time(finished: Path, tmp_path: Path) -> None:

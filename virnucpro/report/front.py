@@ -27,7 +27,7 @@ from virnucpro.report.summary import (
 )
 from virnucpro.report.times import times_of
 
-MAP_PICTURE, MAP_PAGE = Path("plots", "map.png"), Path("plots", "map.svg")
+MAP_PICTURE, MAP_PAGE = Path("plots", "map.png"), Path("plots", "map.html")
 """In a sample's folder."""
 
 

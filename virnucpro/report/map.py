@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,38 +14,57 @@ from numpy.typing import NDArray
 from virnucpro.storage.chunk_file import read_chunk_file
 from virnucpro.storage.row_reader import RowReader
 
+BLOCK = 4096
+"""Vectors that are centred at a time, so that no second copy of all is made."""
+
+COMPONENTS_FOR_UMAP = 50
+"""What UMAP and clusters are computed from: distances in more of them hardly differ, and take many times as long."""
+
+FEWEST_FOR_UMAP = 200
+"""Of fewer proteins, 15 neighbours are a good part of all, and components show as much."""
+
 
 @dataclass(frozen=True)
 class Components:
-    """The first two principal components of n vectors.
+    """The first principal components of n vectors.
 
-    ``coordinates`` is float64 (n, 2); ``explained`` gives each component's share (0 to 1) of the variance, (2,).
+    ``coordinates`` is float64 (n, count); ``explained``, (count,), each component's share (0 to 1) of the variance.
     """
 
     coordinates: NDArray[np.float64]
     explained: NDArray[np.float64]
 
 
-def principal_components(vectors: NDArray[np.floating]) -> Components:
-    """Project vectors, (n, D), onto the two directions in which they vary most.
+def principal_components(vectors: NDArray[np.floating], count: int = 2) -> Components:
+    """Project vectors, (n, D), onto the directions in which they vary most.
 
     The vectors are centred and not scaled. Equal input gives equal output: of a direction's two signs, that one is
     taken in which its largest entry is positive. The eigenvectors of the D x D covariance are used (of the n x n
     products where n < D), whose cost does not grow with the longer side.
     """
-    centred = np.asarray(vectors, np.float64) - np.mean(vectors, axis=0, dtype=np.float64)
-    n, width = centred.shape
+    n, width = vectors.shape
+    mean = np.mean(vectors, axis=0, dtype=np.float64)
+    blocks = range(0, n, BLOCK)
     if n <= width:
-        directions = centred.T @ np.linalg.eigh(centred @ centred.T).eigenvectors[:, :-3:-1]
+        centred = vectors - mean
+        directions = centred.T @ np.linalg.eigh(centred @ centred.T).eigenvectors[:, : -count - 1 : -1]
         lengths = np.linalg.norm(directions, axis=0)
         directions = directions / np.where(lengths > 0, lengths, 1)
     else:
-        directions = np.linalg.eigh(centred.T @ centred).eigenvectors[:, :-3:-1]
-    directions = np.pad(directions, ((0, 0), (0, 2 - directions.shape[1])))
+        products = np.zeros((width, width))
+        for start in blocks:
+            block = vectors[start : start + BLOCK] - mean
+            products += block.T @ block
+        directions = np.linalg.eigh(products).eigenvectors[:, : -count - 1 : -1]
+    directions = np.pad(directions, ((0, 0), (0, count - directions.shape[1])))
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
-    coordinates = centred @ (directions * np.where(largest < 0, -1, 1))
-    variance = np.square(centred).sum()
-    explained = np.square(coordinates).sum(axis=0) / variance if variance > 0 else np.zeros(2)
+    directions *= np.where(largest < 0, -1, 1)
+    coordinates, variance = np.empty((n, count)), 0.0
+    for start in blocks:
+        block = vectors[start : start + BLOCK] - mean
+        coordinates[start : start + BLOCK] = block @ directions
+        variance += float(np.square(block).sum())
+    explained = np.square(coordinates).sum(axis=0) / variance if variance > 0 else np.zeros(count)
     return Components(coordinates, explained)
 
 
@@ -66,16 +86,41 @@ def umap_coordinates(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     neighbours = min(15, len(vectors) - 1)
     # Its spectral start needs more vectors than this; the random one works for any number.
     start = "spectral" if len(vectors) > 16 else "random"
-    reducer = UMAP(n_neighbors=neighbours, init=start, random_state=0, n_jobs=1)
-    return np.asarray(reducer.fit_transform(np.asarray(vectors, np.float32)), np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the seed, which allows one thread only
+        reducer = UMAP(n_neighbors=neighbours, init=start, random_state=0, n_jobs=1)
+        return np.asarray(reducer.fit_transform(np.asarray(vectors, np.float32)), np.float64)
+
+
+def clusters_of(places: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Clusters of a map's points, (n, 2), by their density (HDBSCAN; Campello et al. 2013): from 1, the largest first.
+
+    0 is in none. What is a cluster has at least 5 points, and a two hundredth of all.
+
+    Raises:
+        ImportError: scikit-learn, which umap-learn brings, is not installed.
+    """
+    from sklearn.cluster import HDBSCAN
+
+    found = HDBSCAN(min_cluster_size=max(5, len(places) // 200), copy=True).fit_predict(places)
+    sizes = np.bincount(found[found >= 0])
+    rank = np.zeros(len(sizes) + 1, np.int64)
+    rank[np.argsort(-sizes, kind="stable")] = np.arange(1, len(sizes) + 1)
+    numbers: NDArray[np.int64] = rank[found]  # -1, in none, is the last
+    return numbers
 
 
 @dataclass(frozen=True)
 class ChosenVectors:
-    """Mean embeddings, float32 (n, D), of n different proteins of a sample that has ``total``; their lengths, (n,)."""
+    """Mean embeddings, float32 (n, D), of n different proteins of a sample that has ``total``.
+
+    ``lengths``, ``chunk`` and ``row`` are (n,): residues, and where each protein stands in the chunk files.
+    """
 
     vectors: NDArray[np.float32]
     lengths: NDArray[np.int32]
+    chunk: NDArray[np.int32]
+    row: NDArray[np.int32]
     total: int
 
 
@@ -110,7 +155,9 @@ def choose_vectors(tensors: Sequence[Path], layer: int, most: int) -> ChosenVect
                 vectors.append(reader.rows(number, f"mean.{layer}", rows))
             else:
                 vectors.append(_means(reader, number, f"residues.{layer}", rows))
-    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), total)
+    numbers = (np.searchsorted(starts, chosen, side="right") - 1).astype(np.int32)
+    own_rows = (chosen - starts[numbers]).astype(np.int32)
+    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), numbers, own_rows, total)
 
 
 def _means(reader: RowReader, number: int, name: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:

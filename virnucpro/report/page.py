@@ -122,7 +122,7 @@ def _maps(front: Front) -> list[str]:
         figures.append(
             f'<figure><a href="{escape(quote(each.page))}"><img alt="map of {escape(each.sample)}" '
             f'src="data:image/png;base64,{picture}"></a><figcaption><a href="{escape(quote(each.page))}">'
-            f"{escape(each.sample)}: open the map</a></figcaption></figure>"
+            f"{escape(each.sample)}: search it, point at it</a></figcaption></figure>"
         )
     more = len(front.maps) - MOST_MAPS
     said = [f"<p>{more:,} more maps are in the samples' folders, as plots/map.html.</p>"] if more > 0 else []

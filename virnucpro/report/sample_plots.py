@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,23 +13,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from virnucpro.chunking.index import read_index
-from virnucpro.report.map import (
-    Components,
-    choose_vectors,
-    principal_components,
-    umap_coordinates,
-    umap_is_installed,
-)
-from virnucpro.report.read import Sample, read_sample
+from virnucpro.report.map import Components
+from virnucpro.report.read import Sample
 from virnucpro.report.style import (
     COLOURS,
     LARGE,
     QUIET,
-    empty_figure,
     house_style,
     new_figure,
     short,
-    write,
 )
 
 
@@ -127,29 +117,33 @@ def _limit(sample: Sample) -> str:
     )
 
 
+def shown_of(shown: int, total: int) -> str:
+    """``50,000 of 812,345 different proteins``."""
+    return f"{shown:,} of {total:,} different proteins" if shown < total else f"{shown:,} different proteins"
+
+
 def plot_map(
     sample: Sample,
     components: Components,
     lengths: NDArray[np.integer],
     *,
     umap: NDArray[np.float64] | None = None,
-    shown_of: int,
+    total: int,
 ) -> Figure:
     """Embeddings as points, coloured by length: principal components, and below them UMAP where there is one.
 
     Args:
         lengths: residues of the proteins shown, (n,).
         umap: their UMAP coordinates, (n, 2).
-        shown_of: how many different proteins the sample has.
+        total: how many different proteins the sample has.
     """
     with house_style():
         figure, panels = new_figure(1 if umap is None else 2, height=5.2 if umap is None else 10)
         norm = LogNorm(max(1, int(lengths.min())), max(2, int(lengths.max()), int(lengths.min()) + 1))
-        n = len(lengths)
-        part = f"{n:,} of {shown_of:,} different proteins" if n < shown_of else f"{n:,} different proteins"
+        part = shown_of(len(lengths), total)
         warning = "\nrandom weights: no biological meaning" if sample.provenance.warning else ""
-        named = [f"component {i} ({100 * share:.1f} % of variance)" for i, share in enumerate(components.explained, 1)]
-        _points(panels[0], components.coordinates, lengths, norm)
+        named = [f"component {i + 1} ({100 * components.explained[i]:.1f} % of variance)" for i in range(2)]
+        _points(panels[0], components.coordinates[:, :2], lengths, norm)
         panels[0].set(xlabel=f"principal {named[0]}", ylabel=f"principal {named[1]}")
         panels[0].set_title(
             f"{short(sample.name)}: embeddings of layer {sample.provenance.layers[-1]}\n{part}{warning}"
@@ -178,46 +172,3 @@ def _points(axes: Axes, points_at: NDArray[np.float64], lengths: NDArray[np.inte
     bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     bar.ax.yaxis.set_major_formatter(LARGE)
     bar.ax.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-
-
-SAMPLE_PLOTS = ("lengths", "map")
-
-MOST_POINTS = 20_000
-"""Proteins on a map: with 2560 numbers each they take 200 MB, and more could not be told apart anyway."""
-
-FEWEST_FOR_UMAP = 10
-
-
-def plot_sample(
-    report: Path,
-    index: Path,
-    tensors: Sequence[Path],
-    outputs: Mapping[str, Sequence[Path]],
-    *,
-    most_points: int = MOST_POINTS,
-    logger: logging.Logger,
-) -> None:
-    """Draw one sample.
-
-    Args:
-        report, index, tensors: its ``embeddings.json``, its index and its chunk files.
-        outputs: for each name of :data:`SAMPLE_PLOTS` the files to write (.svg, .png).
-        most_points: bound on the proteins of the map.
-
-    Raises:
-        UserError: an input is missing or damaged, or an output cannot be written.
-    """
-    sample = read_sample(report)
-    if not sample.chunks:
-        for name, paths in outputs.items():
-            write(empty_figure(f"{short(sample.name)}: {name}"), paths)
-        return
-    write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
-    chosen = choose_vectors(tensors, sample.provenance.layers[-1], most_points)
-    components = principal_components(chosen.vectors)
-    umap = None
-    if umap_is_installed() and len(chosen.vectors) >= FEWEST_FOR_UMAP:
-        umap = umap_coordinates(chosen.vectors)
-    else:
-        logger.info("the map shows principal components; with the package umap-learn it shows UMAP too")
-    write(plot_map(sample, components, chosen.lengths, umap=umap, shown_of=chosen.total), outputs["map"])

@@ -156,7 +156,8 @@ OF_THE_RUN = [
 ]
 SAMPLE_PLOTS = SAMPLE / "plots"
 PLOTS_OF_A_SAMPLE = [
-    f"{plot}.{kind}" for plot in ("lengths", "map") for kind in ("svg", "png")
+    *(f"{plot}.{kind}" for plot in ("lengths", "map") for kind in ("svg", "png")),
+    "map.html",
 ]
 
 # On Slurm: Ampere or newer where available.

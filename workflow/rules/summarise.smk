@@ -85,6 +85,13 @@ rule plot_sample:
             ),
             SAMPLE_PLOTS / "map.png",
         ],
+        page=report(
+            SAMPLE_PLOTS / "map.html",
+            caption="../report/interactive_map.rst",
+            category="Samples",
+            subcategory="{sample}",
+            labels={"plot": "Map to search and point at"},
+        ),
     log:
         LOGS / "{sample}" / "plot_sample.log",
     benchmark:

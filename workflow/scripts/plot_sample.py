@@ -6,7 +6,7 @@ from virnucpro.jobs import job
 
 with job(f"plot_sample {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     from virnucpro.base.digest import file_sha256, write_products
-    from virnucpro.report.sample_plots import SAMPLE_PLOTS, plot_sample
+    from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
     from virnucpro.storage.state import reports_origin
 
     report = Path(snakemake.input.sample_report[0])
@@ -16,6 +16,7 @@ with job(f"plot_sample {snakemake.wildcards.sample}", snakemake.log[0]) as log:
         Path(snakemake.input.index[0]),
         [Path(file) for file in snakemake.input.chunk_files],
         {name: [Path(file) for file in snakemake.output[name]] for name in SAMPLE_PLOTS},
+        Path(snakemake.output.page),
         logger=log,
     )
     record = Path(snakemake.output.record)

@@ -1,0 +1,125 @@
+"""All that is drawn of one sample: plots as files, and its map as a picture and as a page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.base.atomic import atomic_path
+from virnucpro.chunking.index import read_index
+from virnucpro.report.map import (
+    COMPONENTS_FOR_UMAP,
+    FEWEST_FOR_UMAP,
+    ChosenVectors,
+    choose_vectors,
+    clusters_of,
+    principal_components,
+    umap_coordinates,
+    umap_is_installed,
+)
+from virnucpro.report.map_page import Layout, MapData, map_page
+from virnucpro.report.read import read_sample
+from virnucpro.report.sample_plots import lengths_of, plot_lengths, plot_map, shown_of
+from virnucpro.report.style import empty_figure, short, write
+
+SAMPLE_PLOTS = ("lengths", "map")
+
+MOST_POINTS = 50_000
+"""Proteins on a map: with 2560 numbers each they take 512 MB, and more could not be told apart anyway."""
+
+
+def plot_sample(
+    report: Path,
+    index: Path,
+    tensors: Sequence[Path],
+    outputs: Mapping[str, Sequence[Path]],
+    page: Path,
+    *,
+    most_points: int = MOST_POINTS,
+    logger: logging.Logger,
+) -> None:
+    """Draw one sample.
+
+    Args:
+        report, index, tensors: its ``embeddings.json``, its index and its chunk files.
+        outputs: for each name of :data:`SAMPLE_PLOTS` the files to write (.svg, .png).
+        page: the interactive map to write.
+        most_points: bound on the proteins of the map.
+
+    Raises:
+        UserError: an input is missing or damaged, or an output cannot be written.
+    """
+    sample = read_sample(report)
+    if not sample.chunks:
+        for name, paths in outputs.items():
+            write(empty_figure(f"{short(sample.name)}: {name}"), paths)
+        with atomic_path(page) as temporary:
+            temporary.write_text(
+                f"<!doctype html><title>no map</title><p>Sample {escape(sample.name)} has no protein.</p>\n"
+            )
+        return
+    write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
+    chosen = choose_vectors(tensors, sample.provenance.layers[-1], most_points)
+    components = principal_components(chosen.vectors, COMPONENTS_FOR_UMAP)
+    umap = clusters = None
+    if not umap_is_installed():
+        logger.info("the map shows principal components; with the package umap-learn it shows UMAP and clusters too")
+    elif len(chosen.vectors) >= FEWEST_FOR_UMAP:
+        umap = umap_coordinates(components.coordinates)
+        clusters = clusters_of(umap)
+    write(plot_map(sample, components, chosen.lengths, umap=umap, total=chosen.total), outputs["map"])
+    ids, repeats = first_records(index, chosen)
+    shares = [f"{100 * share:.1f} %" for share in components.explained[:2]]
+    layouts = {
+        "principal components": Layout(
+            components.coordinates[:, :2],
+            "The two directions in which the embeddings vary most: across "
+            f"{shares[0]}, upwards {shares[1]} of the variance.",
+        )
+    }
+    columns: dict[str, NDArray[np.integer] | list[str]] = {"length": chosen.lengths}
+    if umap is not None and clusters is not None:
+        about = (
+            f"UMAP of the first {COMPONENTS_FOR_UMAP} principal components, neighbours by Euclidean distance. Close "
+            "together means alike; distances between groups mean little. Clusters are dense regions of this layout "
+            "(HDBSCAN)."
+        )
+        layouts = {"UMAP": Layout(umap, about), **layouts}
+        columns["cluster"] = [f"cluster {number}" if number else "" for number in clusters.tolist()]
+    data = MapData(
+        name=sample.name,
+        shown=shown_of(len(ids), chosen.total),
+        warning=sample.provenance.warning,
+        layouts=layouts,
+        ids=ids,
+        columns=columns,
+        repeats=repeats,
+    )
+    with atomic_path(page) as temporary:
+        temporary.write_text(map_page(data), encoding="utf-8")
+
+
+def first_records(index: Path, chosen: ChosenVectors) -> tuple[list[str], list[int]]:
+    """Of each chosen sequence the id of its first record, and how many more records have it.
+
+    Raises:
+        UserError: the index is missing or damaged.
+    """
+    wanted = chosen.chunk.astype(np.int64) << 32 | chosen.row
+    order = np.argsort(wanted)
+    ids = [""] * len(wanted)
+    counts = np.zeros(len(wanted), np.int64)
+    for rows in read_index(index):
+        keys = rows.chunk.astype(np.int64) << 32 | rows.row
+        places = np.minimum(np.searchsorted(wanted[order], keys), len(wanted) - 1)
+        here = np.flatnonzero(wanted[order[places]] == keys)
+        for record, point in zip(here.tolist(), order[places[here]].tolist(), strict=True):
+            if not counts[point]:
+                ids[point] = rows.ids[record]
+            counts[point] += 1
+    return ids, (counts - 1).tolist()
