@@ -40,10 +40,10 @@ $(VENV)/.ready: pyproject.toml envs/constraints.txt $(if $(filter $(TORCH),$(BUI
 demo: env ## the shipped proteins to embeddings, the shipped contigs to calls; random weights, offline; in the folder demo
 	@mkdir -p $(DEMO) && test -w $(DEMO) || \
 	  { echo "$(DEMO) cannot be written to: make demo DEMO=/a/folder/of/yours"; exit 1; }
-	export XDG_CACHE_HOME="$${XDG_CACHE_HOME:-$$(cd $(DEMO) && pwd)/.cache}" && \
+	@export XDG_CACHE_HOME="$${XDG_CACHE_HOME:-$$(cd $(DEMO) && pwd)/.cache}" && \
 	  $(BIN)/snakemake --cores $(CORES) --directory $(DEMO) --config model=esm2_demo chunk_residues=5000 && \
 	  $(BIN)/snakemake --cores $(CORES) --directory $(DEMO) --config model=esm2_demo results=calls \
-	    samples=examples/viral_contigs.fna input=nucleotide \
+	    "samples=$(CURDIR)/examples/viral_contigs.fna" input=nucleotide \
 	    "classify={classifier: classifier_demo, nucleotide_model: dnabert_s_demo}"
 	@echo "The files of the demo are in $(DEMO)/results and $(DEMO)/calls."
 

@@ -28,6 +28,9 @@ if importlib.util.find_spec("hypothesis"):  # the tests on a GPU do without it
     settings.register_profile("local", deadline=None)  # a busy machine is no defect
     settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+# Tests count jobs in Snakemake's own lines; those of the display take this away.
+os.environ["VIRNUCPRO_DISPLAY"] = "snakemake"
+
 # Nothing is fetched from the hub, and what a user has in its cache is not looked at.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nonexistent/hub"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from virnucpro import __version__
@@ -10,6 +11,7 @@ from virnucpro.base.settings import LONGEST
 from virnucpro.base.text import printable
 from virnucpro.call_steps import add_call_steps
 from virnucpro.jobs import job
+from virnucpro.launch import add_run
 from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
 from virnucpro.steps import add_steps
 
@@ -19,9 +21,18 @@ OPTIONS = ("model", "adapter", *EMBEDDING, *POLICIES, "chunk_residues", *TABLES)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the subcommands; a user's mistake ends in one sentence and exit code 1."""
-    given = _parser().parse_args(arguments)
+    given = _parsed(sys.argv[1:] if arguments is None else arguments)
     with job(given.command):
         given.run(given)
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    if "--" not in arguments or arguments[:1] != ["run"]:
+        return _parser().parse_args(arguments)
+    end = arguments.index("--")
+    given = _parser().parse_args(arguments[:end])
+    given.rest = list(arguments[end + 1 :])  # Snakemake's own options
+    return given
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(embed, OPTIONS)
     embed.set_defaults(run=_embed)
 
+    add_run(commands)
     add_steps(commands)
     add_call_steps(commands)
     return parser

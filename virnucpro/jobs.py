@@ -1,14 +1,20 @@
-"""What every job of the workflow shares: its log, and how it ends when something goes wrong."""
+"""What every job of the workflow shares: its log, and how it ends when something goes wrong.
+
+Where the run shows a display (:mod:`virnucpro.display`), a job writes to its log alone, and the display reads it.
+"""
 
 from __future__ import annotations
 
 import atexit
 import logging
+import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from types import FrameType
@@ -20,6 +26,14 @@ from virnucpro.base.text import printable
 
 LINE = "%(asctime)s %(message)s"
 CLOCK = "%H:%M:%S"
+WARNING, ERROR, STOPPED = "WARNING: ", "error: ", "stopped by "
+"""What the messages of warnings, and the sentence that ends a job, begin with."""
+
+DISPLAY = "VIRNUCPRO_DISPLAY"
+"""The environment's word on what a run shows. Jobs find there which file the display writes to."""
+
+OWN_LINES, PLAN_ALONE = "snakemake", "plan"
+"""Such words: Snakemake's own lines; of a dry run the plan, and not the jobs."""
 
 
 @contextmanager
@@ -39,27 +53,30 @@ def job(name: str, log: str | Path | None = None) -> Iterator[logging.Logger]:
     logger = logging.getLogger("virnucpro")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handlers: list[logging.Handler] = [_Quiet(sys.stderr)]
-    handlers[0].setFormatter(_Printable(f"[{name}] %(message)s"))
-    logger.addHandler(handlers[0])
+    said = _Quiet(sys.stderr)
+    said.setFormatter(_Printable(f"[{name}] %(message)s"))
+    handlers: list[_Quiet] = [said]
+    logger.addHandler(said)
     before = {number: signal.signal(number, _Stop()) for number in STOPS}
     try:
         if log is not None:
             handlers.append(_log_file(Path(log)))
-            logger.addHandler(handlers[1])
+            logger.addHandler(handlers[-1])
+            if os.environ.get(DISPLAY) == standard_error():
+                _leave_to_display(said, handlers[-1])
         check_limits()
         let_waiting_threads_sleep()
         yield logger
         sys.stdout.flush()
     except Stopped as error:
-        logger.error("stopped by %s before it was done; run the same command again to go on", error)
+        logger.error("%s%s before it was done; run the same command again to go on", STOPPED, error)
         raise SystemExit(128 + error.number) from None
     except Exception as error:
         sentence = sentence_for(error)
         if sentence is None:
             logger.exception("this is a defect of virnucpro; please report it with these lines")
             raise
-        logger.error("error: %s", sentence)
+        logger.error("%s%s", ERROR, sentence)
         raise SystemExit(1) from None
     finally:
         atexit.register(_ignore_stops)  # last, so that it is called first
@@ -105,6 +122,8 @@ class _Printable(logging.Formatter):
     """Texts of others (ids, names, a server's words) cannot begin a line of their own or steer a terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.levelno == logging.WARNING and not record.message.startswith(WARNING):
+            record.message = WARNING + record.message
         record.message = "\n    ".join(map(printable, record.message.split("\n")))
         return super().formatMessage(record)
 
@@ -112,11 +131,23 @@ class _Printable(logging.Formatter):
 class _Quiet(logging.StreamHandler[TextIO]):
     """Drops a line that cannot be written, as on a full disk, instead of printing a traceback."""
 
+    has_failed = False
+
     def handleError(self, record: logging.LogRecord) -> None:
-        pass
+        self.has_failed = True
 
 
-def _log_file(path: Path) -> logging.Handler:
+def _leave_to_display(said: _Quiet, log: _Quiet) -> None:
+    """Say nothing on standard error but what the log can't hold; what libraries say there goes to the log."""
+    said.setStream(os.fdopen(os.dup(2), "w", encoding="utf-8"))
+    said.addFilter(lambda record: log.has_failed)
+    logger = logging.getLogger("virnucpro")
+    logger.removeHandler(said)
+    logger.addHandler(said)  # after the log, of which it then knows whether it could be written
+    os.dup2(log.stream.fileno(), 2)
+
+
+def _log_file(path: Path) -> _Quiet:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _Quiet(path.open("w", encoding="utf-8"))
@@ -124,3 +155,52 @@ def _log_file(path: Path) -> logging.Handler:
         raise cannot_write(path, error) from None
     handler.setFormatter(_Printable(LINE, CLOCK))
     return handler
+
+
+def standard_error() -> str:
+    """Which file this process's standard error is: another one in a job of a cluster, which has a log there."""
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return ""
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+TAIL = 1 << 16
+"""Bytes of a log's end that are looked at."""
+
+_LINE = re.compile(r"(?:\d\d:\d\d:\d\d )(.*)")
+_SHARE = re.compile(r" *(\d{1,3}) %  [\d,]+ of ")
+
+
+@dataclass(frozen=True)
+class JobLog:
+    """What a job's log tells: its warnings, the share (0 to 1) of its proteins that is done, and why it failed.
+
+    ``reason`` is the sentence that ended the job, or None; ``end`` its last lines.
+    """
+
+    warnings: tuple[str, ...] = ()
+    share: float = 0.0
+    reason: str | None = None
+    end: tuple[str, ...] = ()
+
+
+def read_job_log(path: Path) -> JobLog:
+    """What :func:`job` has written so far; of a log that is not there, nothing."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            lines = file.read(TAIL).decode(errors="replace").splitlines()
+    except OSError:
+        return JobLog()
+    said = [found[1] for found in map(_LINE.fullmatch, lines) if found]
+    warnings = [text.removeprefix(WARNING) for text in said if text.startswith(WARNING)]
+    shares = [int(found[1]) / 100 for found in map(_SHARE.match, said) if found]
+    reasons = [text for text in said[-1:] if text.startswith((ERROR, STOPPED))]
+    return JobLog(
+        tuple(dict.fromkeys(warnings)),
+        shares[-1] if shares else 0.0,
+        reasons[0].removeprefix(ERROR) if reasons else None,
+        tuple(lines[-12:]),
+    )

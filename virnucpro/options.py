@@ -27,19 +27,23 @@ def add_files(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="the sample's folder")
 
 
-def add_options(parser: argparse.ArgumentParser, keys: Iterable[str]) -> None:
-    """Give the parser the options of these settings: what each may be, its default and its help."""
+def add_options(parser: argparse.ArgumentParser, keys: Iterable[str], *, with_defaults: bool = True) -> None:
+    """Give the parser the options of these settings: what each may be, its default and its help.
+
+    Args:
+        with_defaults: False leaves out of the arguments what is not given; see :func:`given_values`.
+    """
     for key in keys:
         setting = SETTINGS[key]
         defaults = setting.default if setting.several else (setting.default,)
-        choices = setting.words if setting.words and not setting.numbers else None
+        choices = setting.words if setting.words and not (setting.numbers or setting.text) else None
         parser.add_argument(
             _option(setting),
             dest=key,
             nargs="+" if setting.several else None,
             choices=choices,
             metavar=None if choices else "N" if setting.numbers or setting.decimals else setting.name.upper(),
-            default=setting.default,
+            default=setting.default if with_defaults else argparse.SUPPRESS,
             help=f"{setting.about.replace('%', '%%')} Default: {' '.join(map(str, defaults))}.",
         )
 
@@ -51,6 +55,15 @@ def values(given: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
         UserError: a value that is not allowed.
     """
     return {SETTINGS[key].name: SETTINGS[key].check(getattr(given, key)) for key in keys}
+
+
+def given_values(given: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
+    """The settings that were given, each in its own type, by their keys.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+    return {key: SETTINGS[key].check(getattr(given, key)) for key in keys if hasattr(given, key)}
 
 
 def path(text: str) -> Path:

@@ -142,7 +142,7 @@ def test_chunks_are_sized_by_model_and_device_and_a_split_for_the_other_device_s
 
 def test_a_sample_without_proteins(run: Any) -> None:
     Path("own.faa").write_text("; a negative control\n")
-    assert text_of(run(empty_samples="skip")) == "Sample own: no protein in it.\nNothing is left to embed."
+    assert text_of(run(empty_samples="skip")) == "own: no protein in it.\nNothing is left to embed."
 
 
 def test_after_the_split_the_chunks_are_known(run: Any) -> None:
@@ -180,17 +180,18 @@ def test_a_chunk_of_another_kind_is_not_done(changes: dict[str, str], run: Any) 
 def test_no_time_is_made_up(run: Any) -> None:
     for config in ({"model": "esm2_t48_15B_UR50D"}, {"precision": "fp32"}):
         text = text_of(run(**config))
-        assert "known once the first chunk is done" in text
+        assert "Left to embed" in text
         assert "H200" not in text
+        assert "About" not in text
 
 
 def test_contigs_wait_for_their_translation(run: Any, tmp_path: Path) -> None:
     contigs = run(input="nucleotide")
-    assert "5 contigs, 620 bases; proteins are known once they are translated" in text_of(contigs)
+    assert "5 contigs, 620 bases; proteins are known once translated" in text_of(contigs)
     sample = run_state(contigs).samples["own"]
     sample.folder.mkdir(parents=True)
     sample.translated.write_text(">a_chunk_1F1\nMKV\n")
-    assert "proteins are known once they are translated" in text_of(contigs), "nothing says of what it was translated"
+    assert "proteins are known once translated" in text_of(contigs), "nothing says of what it was translated"
     origin = translation_origin([file_sha256(tmp_path / "own.faa")], contigs.window, contigs.policies)
     write_products(sample.translation, origin, [sample.translated])
     assert "1 protein, 3 residues" in text_of(contigs)

@@ -42,7 +42,9 @@ def test_sums_over_chunks_and_samples(tmp_path: Path) -> None:
     assert everything["out_of_memory_retries"] == "2"
     assert everything["notes"] == ""
     assert "NOTE" not in text
-    assert text.startswith("Embedded 30 proteins (25 different) of 2 samples, 2,940 residues, with esm2_t36_3B_UR50D.")
+    assert " ".join(text.split()).startswith(
+        "Embedded 30 proteins (25 different) of 2 samples, 2,940 residues, with esm2_t36_3B_UR50D."
+    )
     assert "1,000 tokens/s" in text
     assert "5 proteins had the sequence of another one" in text
     assert "memory ran out 2 times" in text

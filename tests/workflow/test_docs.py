@@ -80,7 +80,8 @@ def substituted(text: str) -> str:
 def environment() -> dict[str, str]:
     paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
     modules = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PATH": os.pathsep.join(paths), "PYTHONPATH": os.pathsep.join(filter(None, modules))}
+    found = {**os.environ, "PATH": os.pathsep.join(paths), "PYTHONPATH": os.pathsep.join(filter(None, modules))}
+    return found | {"VIRNUCPRO_DISPLAY": ""}
 
 
 def embedded(folder: Path, **config: str) -> Path:
@@ -176,6 +177,11 @@ def test_commands_run(block: Block, command: str, clone: Path, tmp_path: Path) -
         ["bash", "-c", command], cwd=clone, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, f"{block}: {command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    if (
+        "-m snakemake --cores" in command and "--dry-run" not in command
+    ):  # what it shows of a run that is not for a terminal
+        assert len(done.stderr.splitlines()) + len(done.stdout.splitlines()) <= 25, done.stderr
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done.stderr + done.stdout)
 
 
 def test_links_between_pages_lead_somewhere() -> None:

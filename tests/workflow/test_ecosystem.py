@@ -1,4 +1,4 @@
-"""What Snakemake offers beside running: generated unit tests, other loggers, the catalog's file."""
+"""What Snakemake offers beside running: generated unit tests, the catalog's file."""
 
 from __future__ import annotations
 
@@ -55,14 +55,6 @@ def test_generated_unit_tests_pass(clone: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert f"{len(BITWISE)} passed" in done.stdout
-
-
-def test_the_rich_logger_shows_the_closing_summary(clone: Path) -> None:
-    (clone / "results" / "own" / "embeddings.json").unlink()
-    result = snakemake(clone, "--logger", "rich", snakefile=None)
-    assert result.code == 0, result.text
-    assert "Embedded 3 proteins (2 different)" in result.text
-    assert "Traceback" not in result.text
 
 
 def test_the_catalog_s_file_is_right() -> None:

@@ -180,8 +180,8 @@ def test_a_dry_run_predicts_chunks_proteins_residues_and_time(finished: Path, tm
     result = snakemake(folder, "--dry-run", config=CONFIG)
     assert result.code == 0, result.text
     text = " ".join(result.text.split())
-    assert f"Sample my: {len(tensors)} chunks of 9 different proteins, 3,555 residues" in text
+    assert f"my: {len(tensors)} chunks of 9 different proteins, 3,555 residues" in text
     assert f"{len(tensors) - 1} done, 1 to embed" in text
-    assert "Sample other: 1 chunk of 2 different proteins, 13 residues; 1 done" in text
+    assert "other: 1 chunk of 2 different proteins, 13 residues; 1 done" in text
     assert "on one device such as did the finished chunks (cpu)" in text
     assert "Left to embed" not in snakemake(folder, config=CONFIG).text, "only a dry run predicts"

@@ -29,6 +29,10 @@ H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 9
 """In fp16 on one NVIDIA H200 with torch 2.11 (benchmarks/results); in docs/models.md too."""
 
 
+MOST_LINES = 100
+"""Samples that are told one by one; in the sums all are counted."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """What is left of one sample.
@@ -48,9 +52,11 @@ class Planned:
     of_bases: bool = False
 
 
-def planned_text(run: RunConfig, samples: Sequence[Planned]) -> str:
-    """A line a sample, and what is left takes: GPU time, and room on the disk."""
-    lines = [sample.line for sample in samples]
+def planned_text(run: RunConfig, samples: Sequence[Planned], most: int = MOST_LINES) -> str:
+    """A line a sample, of ``most`` of them, and what is left takes: GPU time, and room on the disk."""
+    lines = [sample.line for sample in samples[:most]]
+    if len(samples) > len(lines):
+        lines.append(f"... and {len(samples) - len(lines):,} lines more, of other samples")
     if disk := _disk(run, samples):
         lines.append(disk)
     chunks, exact = sum(sample.chunks for sample in samples), all(sample.exact for sample in samples)
@@ -74,7 +80,8 @@ def _left(run: RunConfig, samples: Sequence[Planned]) -> list[str]:
         bases = sum(done.statistics.residues for done in finished)
         return [line, f"About {duration(tokens * seconds / bases)} on one such device."] if bases else [line]
     line = f"Left to embed: {about}{number(chunks, 'chunk')}, {about}{number(tokens, 'token')}."
-    return [line, _time(run, tokens, finished)]
+    time = _time(run, tokens, finished)
+    return [line, time] if time else [line]
 
 
 def plan(run: RunConfig, state: RunState, calls: CallsState | None = None, *, enough: int = ENOUGH) -> list[Planned]:
@@ -84,13 +91,16 @@ def plan(run: RunConfig, state: RunState, calls: CallsState | None = None, *, en
         calls: the state of the calls, where they are asked for.
         enough: bytes of each of those files that are read; a larger one is judged by its beginning.
     """
-    planned = []
-    for name, files in run.samples.items():
-        is_split = state.split_stale(name) is None
-        planned.append(_split(run, state, name) if is_split else _not_split(run, state, name, files, enough))
-        if calls is not None:
-            planned.append(_nucleotides(calls, name))
-    return planned
+    return [part for name in run.samples for part in plan_sample(run, state, calls, name, enough=enough)]
+
+
+def plan_sample(
+    run: RunConfig, state: RunState, calls: CallsState | None, name: str, *, enough: int = ENOUGH
+) -> list[Planned]:
+    """The same of one sample: its proteins and, where it is called, the nucleotides of its frames."""
+    is_split = state.split_stale(name) is None
+    planned = [_split(run, state, name) if is_split else _not_split(run, state, name, run.samples[name], enough)]
+    return planned if calls is None else [*planned, _nucleotides(calls, name)]
 
 
 def why_no_room(run: RunConfig, samples: Sequence[Planned]) -> str | None:
@@ -106,8 +116,8 @@ def _disk(run: RunConfig, samples: Sequence[Planned]) -> str:
     needed = sum(sample.disk for sample in samples)
     with suppress(OSError):
         if needed:
-            line = f"Disk: about {size(needed)} for chunk files and tables in {run.results}, where "
-            line += f"{size(free_bytes(run.results))} is free"
+            line = f"Disk: about {size(needed)} for chunk files and tables, "
+            line += f"{size(free_bytes(run.results))} free in {run.results}"
             return line + (": that does not fit, and a run will not begin." if why_no_room(run, samples) else ".")
     return ""
 
@@ -167,7 +177,7 @@ def _split(run: RunConfig, state: RunState, name: str) -> Planned:
     tokens = sum(entry.residues + SPECIAL_TOKENS * entry.proteins for entry in left)
     chunks = len(split.chunks)
     line = (
-        f"Sample {name}: {number(chunks, 'chunk')} of {number(split.counts['unique'], 'different protein')}, "
+        f"{name}: {number(chunks, 'chunk')} of {number(split.counts['unique'], 'different protein')}, "
         f"{number(split.counts['unique_residues'], 'residue')}; {chunks - len(left):,} done, {len(left):,} to embed."
     )
     if kept and state.tables_stale(name) is not None:
@@ -179,7 +189,7 @@ def _nucleotides(calls: CallsState, name: str) -> Planned:
     """The nucleotides of a sample's frames, and the calls."""
     state = calls.nucleotides
     if state.split_stale(name) is not None:
-        line = f"Sample {name}: chunks of nucleotides are known once its contigs are translated and split."
+        line = f"{name}: chunks of nucleotides are known once its contigs are translated and split."
         return Planned(line, 0, 0, False, of_bases=True)
     request = state.samples[name]
     split = read_split(request.chunks)
@@ -194,7 +204,7 @@ def _nucleotides(calls: CallsState, name: str) -> Planned:
     )
     contigs = "called" if calls.calls_stale(name) is None else "to be called"
     line = (
-        f"Sample {name}: {number(len(names), 'chunk')} of nucleotides, "
+        f"{name}: {number(len(names), 'chunk')} of nucleotides, "
         f"{number(split.counts['unique_residues'], 'base')}; {len(names) - len(left):,} done, {len(left):,} to embed; "
         f"its contigs are {contigs}."
     )
@@ -213,16 +223,16 @@ def _not_split(run: RunConfig, state: RunState, name: str, files: Sequence[Path]
     contigs = run.input == "nucleotide" and state.translation_stale(name) is not None
     amount = _amount(run, [translated] if run.input == "nucleotide" and not contigs else files, enough)
     if amount is None:
-        return Planned(f"Sample {name}: its files cannot be read.", 0, 0, False)
+        return Planned(f"{name}: its files cannot be read.", 0, 0, False)
     about = "" if amount.exact else "about "
     if contigs:
         size = f"{about}{number(amount.records, 'contig')}, {number(amount.letters, 'base')}"
-        return Planned(f"Sample {name}: {size}; proteins are known once they are translated.", 0, 0, False)
+        return Planned(f"{name}: {size}; proteins are known once translated.", 0, 0, False)
     if not amount.records:
-        return Planned(f"Sample {name}: no protein in it.", 0, 0, True)
+        return Planned(f"{name}: no protein in it.", 0, 0, True)
     chunks = chunk_count(amount.unique_letters, amount.unique, *run.chunk_size)
     line = (
-        f"Sample {name}: {about}{number(amount.records, 'protein')}, {number(amount.letters, 'residue')}; "
+        f"{name}: {about}{number(amount.records, 'protein')}, {number(amount.letters, 'residue')}; "
         f"not split yet, about {number(chunks, 'chunk')}."
     )
     tokens, disk, sure = amount.unique_letters + SPECIAL_TOKENS * amount.unique, 0, 0
@@ -250,7 +260,7 @@ def _time(run: RunConfig, tokens: int, finished: Sequence[DeviceRun]) -> str:
         return f"About {needed} on one device such as did the finished chunks ({devices})."
     known = H200_TOKENS_PER_SECOND.get(run.model.name)
     if known is None or run.embedding.precision == "fp32":
-        return "The time that takes is known once the first chunk is done: then ask again."
+        return ""  # nothing is made up; once the first chunk is done it is known
     return (
         f"About {duration(tokens / known)} of GPU time on one NVIDIA H200 (measured there with torch 2.11: {known:,} "
         "tokens/s). Other GPUs differ: once the first chunk is done, ask again."

@@ -108,7 +108,10 @@ ALL = "(all)"
 GIB = 1 << 30
 
 
-WIDTH = 110
+WIDTH = 80
+
+NOTE = "NOTE"
+"""What a note of the closing text stands under."""
 
 
 def summarise(
@@ -136,7 +139,7 @@ def summarise(
         raise UserError("there is no report to summarise: name at least one sample")
     samples = read_samples(reports, calls)
     rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
-    closing = closing_text(samples, table)
+    closing = closing_text(samples, page or table)
     _write_table(table, list(rows[0]), rows)
     if chunks is not None:
         _write_table(chunks, CHUNK_COLUMNS, [chunk_row(sample, chunk) for sample in samples for chunk in sample.chunks])
@@ -245,13 +248,12 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
     }
 
 
-def closing_text(samples: Sequence[Sample], table: Path) -> str:
+def closing_text(samples: Sequence[Sample], summary: Path) -> str:
     """What was embedded, how fast, with what, what was done to it, and where the files are; ends with a line feed."""
     settings = samples[0].provenance
     proteins, unique = count_of(samples, "records"), count_of(samples, "unique")
     same = f" ({unique:,} different)" if unique < proteins else ""
     names = f"{len(samples)} samples" if len(samples) > 1 else f"sample {samples[0].name}"
-    work = work_of(chunk for sample in samples for chunk in sample.chunks)
     head = (
         f"Embedded {number(proteins, 'protein')}{same} of {names}, {number(count_of(samples, 'residues'), 'residue')}, "
         f"with {', '.join(dict.fromkeys(sample.provenance.model for sample in samples))}."
@@ -260,20 +262,19 @@ def closing_text(samples: Sequence[Sample], table: Path) -> str:
         f"layer {settings.layers[0]}" if len(settings.layers) == 1 else f"layers {', '.join(map(str, settings.layers))}"
     )
     precisions = precisions_of(samples)
+    devices = one_or_list(chunks_by(samples, lambda chunk: chunk.device), "chunk")
+    attentions = one_or_list(chunks_by(samples, attention_of), "chunk")
     lines = [
         ("values", f"{layers}, {shapes_of(settings)}"),
         ("speed", speed(samples)),
-        ("attention", one_or_list(chunks_by(samples, attention_of), "chunk")),
-        ("device", one_or_list(chunks_by(samples, lambda chunk: chunk.device), "chunk")),
-        ("precision", one_or_list(precisions, "protein")),
-        ("packing", f"{100 * work.padding_avoided:.0f} % of the tokens of padded batches were avoided"),
+        ("computed", f"on {devices} in {one_or_list(precisions, 'protein')}, by {attentions}"),
     ]
     lines += [("sequences", part) for part in treated(samples)]
     lines += [("calls", part) for part in said_of_calls(samples)]
-    lines += [("NOTE", note) for note in notes(samples)]
+    lines += [(NOTE, note) for note in notes(samples)]
     lines += [("table", str(path)) for sample in samples for path in sample.tables.values()]
     lines += [("calls in", f"{sample.calls_folder}/contigs.tsv") for sample in samples if sample.calls_folder]
-    lines += [("summary", f"{table}, and with plots: snakemake --report report.html (same options as this run)")]
+    lines += [("summary", f"{summary}; with all plots: add --report report.html")]
     return "\n".join([*wrapped("", head), *(line for name, part in lines for line in wrapped(name, part))]) + "\n"
 
 

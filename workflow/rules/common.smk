@@ -14,8 +14,9 @@ HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
 # The clone that this file is in; none where Snakemake fetches the workflow by itself, from a Git repository or server.
 CLONE = None if "://" in HERE else Path(HERE).parents[1]
 
-# Jobs find the package where the workflow is, in conda environments and on cluster nodes too.
-if CLONE is not None and (CLONE / "virnucpro").is_dir():
+# Jobs find the package where the workflow is, in conda environments and on cluster nodes too; that of a wheel is installed.
+has_package = CLONE is not None and (CLONE / "virnucpro").is_dir()
+if has_package:
     sys.path.insert(0, str(CLONE))
     os.environ |= {
         "PYTHONPATH": os.pathsep.join(
@@ -37,8 +38,10 @@ try:
     from virnucpro.config import load_config, merged
     from virnucpro.config_files import config_sources
     from virnucpro.cuda.visible import has_gpu
+    from virnucpro.display import take_over
     from virnucpro.models.reference import planning_architecture
-    from virnucpro.report.plan import plan, planned_text, why_no_room
+    from virnucpro.report.plan import MOST_LINES, plan_sample, why_no_room
+    from virnucpro.run_plan import plan_text
     from virnucpro.run_state import (
         calls_state,
         end_dates_to_come,
@@ -56,11 +59,15 @@ except ImportError as error:
         f"error: {HERE} needs the package virnucpro of the same version in {sys.prefix} ({error}): install it with "
         'pip install "virnucpro[workflow] @ git+URL@TAG", or run the workflow from a clone'
     )
-if CLONE is None and workflow.deployment_settings.deployment_method:
+if not has_package and workflow.deployment_settings.deployment_method:
     sys.exit(
         "error: the environments of conda hold what virnucpro needs but not virnucpro itself, which a clone brings: "
         "clone the repository and give the path of its workflow/Snakefile, or leave conda out"
     )
+
+
+# What a run shows; None for Snakemake's own lines.
+display = take_over(workflow) if workflow.is_main_process else None
 
 
 def device_of_jobs():
@@ -243,11 +250,24 @@ ENOUGH_TO_START = 1 << 22
 """Bytes of a FASTA file that are read before a run, to see whether its results will fit on the disk."""
 
 
-def why_not_begun():
-    """Why the disk can't hold what the whole run makes, if so; a part of it is refused by its own jobs."""
+def planned(name, **enough):
+    """What is left of a sample."""
+    return plan_sample(run, state, calls, name, **enough)
+
+
+def begin():
+    """Say what the run will do; the reason why it does not begin, if there is one."""
     if is_of_a_part():
+        if display is not None:
+            display.begin("", {}, planned)
         return None
-    return why_no_room(run, plan(run, state, calls, enough=ENOUGH_TO_START))
+    left = {name: planned(name, enough=ENOUGH_TO_START) for name in run.samples}
+    parts = [part for sample in left.values() for part in sample]
+    # The disk may not hold what the whole run makes; a part of it is refused by its own jobs.
+    why_not = why_no_room(run, parts)
+    if why_not is None and display is not None:
+        display.begin(plan_text(run, state, parts), left, planned)
+    return why_not
 
 
 def closing_summary():
@@ -279,4 +299,11 @@ if workflow.is_main_process:
     atexit.register(state.digests.save)  # what input functions read is known at the end
 
 if DRY_RUN:
-    logger.info(planned_text(run, plan(run, state, calls)))
+    logger.info(
+        plan_text(
+            run,
+            state,
+            [part for name in run.samples for part in planned(name)],
+            MOST_LINES,
+        )
+    )

@@ -20,9 +20,7 @@ HUB_OWNER = "facebook"
 DEMO_MODEL = "esm2_demo"
 
 
-DEMO_WARNING = (
-    "esm2_demo has random weights: its embeddings mean nothing biologically; it exists to try the workflow offline"
-)
+DEMO_WARNING = "esm2_demo is random: its embeddings mean nothing biologically"
 
 
 Shapes = dict[str, tuple[int, ...]]

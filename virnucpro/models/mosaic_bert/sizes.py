@@ -21,9 +21,7 @@ RELEASED = {
 
 DEMO_MODEL = "dnabert_s_demo"
 
-DEMO_WARNING = (
-    "dnabert_s_demo has random weights: its embeddings mean nothing biologically; it exists to try the workflow offline"
-)
+DEMO_WARNING = "dnabert_s_demo is random: its embeddings mean nothing biologically"
 
 SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 """The first tokens of every model's vocabulary, in order (DNABERT-S's tokenizer.json)."""

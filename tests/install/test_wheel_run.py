@@ -1,0 +1,89 @@
+"""``virnucpro run`` of a wheel, away from the clone: what the wheel holds, and the command that it makes."""
+
+from __future__ import annotations
+
+import argparse
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.install.test_wheel import ROOT, bare, virnucpro
+from virnucpro import cli, launch
+from virnucpro.base.errors import UserError
+from virnucpro.config_files import read_arguments, read_file
+
+__all__ = ["bare"]  # pytest finds the fixture here
+
+
+def given(*arguments: str) -> argparse.Namespace:
+    return cli._parsed(["run", *arguments])
+
+
+def test_the_wheel_holds_the_workflow_with_its_settings_and_profiles(bare: Path) -> None:
+    shipped = bare / "virnucpro" / "shipped"
+    for folder in ("workflow", "envs", "examples"):
+        wanted = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()}
+        found = {path.relative_to(shipped) for path in (shipped / folder).rglob("*") if path.is_file()}
+        assert {path for path in wanted if "__pycache__" not in path.parts} == found
+    assert (shipped / "config.yaml").read_bytes() == (ROOT / "config.yaml").read_bytes()
+
+
+def test_run_and_init_of_a_wheel(bare: Path, tmp_path: Path) -> None:
+    done = virnucpro(bare, tmp_path, "init", "own.faa")
+    assert done.returncode == 0, done.stderr
+    assert read_file(tmp_path / "config.yaml")["samples"] == "own.faa"
+    done = virnucpro(bare, tmp_path, "run")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith('pip install "virnucpro[workflow]"')
+
+
+def test_what_is_asked_for_becomes_snakemakes_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.pt").touch()
+    text = "--model m.pt --layers 0 last --formats npy --cores 3 --long-proteins truncate --gpus 2 --directory out"
+    asked = given("a.faa", "b c.faa", *text.split(), "--", "--report", "r.html")
+    command = launch.snakemake_command(asked)
+    settings = read_arguments(command[command.index("--config") + 1 : command.index("--report")])
+    assert settings == {
+        "samples": [str(tmp_path / "a.faa"), str(tmp_path / "b c.faa")],
+        "model": str(tmp_path / "m.pt"),
+        "layers": ["0", "last"],
+        "long_proteins": {"policy": "truncate"},
+        "merge": {"formats": ["npy"]},
+    }
+    assert command[:6] == ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--cores", "3", "--resources", "gpu=2"]
+    assert command[-2:] == ["--report", "r.html"]
+    command = launch.snakemake_command(given("a.faa", "--slurm"))
+    assert command[2:4] == ["--profile", str(ROOT / "workflow" / "profiles" / "slurm")]
+    assert "--cores" not in command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [([], ["no FASTA file is named", "virnucpro init"]), (["a.faa", "--layers", "x"], ["layers", "'x'"])],
+)
+def test_mistakes_of_run(
+    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        launch.snakemake_command(given(*arguments))
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_config_is_never_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.main(["init", "a.faa", "b.faa"])
+    assert read_file(tmp_path / "config.yaml")["samples"] == ["a.faa", "b.faa"]
+    with pytest.raises(SystemExit):
+        cli.main(["init"])
+
+
+def test_an_sdist_has_the_slurm_profile_in_its_place(tmp_path: Path) -> None:
+    """Its folder has two names, of which the build backend would take the other one."""
+    hatchling = pytest.importorskip("hatchling.builders.sdist")
+    (built,) = hatchling.SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with tarfile.open(built) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"workflow/profiles/slurm/config.v9+.yaml", "workflow/Snakefile", "tests/conftest.py"} <= names

@@ -1,0 +1,269 @@
+"""What a run of the workflow shows: its plan, one line that moves, warnings, and at the end a summary or what failed.
+
+It takes the place of Snakemake's own lines, which stay in Snakemake's log file. In a file or a pipe the line that moves
+becomes a few plain ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import textwrap
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TextIO
+
+from virnucpro.base.text import clock_time, number, printable
+from virnucpro.jobs import DISPLAY, ERROR, OWN_LINES, PLAN_ALONE, read_job_log, standard_error
+from virnucpro.report.plan import Planned
+from virnucpro.report.summary import NOTE
+from virnucpro.run_progress import RunningJob, RunProgress
+
+WIDTH = 80
+"""Columns in a file, and at least on a terminal; at most :data:`WIDEST`."""
+
+WIDEST = 120
+
+_SILENT = (
+    "Assuming unrestricted shared filesystem",
+    "Exiting because a job execution failed",
+    "Shutting down, this might take some time",
+    "WorkflowError:\nAt least one job did not complete successfully",
+)
+"""Messages of Snakemake that the display says in other words."""
+
+_STOPPING = "Terminating processes on user request"
+
+
+def take_over(workflow: Any) -> RunDisplay | None:
+    """Put the display in the place of Snakemake's lines; None where they are what the user wants.
+
+    Args:
+        workflow: the Snakefile's ``workflow`` object, of the process that runs the workflow.
+    """
+    wanted, how = workflow.output_settings, os.environ.get(DISPLAY)
+    asks_for_more = wanted.verbose or wanted.debug_dag or wanted.printshellcmds or wanted.quiet
+    if asks_for_more or not workflow.modifier.is_main_snakefile() or how == OWN_LINES:
+        return None
+    if wanted.dryrun and how != PLAN_ALONE:
+        return None
+    logger = logging.getLogger("snakemake.logging")
+    before = next((each for each in logger.handlers if each.name == "DefaultStreamHandler"), None)
+    if not isinstance(before, logging.StreamHandler):
+        return None  # a logger plugin's, which the user asked for
+    logger.removeHandler(before)
+    display = RunDisplay(before)
+    logger.addHandler(display)
+    os.environ[DISPLAY] = standard_error()
+    return display
+
+
+class RunDisplay(logging.Handler):
+    """Shows what Snakemake's records say; those before the run begins go to Snakemake's handler."""
+
+    def __init__(self, before: logging.StreamHandler[TextIO]) -> None:
+        super().__init__()
+        self._before = before
+        self._stream = before.stream
+        self._runs = False
+        self._stopped = False
+        self._said: set[str] = set()
+        self._failed: dict[int, RunningJob] = {}
+        self._reasons: dict[int, str] = {}
+        self._words = ""
+        self._bar: Any = None
+        self._spoken = (-10.0, 0.0)
+        self._over = threading.Event()
+        self.progress: RunProgress | None = None
+
+    # What the Snakefile says.
+
+    def begin(
+        self, text: str, planned: Mapping[str, Sequence[Planned]], left_of: Callable[[str], Sequence[Planned]]
+    ) -> None:
+        """Say the plan, and watch the run from now on.
+
+        Args:
+            text: the plan in words (see :func:`virnucpro.run_plan.plan_text`).
+            planned: what it counts, by sample.
+            left_of: gives the same of one sample, once more is known.
+        """
+        self._say(text)
+        self.progress = RunProgress(left_of)
+        self.progress.begin(planned)
+        if self._stream.isatty():
+            self._bar = _bar(self._stream)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def end(self, summary: str | None) -> None:
+        """Take the moving line away, and print the summary; of a run that is not done (None) the reason, last."""
+        self._over.set()
+        with self.lock or threading.Lock():
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+        if summary is not None:
+            print("\n".join(self._new(summary.splitlines())), flush=True)
+            return
+        done, wanted = self.progress.chunks if self.progress else (0, 0)
+        kept = f"{done:,} of {number(wanted, 'chunk')}" if wanted else "what is finished"
+        stopped = "Stopped by Ctrl-C" if self._stopped else "Not all is done"
+        self._say(f"{stopped}. Kept: {kept}. The same command goes on.")
+        for reason in dict.fromkeys(self._reasons.values()):
+            self._say(f"{ERROR}{reason}", is_folded=False)
+
+    def _new(self, lines: Sequence[str]) -> list[str]:
+        """The lines of a summary without notes that were said as warnings."""
+        text = "\n".join(lines)
+        for note in re.findall(rf"^  {NOTE} .*(?:\n {{8,}}.*)*", text, re.MULTILINE):
+            if " ".join(note.split()).removeprefix(f"{NOTE} ") in self._said:
+                text = text.replace(note + "\n", "", 1)
+        return text.splitlines()
+
+    # What Snakemake says.
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = getattr(getattr(record, "event", None), "value", None)
+        self._runs = self._runs or event == "workflow_started"
+        try:
+            if event is not None and self._runs:
+                self._take(event, record)
+            elif not str(record.msg).startswith(_SILENT):
+                self._pass_on(record)
+        except Exception:
+            self.handleError(record)
+
+    def _pass_on(self, record: logging.LogRecord) -> None:
+        text = str(record.msg)
+        if text.startswith(_STOPPING):
+            self._stopped = True
+        elif again := re.match(r"Trying to restart job (\d+)", text):
+            if job := self._failed.pop(int(again[1]), None):
+                self._say(f"trying again: {job} ({self._reasons.pop(int(again[1]))})")
+        elif not self._runs or text.startswith("Nothing to be done"):
+            self._before.handle(record)
+        elif record.levelno >= logging.WARNING:
+            self._warn(text, record)
+
+    def _warn(self, text: str, record: logging.LogRecord) -> None:
+        if text not in self._said and not (self._stopped and record.levelno == logging.ERROR):
+            self._said.add(text)
+            with self._bar_away():
+                self._before.handle(record)
+
+    def _take(self, event: str, record: logging.LogRecord) -> None:
+        of: Mapping[str, Any] = record.__dict__
+        progress = self.progress
+        if event == "error":
+            self._take_error(record)
+        elif event == "job_error":
+            self._fail(of)
+        elif progress is None:
+            return
+        elif event == "job_info":
+            progress.started(
+                of["jobid"], RunningJob.of(of["rule_name"], of["wildcards"] or {}, of["log"] or (), of["input"] or ())
+            )
+        elif event == "job_finished":
+            job = progress.finished(of["job_id"])
+            if job is not None and job.log is not None:
+                self._warnings(job)
+            self._show()
+        elif event == "progress":
+            progress.steps = (of["done"], of["total"])
+            self._show()
+
+    def _take_error(self, record: logging.LogRecord) -> None:
+        """An exception: that of a job whose log says more is left out."""
+        text = str(record.msg)
+        kind = getattr(record, "exception", "")
+        if kind == "RuleException" and "CalledProcessError" in text:
+            found = text.partition("died with <Signals.")[2].partition(":")[0]
+            self._words = f"killed ({found})" if found else ""
+        elif not text.startswith(_SILENT):
+            self._warn(text, record)
+
+    def _fail(self, of: Mapping[str, Any]) -> None:
+        job = self.progress.ended(of["jobid"]) if self.progress else None
+        job = job or RunningJob.of(of["rule_name"], {}, of["log"] or (), ())
+        if self._stopped:
+            return
+        log = read_job_log(job.log) if job.log else None
+        if log is not None and log.reason:
+            reason = log.reason
+        else:
+            why = of.get("rule_msg") or self._words or "it ended without a reason in its log"
+            if self._words.endswith("(SIGKILL)"):
+                why += ", as the system does with a job when memory runs out"
+            reason = f"{job}: {why}" + (f"; see {job.log}" if job.log else "")
+        self._words = ""
+        self._failed[of["jobid"]], self._reasons[of["jobid"]] = job, reason
+        self._say(f"failed: {job}" + (f"; its log: {job.log}" if job.log else ""))
+        if log is not None and not log.reason:
+            self._say(*log.end, mark="  ")
+
+    def _warnings(self, job: RunningJob) -> None:
+        assert job.log is not None
+        for text in read_job_log(job.log).warnings:
+            if text not in self._said:
+                self._said.add(text)
+                self._say(f"WARNING: {text}")
+
+    # What is written.
+
+    def _watch(self) -> None:
+        while not self._over.wait(5 if self._bar is None else 1):
+            assert self.progress is not None
+            self.progress.look()
+            self.acquire()
+            try:
+                self._show()
+            finally:
+                self.release()
+
+    def _show(self) -> None:
+        """The moving line; in a file a new one for every third, and every ten minutes."""
+        progress = self.progress
+        if progress is None or self._over.is_set():
+            return
+        share, words, seconds = progress.share, progress.words(), progress.seconds
+        if self._bar is not None:
+            self._bar.n = round(1000 * share)
+            self._bar.set_postfix_str(words)
+            return
+        before, said = self._spoken
+        if seconds - before >= 600 or (seconds - before >= 5 and share - said >= 1 / 3 and share < 1):
+            self._spoken = (seconds, share)
+            self._say(f"{clock_time(seconds):>7}  {100 * share:3.0f} %  {words}")
+
+    def _say(self, *texts: str, mark: str = "", is_folded: bool = True) -> None:
+        width = WIDTH
+        if self._stream.isatty():
+            width = min(max(shutil.get_terminal_size().columns, WIDTH), WIDEST)
+        with self._bar_away():
+            for line in (line for text in texts for line in text.splitlines()):
+                line = mark + printable(line)
+                for part in fold(line, width) if is_folded else [line]:
+                    self._stream.write(part + "\n")
+            self._stream.flush()
+
+    def _bar_away(self) -> AbstractContextManager[Any]:
+        """A block in which lines are written above the moving one."""
+        return nullcontext() if self._bar is None else self._bar.external_write_mode(self._stream)
+
+
+def fold(text: str, width: int) -> Sequence[str]:
+    """The lines of a text, those after the first one set in; paths and words stay whole."""
+    return textwrap.wrap(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def _bar(stream: TextIO) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:  # with conda, Snakemake's own Python may have none
+        return None
+    shape = "{percentage:3.0f} % |{bar:20}| {elapsed}{postfix}"
+    return tqdm(total=1000, bar_format=shape, file=stream, dynamic_ncols=True, leave=False, mininterval=0.1)
