@@ -139,7 +139,7 @@ def summarise(
         raise UserError("there is no report to summarise: name at least one sample")
     samples = read_samples(reports, calls)
     rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
-    closing = closing_text(samples, page or table)
+    closing = closing_text(samples, table.with_suffix(".html"))
     _write_table(table, list(rows[0]), rows)
     if chunks is not None:
         _write_table(chunks, CHUNK_COLUMNS, [chunk_row(sample, chunk) for sample in samples for chunk in sample.chunks])
