@@ -50,6 +50,7 @@ TAKE_ANYTHING = {
     "config_files.config_sources": "what a user wrote, of which everything is to be checked",
     "config_files.read_arguments": "the same",
     "config_files.read_file": "the same",
+    "options.given_values": "the arguments of several functions, each checked by its setting",
     "options.values": "the arguments of several functions, each checked by its setting",
     "models.esm2_flash.ESM2WithFlashAttention.forward": "fair-esm's interface",
 }
