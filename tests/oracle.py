@@ -33,11 +33,11 @@ def fair_esm(
     return model.eval().to(device=device, dtype=dtype)
 
 
-def oracle_residues(model: ESM2, sequences: Sequence[str], layers: Sequence[int]) -> list[dict[int, Tensor]]:
-    """Per-residue representations, each sequence run alone.
+def oracle_tokens(model: ESM2, sequences: Sequence[str], layers: Sequence[int]) -> list[dict[int, Tensor]]:
+    """Representations of all tokens, each sequence run alone.
 
     Returns:
-        For each sequence and layer ``(residues, D)`` in the model's dtype, without BOS and EOS.
+        For each sequence and layer ``(residues + 2, D)`` in the model's dtype, BOS first and EOS last.
     """
     convert = Alphabet.from_architecture("ESM-1b").get_batch_converter()
     device = model.embed_tokens.weight.device
@@ -46,8 +46,13 @@ def oracle_residues(model: ESM2, sequences: Sequence[str], layers: Sequence[int]
         for sequence in sequences:
             tokens = convert([("", sequence)])[2].to(device)
             representations = model(tokens, repr_layers=list(layers))["representations"]
-            found.append({layer: representations[layer][0, 1:-1] for layer in layers})
+            found.append({layer: representations[layer][0] for layer in layers})
     return found
+
+
+def oracle_residues(model: ESM2, sequences: Sequence[str], layers: Sequence[int]) -> list[dict[int, Tensor]]:
+    """The same without BOS and EOS: ``(residues, D)``."""
+    return [{layer: found[layer][1:-1] for layer in layers} for found in oracle_tokens(model, sequences, layers)]
 
 
 def oracle_mean(model: ESM2, sequences: Sequence[str], layers: Sequence[int]) -> list[dict[int, Tensor]]:

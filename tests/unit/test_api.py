@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from virnucpro.api import embed
 from virnucpro.base.errors import UserError
-from virnucpro.storage.tables import read_embeddings, read_residues
+from virnucpro.storage.tables import TABLES, read_embeddings, read_residues
 
 FASTA = ">a/1 one\nMKVLAAGIVGLCAKAYE*\n>b\nMKJLA\n>c\nmkvlaagivglcakaye\n>d\nM\n>e\n" + "MKVLWAALLVTF" * 5 + "\n"
 
@@ -65,6 +66,38 @@ def test_from_fasta_to_tables_and_on_again(tmp_path: Path, fasta: Path, caplog: 
     assert {path.name for path in folder.rglob(".*")} - {".digests.json"} == {".lock"}
 
 
+def test_every_pooling_in_every_format_that_holds_it(tmp_path: Path, fasta: Path) -> None:
+    formats = ["parquet", "hdf5", "npy", "chunk_files"]
+    options: dict[str, Any] = {"model": "esm2_demo", "devices": ["cpu"], "formats": formats}
+    folder = tmp_path / "all"
+    embed(fasta, folder, **options, layers=[1, -1], pooling=["per_residue", "max", "bos", "mean"])
+    tables = [folder / TABLES[name].name for name in formats]
+    for layer in (1, 4):
+        residues = read_residues(tables[0], layer)
+        wanted = {
+            "mean": np.add.reduceat(residues.values, residues.offsets[:-1]) / np.diff(residues.offsets)[:, None],
+            "max": np.maximum.reduceat(residues.values, residues.offsets[:-1]),
+            "bos": read_embeddings(tables[0], layer, "bos").matrix,
+        }
+        assert not np.allclose(wanted["bos"], wanted["mean"])
+        for table in tables:
+            for pooling, matrix in wanted.items():
+                found = read_embeddings(table, layer, pooling)
+                np.testing.assert_allclose(found.matrix, matrix, atol=1e-6, err_msg=f"{table} {pooling}")
+            np.testing.assert_array_equal(
+                read_embeddings(table, layer).matrix, read_embeddings(table, layer, "mean").matrix
+            )
+    first = (folder / "tensors" / "chunk_00000.safetensors").stat().st_mtime_ns
+    table = embed(fasta, folder, **options, pooling="bos")
+    assert (folder / "tensors" / "chunk_00000.safetensors").stat().st_mtime_ns != first, "what is kept is another"
+    assert pq.read_schema(table).names[-1] == "bos"
+    np.testing.assert_allclose(read_embeddings(table).matrix, wanted["bos"], atol=1e-6)
+    with pytest.raises(UserError, match="has no column max"):
+        read_embeddings(table, pooling="max")
+    with pytest.raises(UserError, match="virnucpro_pt holds one mean vector"):
+        embed(fasta, folder, model="esm2_demo", formats=["virnucpro_pt"], pooling="bos")
+
+
 def test_a_changed_checkpoint_is_noticed(tmp_path: Path, fasta: Path) -> None:
     from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE
     from virnucpro.models.esm2.synthetic import write_checkpoint
@@ -103,7 +136,7 @@ def test_mistakes_are_one_clear_sentence_before_anything_is_done(
         ({"formats": []}, "'merge.formats' can't be"),
         ({"model": "esm3"}, "esm3"),
         ({"model": tmp_path / "missing.pt"}, "missing.pt does not exist"),
-        ({"pooling": ["max"]}, "'pooling' can't be 'max'"),
+        ({"pooling": ["sum"]}, "'pooling' can't be 'sum'"),
         ({"layers": [9]}, "layer 9 does not exist"),
         ({"dtype": "float64"}, "'merge.dtype' can't be 'float64'"),
         ({"chunk_residues": 0}, "'chunk_residues' can't be 0"),

@@ -86,7 +86,7 @@ def test_gpus_says_what_is_here(tmp_path: Path) -> None:
         (("doctor", "--model", "esm2_demo", "--device", "cuda:77"), ["error:", "cuda:77"]),
         (("embed", "a.faa"), ["-o/--output"]),
         (("embed", "~nouser/a.faa", "-o", "out"), ["~nouser", "does not exist"]),
-        (("embed", "a.faa", "-o", "out", "--pooling", "max"), ["--pooling", "'max'", "per_residue"]),
+        (("embed", "a.faa", "-o", "out", "--pooling", "sum"), ["--pooling", "'sum'", "per_residue"]),
         (("embed", "a.faa", "-o", "out", "--layers", "1.5"), ["error:", "'layers'", "'1.5'", "whole number"]),
         (("merge", "none", "--weights", "w.safetensors"), ["error:", "none"]),
     ],

@@ -53,8 +53,8 @@ def test_memory_covers_what_is_held() -> None:
     vectors = 4 * 1_000_000 * MODEL_3B.embed_dim / 1e6  # MB of one layer's means
     assert embed_memory_mb(MODEL_3B, proteins) > 3 * vectors
     batch = 4 * 32_768 * MODEL_3B.embed_dim / 1e6
-    alone = embed_memory_mb(MODEL_3B, proteins, mean=False)
-    residues = [embed_memory_mb(MODEL_3B, proteins, mean=False, per_residue=True, layers=n) - alone for n in (1, 2)]
+    alone = embed_memory_mb(MODEL_3B, proteins, vectors=0)
+    residues = [embed_memory_mb(MODEL_3B, proteins, vectors=0, per_residue=True, layers=n) - alone for n in (1, 2)]
     assert 6 * batch < residues[0] < 12 * batch + 1000, "residues stream, so that a few batches of them are held"
     assert residues[1] > 12 * batch
     few = chunk([200] * 50)

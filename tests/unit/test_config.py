@@ -115,7 +115,7 @@ def test_chunks_are_smaller_when_every_residue_is_kept(fasta: str) -> None:
         ({"layers": "010"}, ["'layers'", "'010'"]),
         ({"layers": True}, ["'layers'", "True"]),
         ({"layers": 37}, ["layer 37", "36 layers"]),
-        ({"pooling": "max"}, ["'pooling'", "'max'", "mean, per_residue"]),
+        ({"pooling": "sum"}, ["'pooling'", "'sum'", "mean, bos, max, per_residue"]),
         ({"pooling": ["mean", "mean"]}, ["'pooling'", "twice"]),
         ({"precision": "fp8000"}, ["'precision'", "fp16"]),
         ({"precision": None}, ["'precision'", "no value"]),

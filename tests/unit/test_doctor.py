@@ -10,6 +10,7 @@ import torch
 from virnucpro.attention.segments import Segments
 from virnucpro.doctor import format_findings, random_proteins, run_doctor
 from virnucpro.engine import run as run_module
+from virnucpro.engine.pooling import segment_sums
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
 
@@ -38,7 +39,7 @@ def test_the_doctor_passes_this_machine(checkpoint: str, caplog: pytest.LogCaptu
 def test_the_doctor_finds_wrong_numbers(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: float
 ) -> None:
-    right = run_module.segment_sums
+    right = segment_sums
     wrong = torch.arange(64) * 0.5
     wrong[3] *= step
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from esm.model.esm2 import ESM2
 
-from tests.oracle import fair_esm, oracle_residues, random_protein
+from tests.oracle import fair_esm, oracle_residues, oracle_tokens, random_protein
 from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
@@ -43,6 +43,7 @@ TINY = Architecture(layers=3, embed_dim=64, heads=4)
 LENGTHS = [7, 1, 166, 30, 166, 1022, 1023, 2, 1700]
 PROTEINS = [random_protein(length, seed) for seed, length in enumerate(LENGTHS)]
 BOTH = ("mean", "per_residue")
+ALL = ("mean", "bos", "max", "per_residue")
 
 
 @pytest.fixture(scope="module")
@@ -86,52 +87,68 @@ def mean(file: ChunkFile, row: int, layer: int) -> torch.Tensor:
     return torch.from_numpy(np.array(file.tensors(f"mean.{layer}")[row]))
 
 
+def vector(file: ChunkFile, pooling: str, row: int, layer: int) -> torch.Tensor:
+    return torch.from_numpy(np.array(file.tensors(f"{pooling}.{layer}")[row]))
+
+
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
 def test_a_chunk_equals_fair_esm_in_every_layer_and_pooling(tmp_path: Path, weights: Path, oracle: ESM2) -> None:
-    settings = EmbeddingSettings(layers=(0, 1, 2, "last"), pooling=BOTH, long_proteins=LongProteins("full"))
+    settings = EmbeddingSettings(layers=(0, 1, 2, "last"), pooling=ALL, long_proteins=LongProteins("full"))
     file = embed(tmp_path, weights, PROTEINS, settings)
-    expected = oracle_residues(oracle, PROTEINS, [0, 1, 2, 3])
+    expected = oracle_tokens(oracle, PROTEINS, [0, 1, 2, 3])
     for row in range(len(PROTEINS)):
         for layer in (0, 1, 2, 3):
-            close(residues(file, row, layer), expected[row][layer])
-            close(mean(file, row, layer), expected[row][layer].mean(0))
+            bos, own = expected[row][layer][0], expected[row][layer][1:-1]
+            close(residues(file, row, layer), own)
+            close(mean(file, row, layer), own.mean(0))
+            close(vector(file, "bos", row, layer), bos)
+            close(vector(file, "max", row, layer), own.amax(0))
     assert file.read("lengths").tolist() == file.read("embedded").tolist() == LENGTHS
     assert set(file.read("windows").tolist()) == {1}
 
 
 def test_windows_average_what_fair_esm_gives_for_each(tmp_path: Path, weights: Path, oracle: ESM2) -> None:
-    settings = EmbeddingSettings(layers=(2, 3), pooling=BOTH, long_proteins=LongProteins("window", 100, 40))
+    settings = EmbeddingSettings(layers=(2, 3), pooling=ALL, long_proteins=LongProteins("window", 100, 40))
     file = embed(tmp_path, weights, [PROTEINS[2], PROTEINS[3]], settings)
     starts = [0, 33, 66]  # of 166 residues: two steps of 60 at most, evenly spread
-    windows = oracle_residues(oracle, [PROTEINS[2][start : start + 100] for start in starts], [2, 3])
+    windows = oracle_tokens(oracle, [PROTEINS[2][start : start + 100] for start in starts], [2, 3])
     for layer in (2, 3):
         total, count = torch.zeros(166, 64), torch.zeros(166, 1)
         for start, window in zip(starts, windows, strict=True):
-            total[start : start + 100] += window[layer]
+            total[start : start + 100] += window[layer][1:-1]
             count[start : start + 100] += 1
         close(residues(file, 0, layer), total / count)
         close(mean(file, 0, layer), (total / count).mean(0))
+        # The largest of the averaged residues, which no window's own maximum is; BOS averaged over windows.
+        close(vector(file, "max", 0, layer), (total / count).amax(0))
+        assert (
+            torch.stack([window[layer][1:-1].amax(0) for window in windows]).amax(0) > (total / count).amax(0)
+        ).any()
+        close(vector(file, "bos", 0, layer), torch.stack([window[layer][0] for window in windows]).mean(0))
         close(residues(file, 1, layer), oracle_residues(oracle, [PROTEINS[3]], [layer])[0][layer])
     assert file.read("windows").tolist() == [3, 1]
 
 
 def test_truncation_is_esm_extracts(tmp_path: Path, weights: Path, oracle: ESM2) -> None:
-    settings = EmbeddingSettings(pooling=BOTH, long_proteins=LongProteins("truncate", 50))
+    settings = EmbeddingSettings(pooling=ALL, long_proteins=LongProteins("truncate", 50))
     file = embed(tmp_path, weights, [PROTEINS[2], PROTEINS[0]], settings)
-    expected = oracle_residues(oracle, [PROTEINS[2][:50], PROTEINS[0]], [3])
+    expected = oracle_tokens(oracle, [PROTEINS[2][:50], PROTEINS[0]], [3])
     for row in (0, 1):
-        close(residues(file, row, 3), expected[row][3])
-        close(mean(file, row, 3), expected[row][3].mean(0))
+        own = expected[row][3][1:-1]
+        close(residues(file, row, 3), own)
+        close(mean(file, row, 3), own.mean(0))
+        close(vector(file, "bos", row, 3), expected[row][3][0])
+        close(vector(file, "max", row, 3), own.amax(0))
     assert file.read("lengths").tolist() == [166, 7]
     assert file.read("embedded").tolist() == [50, 7]
 
 
 def test_several_processes_give_the_same_rows_in_the_same_order(tmp_path: Path, weights: Path) -> None:
     """The longest protein goes to the first process and stands last here; the third process has no protein at all."""
-    settings = EmbeddingSettings(layers=(1, -1), pooling=BOTH)
+    settings = EmbeddingSettings(layers=(1, -1), pooling=ALL)
     proteins = [PROTEINS[2], PROTEINS[-1]]
     one = embed(tmp_path, weights, proteins, settings)
     arrays = {name: one.read(name) for name in one.names}
@@ -201,14 +218,17 @@ def test_what_overflows_in_float16_is_done_again_in_float32(tmp_path: Path, capl
     state = overflowing_checkpoint(tmp_path / "esm2_loud.pt")
     prepare_weights(str(tmp_path / "esm2_loud.pt"), tmp_path / "w.safetensors", log=print)
     sequences = ["MKLVAG", "MKLWVAG", "ACDEFGHIK", "WW" + "A" * 90, "G" * 80]
-    settings = EmbeddingSettings(precision="fp16", pooling=BOTH, long_proteins=LongProteins("window", 60, 20))
+    settings = EmbeddingSettings(precision="fp16", pooling=ALL, long_proteins=LongProteins("window", 60, 20))
     file = embed(tmp_path, tmp_path, sequences, settings)
     assert file.read("precision").tolist() == [0, 1, 0, 1, 0]
     assert json.loads(file.metadata["precisions"]) == ["float16", "float32"]
     assert json.loads(file.metadata["statistics"])["recomputed"] == 2
     assert "2 of 5 proteins overflow in float16: once more in a wider type" in caplog.text
     expected = oracle_residues(fair_esm(state, TINY), sequences[:3], [3])
-    assert np.isfinite(file.read("mean.3")).all()
+    for pooling in ("mean", "bos", "max"):
+        assert np.isfinite(file.read(f"{pooling}.3")).all()
+    for row in range(len(sequences)):
+        torch.testing.assert_close(vector(file, "max", row, 3), residues(file, row, 3).amax(0), rtol=0, atol=0)
     torch.testing.assert_close(residues(file, 1, 3), expected[1][3], rtol=1e-5, atol=2e-4)
     torch.testing.assert_close(residues(file, 0, 3), expected[0][3], rtol=0, atol=2e-2)
 
@@ -322,7 +342,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
 def test_settings_are_checked() -> None:
     mistakes: tuple[dict[str, Any], ...] = (
         {"precision": "fp64"},
-        {"pooling": ("max",)},
+        {"pooling": ("sum",)},
         {"pooling": ()},
         {"layers": ()},
         {"long_proteins": "drop"},

@@ -8,8 +8,8 @@ import torch
 
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
-from virnucpro.engine.outputs import Outputs, Residues, ResiduesInMemory
-from virnucpro.engine.run import segment_sums, weigh
+from virnucpro.engine.outputs import Maxima, Outputs, Residues, ResiduesInMemory
+from virnucpro.engine.pooling import segment_maxima, segment_sums, weigh
 
 
 def test_sums_are_those_of_float64() -> None:
@@ -75,6 +75,33 @@ def test_pieces_are_put_together() -> None:
     outputs.replace(np.array([3]), Outputs(np.array([2]), (2,), 2, again))
     assert residues.starts.tolist() == [2, 0, 5, 7, 6]
     assert kept.values[2][7:, 0].tolist() == [9, 9]
+
+
+def test_maxima_are_over_residues_alone_and_the_reduction_used_on_gpus_agrees() -> None:
+    lengths = [4, 700, 3]
+    segments = Segments.from_lengths(lengths)
+    hidden = torch.randn(sum(lengths), 5, generator=torch.Generator().manual_seed(1)).half() - 20
+    weights = torch.ones(sum(lengths))
+    for end in np.cumsum(lengths).tolist():
+        weights[end - 1] = weights[end % sum(lengths)] = 0  # EOS, and the next one's BOS
+        hidden[end - 1] = hidden[end % sum(lengths)] = 1000
+    found = segment_maxima(hidden, weights, segments)
+    assert found.dtype == torch.float32
+    wanted = torch.stack([part[1:-1].float().amax(0) for part in hidden.split(lengths)])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    masked = hidden.float().masked_fill((weights == 0)[:, None], -torch.inf)
+    on_gpus = torch.segment_reduce(masked, "max", offsets=segments.cu_seqlens.long(), axis=0, unsafe=True)
+    torch.testing.assert_close(found, on_gpus, rtol=0, atol=0)
+
+
+def test_maxima_of_windows_are_of_their_sums() -> None:
+    maxima = Maxima(np.array([3, 2]), (2,), 1)
+    column = np.array([[7.0], [9.0]], np.float32)
+    # Residues 0 and 1 of protein 0, and the whole of protein 1, whose maximum comes from the device.
+    parts = {2: np.array([[1.0], [-4.0]], np.float32)}
+    maxima.add(np.array([0, 1]), np.array([0, 0]), np.array([2, 2]), {2: column}, parts)
+    maxima.add(np.array([0]), np.array([1]), np.array([2]), {2: column[:1]}, {2: np.array([[6.0], [-3.0]], np.float32)})
+    assert maxima.values[2].tolist() == [[2.0], [9.0]]
 
 
 def test_sums_become_means() -> None:

@@ -19,6 +19,9 @@ LONGEST = 1022
 COUNT = 2**31 - 1
 """The largest number of things that one setting may ask for."""
 
+VECTORS = ("mean", "bos", "max")
+"""What pooling leaves one vector a protein; the names of their tensors begin with these words."""
+
 NO_CLASSIFIER, DEMO_CLASSIFIER = "none", "classifier_demo"
 """No calls are wanted; and a random classifier, the same each time, whose calls mean nothing."""
 
@@ -108,10 +111,11 @@ SETTINGS = {
         ),
         Setting(
             "pooling",
-            "mean is one vector a protein (mean over its residues, without BOS and EOS), per_residue one vector a "
-            "residue; a list asks for both.",
+            "mean is one vector a protein (mean over its residues, without BOS and EOS), bos the representation of its "
+            "first token (<cls>; in windows their mean), max the largest value over its residues channel by channel, "
+            "per_residue one vector a residue; a list asks for several.",
             ("mean",),
-            words=("mean", "per_residue"),
+            words=(*VECTORS, "per_residue"),
             several=True,
         ),
         Setting(

@@ -154,10 +154,16 @@ class PackedPieces:
             weights=to_device(self.weights[own], device),
         )
 
-    def residues(self, begin: int, end: int, device: torch.device) -> Tensor:
-        """Which tokens of the same batch are residues: their int64 numbers ``(R,)``."""
-        own = slice(self.tokens_before[begin], self.tokens_before[end])
-        return to_device(np.flatnonzero(self.weights[own]), device)
+    def residues(self, begin: int, end: int, device: torch.device, of: np.ndarray | None = None) -> Tensor:
+        """Which tokens of the same batch are residues: their int64 numbers ``(R,)``.
+
+        Args:
+            of: bool ``(end - begin,)``: the pieces whose residues are meant; None for all.
+        """
+        weights = self.weights[self.tokens_before[begin] : self.tokens_before[end]]
+        if of is not None:
+            weights = weights * np.repeat(of, self.length[begin:end] + self.special)
+        return to_device(np.flatnonzero(weights), device)
 
 
 def _shared_weights(pieces: Pieces) -> dict[int, np.ndarray]:

@@ -108,7 +108,7 @@ def embed_proteins(
         if "per_residue" in settings.pooling and sink is None:
             sink = memory = ResiduesInMemory(int(embedded.sum()), layers, facts.embed_dim, settings.residue_dtype)
         residues = None if sink is None else Residues(embedded, sink, names)
-        outputs = Outputs(embedded, layers, facts.embed_dim, residues)
+        outputs = Outputs(embedded, layers, facts.embed_dim, residues, pooling=settings.pooling)
         counts = run_model(model, packed, outputs, names=names, token_budget=settings.token_budget, logger=logger)
         bad = outputs.not_finite()
         precision = np.zeros(len(proteins), dtype=np.uint8)
@@ -123,7 +123,7 @@ def embed_proteins(
             model = _load_wider(load, facts, logger)
             own_names = [names[row] for row in bad]
             residues = None if sink is None else Residues(embedded[bad], sink, own_names)
-            again = Outputs(embedded[bad], layers, facts.embed_dim, residues)
+            again = Outputs(embedded[bad], layers, facts.embed_dim, residues, pooling=settings.pooling)
             own_pieces = cut_into_pieces(lengths[bad], settings.long_proteins)
             packed = PackedPieces([tokens[row] for row in bad], own_pieces, tokenizer)
             more = run_model(model, packed, again, names=own_names, token_budget=settings.token_budget, logger=logger)
@@ -143,8 +143,8 @@ def embed_proteins(
         "embedded": embedded.astype(np.int32),
         "precision": precision,
     }
-    if "mean" in settings.pooling:
-        tensors |= {f"mean.{layer}": values for layer, values in outputs.mean.items()}
+    for pooling in set(settings.pooling) & set(outputs.vectors):
+        tensors |= {f"{pooling}.{layer}": values for layer, values in outputs.vectors[pooling].items()}
     if outputs.residues is not None:
         tensors["starts"] = outputs.residues.starts
     if memory is not None:
@@ -194,7 +194,7 @@ def run_model(
         UserError: see :func:`virnucpro.engine.run.run_batches`.
     """
     facts = model.facts
-    kept = len(outputs.mean) * (1 if outputs.residues is None else 3)
+    kept = len(outputs.mean) * (1 + 2 * (outputs.residues is not None) + (outputs.max is not None))
     budget = token_budget or default_budget(facts.embed_dim, facts.device, kept, facts.dtype)
     where = f"{device_name(facts.device)}, {facts.attention}"
     residues, tokens = int(packed.length.sum()), int(packed.tokens_before[-1])

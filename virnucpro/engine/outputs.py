@@ -1,8 +1,8 @@
-"""What comes out of a run over batches: sums by protein, and residues on their way to where they are kept."""
+"""What comes out of a run over batches: vectors by protein, and residues on their way to where they are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -117,21 +117,111 @@ class Residues:
         self.starts[rows] = self.sink.append(kept) + begins
 
 
-class Outputs:
-    """Sums over residues, and residues where asked for, of n proteins.
+class FirstTokens:
+    """The representation of BOS; of a protein in windows the mean over its windows, each of which has one.
 
     Attributes:
-        mean: for each layer float32 ``(n, D)``: the sum over the residues until :meth:`finish`, then the mean.
+        values: for each layer float32 ``(n, D)``: the sum over the pieces until :meth:`finish`, then the mean.
+    """
+
+    def __init__(self, proteins: int, layers: Sequence[int], embed_dim: int) -> None:
+        self.values = {layer: np.zeros((proteins, embed_dim), np.float32) for layer in layers}
+        self._pieces = np.zeros(proteins, np.int64)
+
+    def add(self, rows: np.ndarray, first: Mapping[int, np.ndarray]) -> None:
+        """Add what pieces' BOS are, ``(pieces, D)``, to their proteins."""
+        np.add.at(self._pieces, rows, 1)
+        for layer, values in first.items():
+            np.add.at(self.values[layer], rows, values)
+
+    def finish(self) -> None:
+        """Turn the sums into means."""
+        for sums in self.values.values():
+            sums /= np.maximum(self._pieces, 1)[:, None].astype(np.float32)
+
+
+class Maxima:
+    """Channel by channel the largest value over a protein's residues.
+
+    In windows a residue is first averaged over those that cover it, as where residues themselves are kept. So the
+    residues of such a protein are summed up here until its last window has come; windows come in packing order, and
+    few proteins wait at a time.
+
+    Attributes:
+        values: for each layer float32 ``(n, D)``.
+    """
+
+    def __init__(self, embedded: np.ndarray, layers: Sequence[int], embed_dim: int) -> None:
+        """Args: ``embedded`` gives the residues of each protein that enter."""
+        self.values = {layer: np.zeros((len(embedded), embed_dim), np.float32) for layer in layers}
+        self._embedded = embedded
+        self._begun: dict[int, dict[int, NDArray[np.float32]]] = {}
+
+    def add(
+        self,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        maxima: Mapping[int, np.ndarray],
+        windowed: Mapping[int, np.ndarray],
+    ) -> None:
+        """Take the pieces of one batch.
+
+        Args:
+            rows, starts, lengths: of each piece: its protein, its first residue in it, its residues.
+            maxima: over each piece, ``(pieces, D)``.
+            windowed: the weighted residues of the pieces that are parts of proteins, one behind the other.
+        """
+        is_whole = lengths == self._embedded[rows]
+        for layer, values in maxima.items():
+            self.values[layer][rows[is_whole]] = values[is_whole]
+        end = 0
+        for piece in np.flatnonzero(~is_whole).tolist():
+            row, start, length = int(rows[piece]), int(starts[piece]), int(lengths[piece])
+            begin, end = end, end + length
+            residues = int(self._embedded[row])
+            if row not in self._begun:
+                shapes = {layer: (residues, values.shape[1]) for layer, values in windowed.items()}
+                self._begun[row] = {layer: np.zeros(shape, np.float32) for layer, shape in shapes.items()}
+            sums = self._begun[row]
+            for layer, values in windowed.items():
+                sums[layer][start : start + length] += values[begin:end]
+            if start + length == residues:
+                for layer, values in self._begun.pop(row).items():
+                    self.values[layer][row] = values.max(axis=0)
+
+
+class Outputs:
+    """Sums over residues of n proteins, and what else is asked for.
+
+    Attributes:
+        mean: for each layer float32 ``(n, D)``: the sum over the residues until :meth:`finish`, then the mean. They
+            are always taken, because they show which proteins have values that are not finite.
         residues: what takes the residues; None where they are not wanted.
+        bos, max: the same of these vectors.
     """
 
     def __init__(
-        self, embedded: np.ndarray, layers: Sequence[int], embed_dim: int, residues: Residues | None = None
+        self,
+        embedded: np.ndarray,
+        layers: Sequence[int],
+        embed_dim: int,
+        residues: Residues | None = None,
+        *,
+        pooling: Collection[str] = (),
     ) -> None:
-        """Args: ``embedded`` gives the residues of each protein that enter."""
+        """Args: ``embedded`` gives the residues that enter of each protein; ``pooling`` may name bos and max."""
         self.embedded = np.asarray(embedded, dtype=np.int64)
         self.mean = {layer: np.zeros((len(embedded), embed_dim), dtype=np.float32) for layer in layers}
         self.residues = residues
+        self.bos = FirstTokens(len(embedded), layers, embed_dim) if "bos" in pooling else None
+        self.max = Maxima(self.embedded, layers, embed_dim) if "max" in pooling else None
+
+    @property
+    def vectors(self) -> dict[str, dict[int, NDArray[np.float32]]]:
+        """What there is of each protein, by its pooling (mean, bos, max) and by layer, (n, D)."""
+        more = {name: kept.values for name, kept in (("bos", self.bos), ("max", self.max)) if kept is not None}
+        return {"mean": self.mean, **more}
 
     def add_sums(self, rows: np.ndarray, sums: Mapping[int, np.ndarray]) -> None:
         """Add pieces' sums ``(pieces, D)`` to their proteins; a protein of several pieces has several ``rows``."""
@@ -146,6 +236,8 @@ class Outputs:
         """Turn the sums into means."""
         for sums in self.mean.values():
             sums /= self.embedded[:, None]
+        if self.bos is not None:
+            self.bos.finish()
 
     def finite(self, rows: np.ndarray) -> NDArray[np.bool_]:
         """For each of these rows whether all values are finite in all layers so far."""
@@ -160,7 +252,8 @@ class Outputs:
 
     def replace(self, rows: np.ndarray, other: Outputs) -> None:
         """Take ``other``'s proteins, in order, as those of ``rows``."""
-        for layer, values in other.mean.items():
-            self.mean[layer][rows] = values
+        for pooling, layers in other.vectors.items():
+            for layer, values in layers.items():
+                self.vectors[pooling][layer][rows] = values
         if self.residues is not None and other.residues is not None:
             self.residues.starts[rows] = other.residues.starts

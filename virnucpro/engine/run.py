@@ -23,35 +23,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
 from virnucpro.engine.batch import PackedBatch, PackedPieces, batch_end
 from virnucpro.engine.outputs import Outputs
-
-
-def weigh(hidden: Tensor, weights: Tensor) -> Tensor:
-    """Each token's representation times its weight.
-
-    Args:
-        hidden: ``(T, D)``.
-        weights: float32 ``(T,)``: 0 for special tokens; for a residue 1 over the number of pieces that cover it.
-
-    Returns:
-        float32 ``(T, D)``. A value that is not finite stays so, whatever its weight.
-    """
-    return hidden.float() * weights.unsqueeze(1)
-
-
-def segment_sums(weighted: Tensor, segments: Segments) -> Tensor:
-    """Sum over the tokens of each sequence.
-
-    Args:
-        weighted: float32 ``(T, D)`` from :func:`weigh`.
-
-    Returns:
-        float32 ``(sequences, D)``. A token that is not finite makes its sequence's sum not finite, so
-        the sums alone show whether the representations can be used.
-    """
-    if weighted.is_cuda:
-        return torch.segment_reduce(weighted, "sum", offsets=segments.cu_seqlens.long(), axis=0, unsafe=True)
-    # torch.sum adds in blocks on a CPU, which loses less than one running sum.
-    return torch.stack([part.sum(0) for part in torch.split(weighted, list(segments.lengths))])
+from virnucpro.engine.pooling import first_tokens, segment_maxima, segment_sums, weigh
 
 
 class Progress:
@@ -181,11 +153,15 @@ class _Pending:
     """Results of the pieces ``begin`` to ``end`` on their way to the host.
 
     ``residues`` are without special tokens; ``narrow`` tells for each layer whether a value was beyond float16.
+    ``windowed`` are the weighted residues of pieces that are not whole proteins, for their maxima.
     """
 
     begin: int
     end: int
     sums: dict[int, Tensor] = field(default_factory=dict)
+    first: dict[int, Tensor] = field(default_factory=dict)
+    maxima: dict[int, Tensor] = field(default_factory=dict)
+    windowed: dict[int, Tensor] = field(default_factory=dict)
     residues: dict[int, Tensor] = field(default_factory=dict)
     narrow: list[Tensor] = field(default_factory=list)
     arrived: torch.cuda.Event | None = None
@@ -214,7 +190,6 @@ def run_batches(
     """
     counts = RunCounts(budget=budget)
     pending: deque[_Pending] = deque()
-    layers = tuple(outputs.mean)
     begin = 0
     copies = None
     if device.type == "cuda" and outputs.residues is not None:
@@ -225,7 +200,8 @@ def run_batches(
             try:
                 batch = packed.batch(begin, end, device)
                 wanted = _residue_copies(packed, outputs, begin, end, device, copies)
-                pending.append(_start(forward, batch, layers, begin, end, wanted))
+                windowed = _windowed(packed, outputs, begin, end, device)
+                pending.append(_start(forward, batch, outputs, begin, end, wanted, windowed))
             except RuntimeError as error:
                 if is_device_failure(error):
                     raise _gpu_failed(device, error) from error
@@ -276,14 +252,34 @@ def _residue_copies(
     return _ResidueCopies(packed.residues(begin, end, device), dtype, stream)
 
 
+def _windowed(packed: PackedPieces, outputs: Outputs, begin: int, end: int, device: torch.device) -> Tensor | None:
+    """Which tokens of a batch are residues of parts of proteins; None where there are none, or nobody asks."""
+    is_part = packed.length[begin:end] != outputs.embedded[packed.row[begin:end]]
+    if outputs.max is None or not is_part.any():
+        return None
+    return packed.residues(begin, end, device, is_part)
+
+
 def _start(
-    forward: Forward, batch: PackedBatch, layers: Sequence[int], begin: int, end: int, wanted: _ResidueCopies | None
+    forward: Forward,
+    batch: PackedBatch,
+    outputs: Outputs,
+    begin: int,
+    end: int,
+    wanted: _ResidueCopies | None,
+    windowed: Tensor | None,
 ) -> _Pending:
     found = _Pending(begin, end)
     stream = torch.cuda.current_stream(batch.tokens.device) if batch.tokens.is_cuda else None
-    for layer, hidden in forward(batch.tokens, batch.segments, layers).items():
+    for layer, hidden in forward(batch.tokens, batch.segments, tuple(outputs.mean)).items():
         weighted = weigh(hidden, batch.weights)
         found.sums[layer] = _to_host(segment_sums(weighted, batch.segments))
+        if outputs.bos is not None:
+            found.first[layer] = _to_host(first_tokens(hidden, batch.segments))
+        if outputs.max is not None:
+            found.maxima[layer] = _to_host(segment_maxima(hidden, batch.weights, batch.segments))
+        if windowed is not None:
+            found.windowed[layer] = _to_host(weighted.index_select(0, windowed))
         if wanted is not None:
             residues = weighted.index_select(0, wanted.tokens).to(wanted.dtype)
             if wanted.dtype == torch.float16:
@@ -323,13 +319,17 @@ def _collect(done: _Pending, packed: PackedPieces, outputs: Outputs, progress: P
             raise
     pieces = slice(done.begin, done.end)
     rows, lengths = packed.row[pieces], packed.length[pieces]
-    outputs.add_sums(rows, {layer: values.numpy() for layer, values in done.sums.items()})
+    outputs.add_sums(rows, _arrays(done.sums))
+    if outputs.bos is not None:
+        outputs.bos.add(rows, _arrays(done.first))
+    if outputs.max is not None:
+        outputs.max.add(rows, packed.start[pieces], lengths, _arrays(done.maxima), _arrays(done.windowed))
     if outputs.residues is not None:
         outputs.residues.add(
             rows,
             packed.start[pieces],
             lengths,
-            {layer: values.numpy() for layer, values in done.residues.items()},
+            _arrays(done.residues),
             last=packed.start[pieces] + lengths == outputs.embedded[rows],
             finite=outputs.finite(rows),
             narrow=any(bool(flag) for flag in done.narrow),
@@ -337,6 +337,10 @@ def _collect(done: _Pending, packed: PackedPieces, outputs: Outputs, progress: P
     proteins = int((packed.start[pieces] == 0).sum())
     residues = int(lengths.sum())
     progress.add(proteins, residues, residues + packed.special * len(lengths))
+
+
+def _arrays(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
+    return {layer: values.numpy() for layer, values in tensors.items()}
 
 
 def reset_peak_memory(device: torch.device) -> None:

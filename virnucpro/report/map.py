@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.settings import VECTORS
 from virnucpro.storage.chunk_file import read_chunk_file
 from virnucpro.storage.row_reader import RowReader
 
@@ -112,7 +113,7 @@ def clusters_of(places: NDArray[np.floating]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ChosenVectors:
-    """Mean embeddings, float32 (n, D), of n different proteins of a sample that has ``total``.
+    """Embeddings, float32 (n, D), of n different proteins of a sample that has ``total``.
 
     ``lengths``, ``chunk`` and ``row`` are (n,): residues, and where each protein stands in the chunk files.
     """
@@ -125,10 +126,10 @@ class ChosenVectors:
 
 
 def choose_vectors(tensors: Sequence[Path], layer: int, most: int) -> ChosenVectors:
-    """Read the mean embeddings of at most ``most`` proteins, chosen evenly with a fixed seed, in bounded memory.
+    """Read one vector each of at most ``most`` proteins, chosen evenly with a fixed seed, in bounded memory.
 
-    The chunk files hold each different sequence once, whatever tables were written. Where they hold residues
-    alone, the means are taken of those.
+    The chunk files hold each different sequence once, whatever tables were written. Means are taken where they
+    are, else BOS or maxima; where there are residues alone, their means.
 
     Args:
         tensors: a sample's chunk files.
@@ -151,8 +152,9 @@ def choose_vectors(tensors: Sequence[Path], layer: int, most: int) -> ChosenVect
             if not len(rows):
                 continue
             lengths.append(reader.rows(number, "lengths", rows))
-            if f"mean.{layer}" in chunk.names:
-                vectors.append(reader.rows(number, f"mean.{layer}", rows))
+            own = next((name for kind in VECTORS if (name := f"{kind}.{layer}") in chunk.names), None)
+            if own is not None:
+                vectors.append(reader.rows(number, own, rows))
             else:
                 vectors.append(_means(reader, number, f"residues.{layer}", rows))
     numbers = (np.searchsorted(starts, chosen, side="right") - 1).astype(np.int32)

@@ -281,6 +281,8 @@ def closing_text(samples: Sequence[Sample], summary: Path) -> str:
 def shapes_of(settings: Provenance) -> str:
     """What there is of each protein: ``mean over residues (2560 numbers a protein)``."""
     shapes = [f"mean over residues ({settings.embed_dim} numbers a protein)"] * ("mean" in settings.pooling)
+    shapes += [f"<cls> ({settings.embed_dim} numbers a protein)"] * ("bos" in settings.pooling)
+    shapes += [f"maximum over residues ({settings.embed_dim} numbers a protein)"] * ("max" in settings.pooling)
     shapes += [f"{settings.embed_dim} numbers a residue"] * ("per_residue" in settings.pooling)
     return " and ".join(shapes)
 

@@ -40,7 +40,7 @@ def embed_memory_mb(
     chunk: ChunkManifest,
     *,
     layers: int = 1,
-    mean: bool = True,
+    vectors: int = 1,
     per_residue: bool = False,
     gpus: int = 1,
     attempt: int = 1,
@@ -50,14 +50,14 @@ def embed_memory_mb(
 
     Args:
         layers: how many layers are kept.
-        mean, per_residue: what is kept of each.
+        vectors, per_residue: what is kept of each: so many vectors a protein, and whether one a residue.
         gpus: processes with a GPU each; 0 for a job on the CPU, which holds the weights in float32.
         attempt: 1 for the first.
         letters: what the chunk's sequences are made of.
     """
     processes = max(1, gpus)
-    # Means are held by the devices' processes, joined, and being written.
-    held = 3 * 4 * chunk.proteins * mean * layers * architecture.embed_dim
+    # Vectors are held by the devices' processes, joined, and being written.
+    held = 3 * 4 * chunk.proteins * vectors * layers * architecture.embed_dim
     if per_residue:
         tokens = BATCH_TOKENS["gpu" if gpus else "cpu"]
         batch = _power_of_two(4 * tokens * max(1280, architecture.embed_dim))  # pinned memory comes in such sizes

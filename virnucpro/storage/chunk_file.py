@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from virnucpro.base.digest import digest_of_digests
 from virnucpro.base.errors import UserError
 from virnucpro.base.safetensors_header import HeaderError, read_header
+from virnucpro.base.settings import VECTORS
 from virnucpro.chunking.manifest import SplitRecord, chunk_name
 from virnucpro.storage.blocks import block_digests
 from virnucpro.storage.chunk_layout import (
@@ -257,7 +258,7 @@ def verify_chunk(
             raise ChunkError(path, f"it was made with {key} {chunk.metadata.get(key)}, not {value}")
     width = chunk.metadata.get("embed_dim")
     for tensor, (_, shape, _) in chunk.layout.items():
-        if tensor.startswith(("mean.", "residues.")) and str(shape[1]) != width:
+        if tensor.partition(".")[0] in (*VECTORS, "residues") and str(shape[1]) != width:
             raise ChunkError(path, f"its tensor {tensor!r} is {shape[1]} wide, and its model {width}")
     rows = digest_of_digests([chunk.read("digests").tobytes()])
     if digest != rows or chunk.metadata.get("chunk_digest") != rows:

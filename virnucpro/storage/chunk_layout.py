@@ -8,7 +8,7 @@ n proteins and D the model's width it holds
     windows   int32   (n,)     windows that it was run in (1: whole)
     embedded  int32   (n,)     residues that entered (fewer than lengths when truncated)
     precision uint8   (n,)     index into the JSON list of the metadata entry "precisions"
-    mean.{layer}      float32 (n, D)
+    mean.{layer}      float32 (n, D); bos.{layer} and max.{layer} the same
     residues.{layer}  float32 or float16 (sum of embedded, D) with starts int64 (n,)
 
 Protein i has the rows ``starts[i]`` to before ``starts[i] + embedded[i]`` of ``residues.{layer}``: they lie in the
@@ -32,6 +32,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from virnucpro.base.settings import VECTORS
 
 FORMATS = {"virnucpro-chunk-1": 1, "virnucpro-chunk-2": 2}
 """Names of the formats that are read, and their numbers."""
@@ -88,8 +90,10 @@ def chunk_shapes(
     """
     shapes = {name: TensorShape(dtype, (proteins,)) for name, dtype in REQUIRED.items()}
     shapes["digests"] = TensorShape("U8", (proteins, 16))
-    if "mean" in pooling:
-        shapes |= {f"mean.{layer}": TensorShape("F32", (proteins, embed_dim)) for layer in layers}
+    layers = tuple(layers)
+    for kind in VECTORS:
+        if kind in pooling:
+            shapes |= {f"{kind}.{layer}": TensorShape("F32", (proteins, embed_dim)) for layer in layers}
     if "per_residue" in pooling:
         shapes["starts"] = TensorShape("I64", (proteins,))
         dtype = NAMES[np.dtype(residue_dtype)]
@@ -152,7 +156,7 @@ def wrong_tensors(tensors: Mapping[str, TensorShape], version: int) -> str | Non
             right = (REQUIRED[name], (n, 16) if name == "digests" else (n,)) == (dtype, shape)
         elif name == begins:
             right = (dtype, shape) == ("I64", (count,))
-        elif name.startswith("mean."):
+        elif name.partition(".")[0] in VECTORS:
             right = len(shape) == 2 and shape[0] == n and dtype in ("F32", "F16")
         elif name.startswith("residues."):
             right = len(shape) == 2 and begins in tensors and dtype in ("F32", "F16")

@@ -19,6 +19,7 @@ from virnucpro.base.atomic import remove
 from virnucpro.base.digest import FileProof, file_sha256, files_of
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
+from virnucpro.base.settings import VECTORS
 from virnucpro.base.space import check_space
 from virnucpro.chunking.index import IndexRows, read_index
 from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
@@ -77,11 +78,9 @@ def merge_embeddings(
     layout = table_layout(chunk_files, expected, dtype, records_per_file)
     listed = [(os.path.relpath(chunk.path, report.parent), chunk.metadata["checksum"]) for chunk in chunk_files]
     layout = replace(layout, chunk_files=tuple(listed))
-    wanted = layout if outputs.keys() - WITHOUT_VECTORS else replace(layout, means=(), residues=())
+    wanted = layout if outputs.keys() - WITHOUT_VECTORS else replace(layout, means=(), bos=(), maxima=(), residues=())
     if not layout.names:
-        raise UserError(
-            f"{chunk_files[0].path} holds no embeddings; run the embedding with pooling mean or per_residue"
-        )
+        raise UserError(f"{chunk_files[0].path} holds no embeddings; run the embedding with a pooling")
     log.info("%d chunk files verified", len(chunk_files))
     _check_space(report.parent, outputs, layout, chunk_files, split.counts["records"])
     metadata = [ChunkMetadata.from_entries(chunk.metadata, chunk.path) for chunk in chunk_files]
@@ -117,8 +116,8 @@ def _check_space(
         records,
         sum(chunk.layout[f"residues.{layout.residues[0]}"][1][0] for chunk in chunks) if layout.residues else 0,
         embed_dim=layout.embed_dim,
-        layers=max(len(layout.means), len(layout.residues)),
-        pooling=[kind for kind, layers in (("mean", layout.means), ("per_residue", layout.residues)) if layers],
+        layers=max(map(len, layout.kinds.values())),
+        pooling=[kind if kind in VECTORS else "per_residue" for kind, layers in layout.kinds.items() if layers],
         dtype=layout.dtype,
     )
     largest = max((size for name, size in sizes.items() if name != "virnucpro_pt"), default=0)
@@ -159,7 +158,8 @@ def _gather(
     """The table's rows in input order, so many at a time as :data:`BATCH_BYTES` allows."""
     precisions = [one.run.precisions for one in metadata]
     per_vector = 4 * layout.embed_dim
-    at_once = max(1, BATCH_BYTES // (per_vector * max(1, len(layout.means))))
+    kept = sum(len(layout.kinds[kind]) for kind in VECTORS)
+    at_once = max(1, BATCH_BYTES // (per_vector * max(1, kept)))
     for batch in read_index(index, batch_rows=at_once):
         if not layout.residues:
             yield _rows(batch, slice(0, len(batch)), chunks, reader, layout, precisions)
@@ -182,7 +182,9 @@ def _rows(
     n = len(numbers)
     windows, embedded = np.empty(n, np.int32), np.empty(n, np.int32)
     used = [""] * n
-    mean = {layer: np.empty((n, layout.embed_dim), np.float32) for layer in layout.means}
+    vectors = {
+        kind: {layer: np.empty((n, layout.embed_dim), np.float32) for layer in layout.kinds[kind]} for kind in VECTORS
+    }
     pieces: dict[int, list[NDArray[Any]]] = {layer: [] for layer in layout.residues}
     counts = np.zeros(n, np.int64)
     order = []
@@ -194,8 +196,9 @@ def _rows(
         embedded[here] = reader.rows(number, "embedded", rows)
         for position, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
             used[position] = precision_name(precisions[number], code)
-        for layer in layout.means:
-            mean[layer][here] = finite(chunks[number], reader.rows(number, f"mean.{layer}", rows))
+        for kind, layers in vectors.items():
+            for layer, values in layers.items():
+                values[here] = finite(chunks[number], reader.rows(number, f"{kind}.{layer}", rows))
         for layer in layout.residues:
             values, counts[here] = reader.ragged(number, f"residues.{layer}", rows)
             if not np.array_equal(counts[here], embedded[here]):
@@ -211,7 +214,9 @@ def _rows(
         treatment=[_treatment(*fact) for fact in facts],
         precision=used,
         replaced=batch.replaced[part],
-        mean=mean,
+        mean=vectors["mean"],
+        bos=vectors["bos"],
+        maxima=vectors["max"],
         residues=residues,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         chunk=numbers,

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from virnucpro.base.settings import SETTINGS
 from virnucpro.chunking.manifest import SplitRecord
 from virnucpro.models.reference import DEMO_WARNINGS
 from virnucpro.storage.chunk_file import ChunkFile
 from virnucpro.storage.chunk_metadata import ChunkMetadata, EmbeddingIdentity, read_header_entries
 from virnucpro.storage.report_record import REPORT, ChunkRun, Provenance
-from virnucpro.storage.tables.rows import Layout
+from virnucpro.storage.tables.rows import COLUMNS, Layout
 
 RANDOM = "the weights are random: the embeddings mean nothing biologically"
 
@@ -23,17 +22,17 @@ def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype
     """What the tables of these chunk files (verified: all alike) will hold; without any, what was expected of them."""
     if not chunks:
         layers, pooling = tuple(json.loads(expected["layers"])), json.loads(expected["pooling"])
-        means_of, residues_of = (layers if kind in pooling else () for kind in SETTINGS["pooling"].words)
-        return Layout(json.loads(expected["embed_dim"]), means_of, residues_of, dtype, records_per_file)
-    means: list[int] = []
-    residues: list[int] = []
-    embed_dim = 0
-    for name in chunks[0].names:
-        kind, _, layer = name.partition(".")
-        if kind in ("mean", "residues"):
-            (means if kind == "mean" else residues).append(int(layer))
-            embed_dim = chunks[0].layout[name][1][1]
-    return Layout(embed_dim, tuple(sorted(means)), tuple(sorted(residues)), dtype, records_per_file)
+        embed_dim = json.loads(expected["embed_dim"])
+        found = {"residues" if kind == "per_residue" else kind: layers for kind in pooling}
+    else:
+        embed_dim, found = 0, {}
+        for name in chunks[0].names:
+            kind, _, layer = name.partition(".")
+            if kind in COLUMNS:
+                found[kind] = tuple(sorted((*found.get(kind, ()), int(layer))))
+                embed_dim = chunks[0].layout[name][1][1]
+    mean, bos, maxima, residues = (found.get(kind, ()) for kind in COLUMNS)
+    return Layout(embed_dim, mean, residues, dtype, records_per_file, bos=bos, maxima=maxima)
 
 
 def provenance(

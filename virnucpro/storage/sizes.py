@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from virnucpro.base.settings import VECTORS
 from virnucpro.storage.tables import TABLES, WITHOUT_VECTORS
 
 PER_PROTEIN = 16 + 4 + 4 + 4 + 1
@@ -32,8 +33,14 @@ def chunk_file_bytes(
         pooling: what is kept of each.
         residue_dtype: of residues' vectors, ``float32`` or ``float16``.
     """
-    numbers = 4 * proteins * ("mean" in pooling) + bytes_of(residue_dtype) * residues * ("per_residue" in pooling)
+    numbers = 4 * proteins * _vectors(pooling)
+    numbers += bytes_of(residue_dtype) * residues * ("per_residue" in pooling)
     return PER_PROTEIN * proteins + numbers * layers * embed_dim
+
+
+def _vectors(pooling: Collection[str]) -> int:
+    """How many vectors a protein are kept."""
+    return len({*VECTORS} & {*pooling})
 
 
 def bytes_of(dtype: str) -> int:
@@ -52,7 +59,7 @@ def table_bytes(
     dtype: str,
 ) -> dict[str, int]:
     """Bytes of a sample's table in each of these formats; arguments as for :func:`chunk_file_bytes`, of its records."""
-    vectors = records * ("mean" in pooling) + residues * ("per_residue" in pooling)
+    vectors = records * _vectors(pooling) + residues * ("per_residue" in pooling)
     value = bytes_of(dtype)
     numbers = dict.fromkeys(formats, value * vectors * layers) | {
         name: 4 * records for name in formats if name == "virnucpro_pt"

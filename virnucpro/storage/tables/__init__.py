@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from virnucpro.base.atomic import atomic_directory, atomic_path
 from virnucpro.base.errors import UserError
+from virnucpro.base.settings import checked
 from virnucpro.storage.report_record import Provenance
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class _Module(Protocol):
 
     def write_table(self, path: Path, layout: Layout, provenance: Provenance) -> TableWriter: ...
 
-    def read_embeddings(self, path: Path, layer: int | None) -> Embeddings: ...
+    def read_embeddings(self, path: Path, layer: int | None, word: str = ...) -> Embeddings: ...
 
     def read_residues(self, path: Path, layer: int | None) -> ResidueEmbeddings: ...
 
@@ -94,14 +95,15 @@ def open_table(name: str, path: Path, layout: Layout, provenance: Provenance) ->
         table.finish()
 
 
-def read_embeddings(path: str | Path, layer: int | None = None) -> Embeddings:
-    """Read the mean vectors of a merged table in any format (Parquet, HDF5, ...), which is known by its contents.
+def read_embeddings(path: str | Path, layer: int | None = None, pooling: str | None = None) -> Embeddings:
+    """Read the vectors of a merged table in any format (Parquet, HDF5, ...), which is known by its contents.
 
     ``npy`` is memory-mapped: nothing is read until rows are used. The others are read into memory.
 
     Args:
         path: the file or folder that the merge wrote.
         layer: which layer, when the table holds several.
+        pooling: ``mean``, ``bos`` or ``max``, when it holds several; by default the first of these that it has.
 
     Returns:
         Ids and their vectors, (n, D), float32 or float16, in input order.
@@ -110,7 +112,10 @@ def read_embeddings(path: str | Path, layer: int | None = None) -> Embeddings:
         UserError: there is no such table, it is damaged, it does not hold what is asked for, or the library for its
             format is not installed.
     """
-    return _module(_format_of(Path(path))).read_embeddings(Path(path), layer)
+    from virnucpro.storage.tables.rows import COLUMNS
+
+    word = "vectors" if pooling is None else COLUMNS[checked("pooling", pooling)[0]]
+    return _module(_format_of(Path(path))).read_embeddings(Path(path), layer, word)
 
 
 def read_residues(path: str | Path, layer: int | None = None) -> ResidueEmbeddings:

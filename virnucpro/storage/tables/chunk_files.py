@@ -23,6 +23,7 @@ from virnucpro.storage.chunk_file import ChunkFile, read_chunk_file
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.npy import GrowingArray, read_array, read_ids, read_text
 from virnucpro.storage.tables.rows import (
+    COLUMNS,
     Embeddings,
     Layout,
     ResidueEmbeddings,
@@ -121,10 +122,10 @@ class StoredResidues:
         return np.asarray(self[:], dtype)
 
 
-def read_embeddings(path: Path, layer: int | None) -> Embeddings:
+def read_embeddings(path: Path, layer: int | None, word: str = "vectors") -> Embeddings:
     """All vectors, read into one matrix."""
     origin, ids, places = _read(path)
-    name = _tensor(path, "embedding", layer, origin)
+    name = _tensor(path, word, layer, origin)
     matrix = np.empty((len(ids), origin.embed_dim), np.float32)
     for file, here, rows in places:
         matrix[here] = file.tensors(name)[rows]
@@ -153,9 +154,13 @@ def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
 
 def _tensor(path: Path, word: str, layer: int | None, origin: Provenance) -> str:
     """The tensor of a chunk file that a table's column would be of."""
-    kind, pooling = ("mean", "mean") if word == "embedding" else ("residues", "per_residue")
-    layers = origin.layers if pooling in origin.pooling else ()
-    names = {word if len(layers) == 1 else f"{word}_{one}": f"{kind}.{one}" for one in layers}
+    kinds = ["residues" if pooling == "per_residue" else pooling for pooling in origin.pooling]
+    several = len(origin.layers) > 1
+    names = {
+        f"{COLUMNS[kind]}_{one}" if several else COLUMNS[kind]: f"{kind}.{one}"
+        for kind in kinds
+        for one in origin.layers
+    }
     return names[column_name(word, layer, names, origin, path)]
 
 

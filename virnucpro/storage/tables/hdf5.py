@@ -152,9 +152,9 @@ class Hdf5Table:
 write_table = Hdf5Table
 
 
-def read_embeddings(path: Path, layer: int | None) -> Embeddings:
+def read_embeddings(path: Path, layer: int | None, word: str = "vectors") -> Embeddings:
     """All vectors, read into one matrix."""
-    ids, parts, nothing = _read(path, "embedding", layer)
+    ids, parts, nothing = _read(path, word, layer)
     if any(part.shape != nothing.shape[1:] for part in parts):
         raise damaged(path, f"not all vectors have {nothing.shape[1]} numbers")
     return Embeddings(ids, np.stack(parts) if parts else nothing)

@@ -107,9 +107,9 @@ class NpyTable:
 write_table = NpyTable
 
 
-def read_embeddings(path: Path, layer: int | None) -> Embeddings:
+def read_embeddings(path: Path, layer: int | None, word: str = "vectors") -> Embeddings:
     """The matrix as a read-only map."""
-    ids, matrix = read_ids(path), read_array(path, _column(path, "embedding", layer), 2)
+    ids, matrix = read_ids(path), read_array(path, _column(path, word, layer), 2)
     if len(ids) != len(matrix):
         raise damaged(path, f"{len(ids)} ids, {len(matrix)} vectors")
     return Embeddings(ids, matrix)

@@ -1,7 +1,8 @@
 """Merged table as Parquet: one row a record, embeddings as fixed-size lists.
 
 Columns: ``id``, ``length``, ``treatment``, ``precision``, ``replaced``, ``embedding``
-(``fixed_size_list<float>[D]``; ``embedding_{layer}`` for several layers) and, with per-residue pooling,
+(``fixed_size_list<float>[D]``; ``embedding_{layer}`` for several layers), ``bos`` and ``max`` the same and,
+with per-residue pooling,
 ``residues`` (``large_list<fixed_size_list<float>[D]>``: values and offsets). The schema's metadata entry
 ``virnucpro`` is the provenance as JSON. Each page has a checksum, which readers compare.
 """
@@ -50,7 +51,7 @@ class ParquetTable:
         ]
         for (kind, _), name in layout.names.items():
             of_residues = pa.large_list(pa.field("element", vector, nullable=False))
-            fields.append(pa.field(name, vector if kind == "mean" else of_residues, nullable=False))
+            fields.append(pa.field(name, of_residues if kind == "residues" else vector, nullable=False))
         self._schema = pa.schema(fields, metadata={METADATA_KEY: record_text(provenance).encode()})
         self._writer = pq.ParquetWriter(
             path,
@@ -75,7 +76,7 @@ class ParquetTable:
         for (kind, layer), name in self._layout.names.items():
             values = rows.values(kind, layer, self._layout.dtype)
             arrow_type = self._schema.field(name).type
-            if kind == "mean":
+            if kind != "residues":
                 columns.append(_vectors(values, arrow_type))
             else:
                 vectors = _vectors(values, arrow_type.value_type)
@@ -113,9 +114,9 @@ def _opened(path: Path, word: str, layer: int | None) -> Iterator[tuple[pq.Parqu
         raise damaged(path, error) from None
 
 
-def read_embeddings(path: Path, layer: int | None) -> Embeddings:
+def read_embeddings(path: Path, layer: int | None, word: str = "vectors") -> Embeddings:
     """Row group by row group into one matrix, so that the floats are in memory once."""
-    with _opened(path, "embedding", layer) as (file, column):
+    with _opened(path, word, layer) as (file, column):
         vector = file.schema_arrow.field(column).type
         matrix = np.empty((file.metadata.num_rows, vector.list_size), vector.value_type.to_pandas_dtype())
         ids: list[str] = []

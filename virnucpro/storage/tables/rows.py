@@ -14,17 +14,22 @@ from numpy.typing import NDArray
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record
+from virnucpro.base.settings import VECTORS
 from virnucpro.storage.report_record import Provenance
 
 Floats = NDArray[Any]
 """float32, or float16 where a chunk file was written so."""
 
 
+COLUMNS = {kind: kind for kind in (*VECTORS, "residues")} | {"mean": "embedding"}
+"""The column of each kind of vectors."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a table holds for each protein.
 
-    ``means`` and ``residues`` give the layers of the mean vectors and of the per-residue matrices; ``embed_dim``
+    ``means``, ``bos``, ``maxima`` and ``residues`` give the layers of each kind of vectors; ``embed_dim``
     is the model's width D; ``dtype`` is ``float32`` or ``float16``. Formats of several files have
     ``records_per_file`` records in each. ``chunk_files`` are their paths from the sample's folder, and their checksums.
     """
@@ -35,22 +40,29 @@ class Layout:
     dtype: str = "float32"
     records_per_file: int = 10_000
     chunk_files: tuple[tuple[str, str], ...] = ()
+    bos: tuple[int, ...] = ()
+    maxima: tuple[int, ...] = ()
+
+    @property
+    def kinds(self) -> dict[str, tuple[int, ...]]:
+        """The layers of each kind of vectors, by the word that its tensors' names begin with."""
+        return dict(zip(COLUMNS, (self.means, self.bos, self.maxima, self.residues), strict=True))
 
     @property
     def names(self) -> dict[tuple[str, int], str]:
-        """Column names: ``embedding`` and ``residues``, followed by ``_{layer}`` when there are several layers."""
-        names = {}
-        for kind, word, layers in (("mean", "embedding", self.means), ("residues", "residues", self.residues)):
-            for layer in layers:
-                names[kind, layer] = word if len(layers) == 1 else f"{word}_{layer}"
-        return names
+        """Column names, see :data:`COLUMNS`, followed by ``_{layer}`` when there are several layers."""
+        return {
+            (kind, layer): COLUMNS[kind] if len(layers) == 1 else f"{COLUMNS[kind]}_{layer}"
+            for kind, layers in self.kinds.items()
+            for layer in layers
+        }
 
 
 @dataclass(frozen=True)
 class Rows:
     """A run of n records in input order.
 
-    ``mean`` has (n, D) for each layer; ``residues`` (sum of embedded, D), record i's being
+    ``mean``, ``bos`` and ``maxima`` have (n, D) for each layer; ``residues`` (sum of embedded, D), record i's being
     ``offsets[i]:offsets[i + 1]``. Record i is row ``row[i]`` of chunk file number ``chunk[i]``. ``treatment`` is
     ``whole``, ``windows:K`` or ``truncated:RESIDUES``.
     """
@@ -65,24 +77,27 @@ class Rows:
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     chunk: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     row: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    bos: dict[int, Floats] = field(default_factory=dict)
+    maxima: dict[int, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def values(self, kind: str, layer: int, dtype: str) -> Floats:
-        """The ``mean`` or ``residues`` of a layer as the table's dtype.
+        """The vectors of one kind (``mean``, ``bos``, ``max``, ``residues``) and layer as the table's dtype.
 
         Raises:
             UserError: a value is too large for float16 (over 65504).
         """
-        values = (self.mean if kind == "mean" else self.residues)[layer]
+        kinds = dict(zip(COLUMNS, (self.mean, self.bos, self.maxima, self.residues), strict=True))
+        values = kinds[kind][layer]
         if values.dtype == dtype:
             return values
         with np.errstate(over="ignore"):
             narrow = values.astype(dtype)
         if not np.isfinite(narrow).all():
             row = int(np.flatnonzero(~np.isfinite(narrow).all(axis=1))[0])
-            record = row if kind == "mean" else int(np.searchsorted(self.offsets, row, side="right")) - 1
+            record = row if kind != "residues" else int(np.searchsorted(self.offsets, row, side="right")) - 1
             raise too_large_for(dtype, self.ids[record], layer)
         return narrow
 
@@ -146,7 +161,7 @@ def column_name(word: str, layer: int | None, names: Collection[str], origin: Pr
     """The column to read: ``embedding``, or ``embedding_{layer}`` in a table of several layers.
 
     Args:
-        word: ``embedding`` or ``residues``.
+        word: a word of :data:`COLUMNS`, or ``vectors``: the first of embedding, bos and max that there is.
         layer: the layer that is wanted; None for the only one.
         names: the table's columns.
         origin: the table's provenance; None where another program wrote the table again without it.
@@ -155,6 +170,9 @@ def column_name(word: str, layer: int | None, names: Collection[str], origin: Pr
         UserError: the table has no such column.
     """
     layers = () if origin is None else origin.layers
+    if word == "vectors":
+        words = [COLUMNS[kind] for kind in VECTORS]
+        word = next((each for each in words if any(re.fullmatch(rf"{each}(_\d+)?", name) for name in names)), words[0])
     found = sorted(name for name in names if re.fullmatch(rf"{word}(_\d+)?", name))
     wanted = word if layer is None or (found == [word] and layers == (layer,)) else f"{word}_{layer}"
     if wanted in found:

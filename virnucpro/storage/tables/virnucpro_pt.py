@@ -85,12 +85,12 @@ class VirnucproTable:
 write_table = VirnucproTable
 
 
-def read_embeddings(path: Path, layer: int | None) -> Embeddings:
+def read_embeddings(path: Path, layer: int | None, word: str = "vectors") -> Embeddings:
     """All files in order, joined."""
     beside = path / "provenance.json"
     provenance = read_provenance(beside.read_text(errors="replace"), beside) if beside.is_file() else None
-    if layer is not None:
-        column_name("embedding", layer, ["embedding"], provenance, path)
+    if layer is not None or word not in ("vectors", "embedding"):
+        column_name(word, layer, ["embedding"], provenance, path)
     numbers = sorted(
         int(found[1]) for file in path.iterdir() if (found := re.fullmatch(r"output_(\d+)_ESM\.pt", file.name))
     )
