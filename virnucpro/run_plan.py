@@ -44,7 +44,7 @@ def _memory(run: RunConfig, planned: Sequence[Planned]) -> list[str]:
         planning_architecture(run.model),
         chunk,
         layers=len(run.embedding.layers),
-        mean="mean" in run.embedding.pooling,
+        vectors=run.embedding.vectors,
         per_residue="per_residue" in run.embedding.pooling,
         gpus=run.gpus_per_job if run.device == "gpu" else 0,
     )

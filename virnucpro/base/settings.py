@@ -329,6 +329,11 @@ class EmbeddingSettings:
         if self.token_budget is not None:
             TOKEN_BUDGET.check(self.token_budget)
 
+    @property
+    def vectors(self) -> int:
+        """How many vectors of a protein are kept of each layer, those of residues apart."""
+        return len({*VECTORS} & {*self.pooling})
+
 
 @dataclass(frozen=True)
 class TableSettings:

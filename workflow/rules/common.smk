@@ -33,7 +33,6 @@ try:
     from virnucpro.base.atomic import alone_in
     from virnucpro.base.limits import sentence_for
     from virnucpro.base.records import read_record
-    from virnucpro.base.settings import VECTORS
     from virnucpro.chunking.manifest import ChunkManifest
     from virnucpro.chunking.size import BASES
     from virnucpro.config import load_config, merged

@@ -121,7 +121,7 @@ def embed_memory(wildcards, input, attempt):
         planning_architecture(run.model),
         read_record(Path(input.chunk_manifest[0]), ChunkManifest),
         layers=len(run.embedding.layers),
-        vectors=len({*VECTORS} & {*run.embedding.pooling}),
+        vectors=run.embedding.vectors,
         per_residue="per_residue" in run.embedding.pooling,
         gpus=run.gpus_per_job,
         attempt=attempt,
