@@ -9,13 +9,8 @@ from pathlib import Path
 
 from virnucpro.base.atomic import scratch_directory
 from virnucpro.base.digest import recorded
-from virnucpro.base.settings import (
-    DEMO_CLASSIFIER,
-    CallRule,
-    EmbeddingSettings,
-    InputPolicies,
-    LongProteins,
-)
+from virnucpro.base.settings import DEMO_CLASSIFIER, EmbeddingSettings, InputPolicies, LongProteins
+from virnucpro.calling.rule import CallRule
 from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
 from virnucpro.chunking.size import BASES, chunk_sizes
 from virnucpro.cuda.visible import has_gpu

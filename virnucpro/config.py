@@ -23,13 +23,13 @@ from virnucpro.base.settings import (
     DEMO_CLASSIFIER,
     NO_CLASSIFIER,
     SETTINGS,
-    CallRule,
     EmbeddingSettings,
     InputPolicies,
     LongProteins,
     TableSettings,
 )
 from virnucpro.base.text import brief, short
+from virnucpro.calling.rule import CallRule
 from virnucpro.calling.state import check_window
 from virnucpro.chunking.size import BASES, ChunkSize, chunk_sizes
 from virnucpro.config_files import Source

@@ -12,14 +12,8 @@ import sys
 from dataclasses import replace
 
 from virnucpro.base.digest import FileDigests, file_sha256, write_products
-from virnucpro.base.settings import (
-    DEMO_CLASSIFIER,
-    CallRule,
-    EmbeddingSettings,
-    InputPolicies,
-    LongProteins,
-    TableSettings,
-)
+from virnucpro.base.settings import DEMO_CLASSIFIER, EmbeddingSettings, InputPolicies, LongProteins, TableSettings
+from virnucpro.calling.rule import CallRule
 from virnucpro.chunking.size import chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters

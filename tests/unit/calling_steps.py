@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virnucpro.base.digest import write_products
-from virnucpro.base.settings import CallRule, EmbeddingSettings, InputPolicies, LongProteins, TableSettings
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
 from virnucpro.calling.classifier import load_classifier
 from virnucpro.calling.classifier_file import prepare_classifier
 from virnucpro.calling.classify import call_contigs
 from virnucpro.calling.join import Embedded, classify_frames
+from virnucpro.calling.rule import CallRule
 from virnucpro.calling.state import CallFiles, NucleotideRequest, frame_identity
 from virnucpro.chunking.manifest import SplitSettings
 from virnucpro.chunking.split import split_proteins

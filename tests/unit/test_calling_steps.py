@@ -21,9 +21,9 @@ from tests.unit.test_virnucpro_pt import read_plain
 from virnucpro.base import space
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record, write_record
-from virnucpro.base.settings import CallRule
 from virnucpro.calling import classify as classify_module
 from virnucpro.calling.classifier import load_classifier
+from virnucpro.calling.rule import CallRule
 from virnucpro.calling.state import CallsRecord
 from virnucpro.cli import main
 from virnucpro.models.esm2 import synthetic as esm2_synthetic

@@ -242,7 +242,7 @@ def checked(key: str, value: Any) -> Any:
     return SETTINGS[key].check(value)
 
 
-def _check_fields(value: Any, group: str = "") -> None:
+def check_fields(value: Any, group: str = "") -> None:
     """Put each field that is a setting into its own type."""
     for field in fields(value):
         if setting := SETTINGS.get(group + field.name):
@@ -262,7 +262,7 @@ class LongProteins:
     overlap: int = default("long_proteins.overlap")
 
     def __post_init__(self) -> None:
-        _check_fields(self, "long_proteins.")
+        check_fields(self, "long_proteins.")
         if self.policy == "window" and self.overlap >= self.longest:
             raise UserError(
                 f"setting 'long_proteins.overlap' ({self.overlap}) must be less than 'long_proteins.longest' "
@@ -297,7 +297,7 @@ class InputPolicies:
     suspicious: str = default("suspicious")
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ class EmbeddingSettings:
     residue_dtype: str = default("merge.dtype")
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
         checked("merge.dtype", self.residue_dtype)
         object.__setattr__(self, "long_proteins", LongProteins.of(self.long_proteins))
         KERNELS.check(self.kernels)
@@ -348,7 +348,7 @@ class TableSettings:
     records_per_file: int = default("merge.records_per_file")
 
     def __post_init__(self) -> None:
-        _check_fields(self, "merge.")
+        check_fields(self, "merge.")
 
     def check(self, layers: Sequence[int | str], pooling: Sequence[str]) -> None:
         """Refuse, before anything is computed, a format that cannot hold what is computed.
@@ -359,29 +359,6 @@ class TableSettings:
         if "virnucpro_pt" in self.formats and ("mean" not in pooling or len(layers) != 1):
             raise UserError(
                 "merge format virnucpro_pt holds one mean vector a protein: set pooling to mean and give one layer"
-            )
-
-
-@dataclass(frozen=True)
-class CallRule:
-    """When a contig is called viral or not; ``SETTINGS`` says what each is. Published constants, nothing calibrated.
-
-    Raises:
-        UserError: a value is not allowed, or ``non_viral_under`` is over ``viral_over``.
-    """
-
-    viral_over: float = default("classify.viral_over")
-    non_viral_under: float = default("classify.non_viral_under")
-    sure_over: float = default("classify.sure_over")
-    sure_under: float = default("classify.sure_under")
-    ambiguous_over: float = default("classify.ambiguous_over")
-
-    def __post_init__(self) -> None:
-        _check_fields(self, "classify.")
-        if self.non_viral_under > self.viral_over:
-            raise UserError(
-                f"viral_over is {self.viral_over} and non_viral_under {self.non_viral_under}: give two numbers, the "
-                "second no larger than the first"
             )
 
 

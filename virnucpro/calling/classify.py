@@ -17,11 +17,12 @@ from virnucpro.base.atomic import atomic_directory
 from virnucpro.base.digest import Products, file_sha256, files_of, recorded
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record, write_record
-from virnucpro.base.settings import CallRule, InputPolicies
+from virnucpro.base.settings import InputPolicies
 from virnucpro.base.text import number
 from virnucpro.calling.classifier import Classifier
 from virnucpro.calling.contigs import contig_calls, window_scores
 from virnucpro.calling.frames import Frames, placed_frames, score_frames
+from virnucpro.calling.rule import CallRule
 from virnucpro.calling.state import DEMO_WARNING, RECORD, CallsRecord, calls_origin
 from virnucpro.calling.tables import write_contigs, write_frames, write_regions, write_viral, write_windows
 from virnucpro.sequences.intake import Intake

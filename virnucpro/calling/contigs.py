@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.base.settings import CallRule
 from virnucpro.calling.frames import JOINT, OTHERS, VIRUS, Frames
+from virnucpro.calling.rule import CallRule
 
 
 @dataclass(frozen=True)

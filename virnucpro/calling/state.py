@@ -18,7 +18,8 @@ from virnucpro.base.digest import FileDigests, FileProof, Products, read_product
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
-from virnucpro.base.settings import DEMO_CLASSIFIER, CallRule, EmbeddingSettings, InputPolicies
+from virnucpro.base.settings import DEMO_CLASSIFIER, EmbeddingSettings, InputPolicies
+from virnucpro.calling.rule import CallRule
 from virnucpro.chunking.manifest import SPLIT_RECORD
 from virnucpro.models.reference import LONGEST_NAME
 from virnucpro.storage.chunk_metadata import identity, settings_identity

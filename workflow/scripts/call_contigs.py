@@ -5,8 +5,9 @@ from pathlib import Path
 from virnucpro.jobs import job
 
 with job(f"call_contigs {snakemake.wildcards.sample}", snakemake.log[0]) as log:
-    from virnucpro.base.settings import CallRule, InputPolicies
+    from virnucpro.base.settings import InputPolicies
     from virnucpro.calling.classify import call_contigs
+    from virnucpro.calling.rule import CallRule
 
     call_contigs(
         [Path(file) for file in snakemake.params.files],
