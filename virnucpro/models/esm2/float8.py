@@ -103,8 +103,6 @@ class Float8Layer(NamedTuple):
 class Float8ESM2(FusedESM2):
     """The fused form, in float8 from layer ``first`` on; a product is added to the stream by the norm that follows."""
 
-    layers_run = "fused fp8"
-
     def __init__(self, parameters: Parameters, sizes: Architecture, attend: PackedAttention) -> None:
         """Args: ``parameters`` are bfloat16."""
         self.first = max(1, round(sizes.layers / 12))
@@ -119,6 +117,7 @@ class Float8ESM2(FusedESM2):
             used = [values.float() * scales for values, scales in scaled]
             layers[number] = with_products(p, list(map(corrected, products, used, means[number])))
         super().__init__(replace(parameters, layers=tuple(layers)), sizes, attend)
+        self.layers_run = "fused fp8"
 
     @property
     def products_in(self) -> torch.dtype:

@@ -2,7 +2,8 @@
 
 On an H200 a product with a bias in its epilogue ran up to 12 % slower than one without, so biases are added by the
 kernels that follow, in float32. What a layer adds to the residual stream is added by the product itself, into
-float32, and never rounded to half precision. What it adds ends in a bias, though: the output projection's, the
+float32, and never rounded to half precision. On Hopper GPUs GELU is computed within fc1's product
+(:mod:`virnucpro.kernels.product`). What a layer adds ends in a bias, though: the output projection's, the
 feed-forward's, and the values' bias, which attention passes on unchanged because its weights sum to one. These
 constants need not be in the stream: summed over the layers they are one vector for each place where it is read.
 """
@@ -10,6 +11,7 @@ constants need not be in the stream: summed over the layers they are one vector 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,9 @@ from torch import Tensor
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.kernels import pointwise as kernels
-from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Norm, Parameters, tables_of
+from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Linear, Norm, Parameters, tables_of
 from virnucpro.models.esm2.sizes import Architecture
+from virnucpro.models.forms import belongs_in_product
 
 
 def stream_offsets(parameters: Parameters) -> list[Tensor]:
@@ -42,17 +45,24 @@ def stream_offsets(parameters: Parameters) -> list[Tensor]:
 
 Accumulate = Callable[[Tensor, Tensor, Tensor], None]
 
+Expand = Callable[[Tensor, Linear], Tensor]
+"""From the norm's output ``(T, D)`` to the feed-forward's hidden layer ``(T, 4 D)``."""
+
 
 class FusedESM2(ESM2):
     """ESM-2 whose stream is changed in place and lacks the constants of :func:`stream_offsets`."""
 
-    layers_run = "fused"
+    layers_run: str = "fused"
 
     def __init__(self, parameters: Parameters, sizes: Architecture, attend: PackedAttention) -> None:
         super().__init__(parameters, sizes, attend)
         self.offsets = stream_offsets(parameters)
         weight = parameters.layers[0].out.weight
         self.accumulate = choose_accumulation(weight.device, weight.dtype)
+        self.expand: Expand = product_then_gelu
+        fc1 = parameters.layers[0].fc1
+        if belongs_in_product(partial(gelu_in_product, fc1=fc1), partial(product_then_gelu, fc1=fc1), fc1.weight):
+            self.expand, self.layers_run = gelu_in_product, "fused products"
 
     def run(self, x: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
         """As :meth:`ESM2.run`."""
@@ -83,9 +93,7 @@ class FusedESM2(ESM2):
         q, k, v = self.rotated(F.linear(y, p.qkv.weight), p.qkv.bias, *table)
         self.accumulate(x, self.attend(q, k, v, segments).reshape(x.shape), p.out.weight)
         y = self.normed(x, self.offsets[2 * number + 1], p.final_norm)
-        hidden = F.linear(y, p.fc1.weight)  # (T, 4 D)
-        kernels.gelu(hidden, p.fc1.bias)
-        self.accumulate(x, hidden, p.fc2.weight)
+        self.accumulate(x, self.expand(y, p.fc1), p.fc2.weight)
         return None
 
     def representation(self, number: int, x: Tensor, pending: Tensor | None) -> Tensor:
@@ -106,6 +114,20 @@ class FusedESM2(ESM2):
         kernels.rotate_qk(qkv, bias, cos, sin, self.sizes.heads, self.q_scale)
         q, k, v = qkv.view(len(qkv), 3, self.sizes.heads, -1).unbind(1)
         return q, k, v
+
+
+def product_then_gelu(y: Tensor, fc1: Linear) -> Tensor:
+    """The product, and a pass over its output."""
+    hidden = F.linear(y, fc1.weight)  # (T, 4 D)
+    kernels.gelu(hidden, fc1.bias)
+    return hidden
+
+
+def gelu_in_product(y: Tensor, fc1: Linear) -> Tensor:
+    """GELU on what the product has summed, before it is rounded and stored."""
+    from virnucpro.kernels.product import gelu_product  # not in every Triton
+
+    return gelu_product(y, fc1.weight, fc1.bias)
 
 
 def choose_accumulation(device: torch.device, dtype: torch.dtype) -> Accumulate:

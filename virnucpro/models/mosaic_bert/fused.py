@@ -3,13 +3,14 @@
 The biases of the output products are added by the norms that follow, in float32; the scale of q is in its weights.
 A norm follows every sum, so what rounding the stream loses does not grow: pooled errors to float32, released shape
 with random weights, were 1.4e-3 in float16 with a stream in float16 and in float32 alike, and frames of 106 tokens
-17,300 a second in place of 16,700 (H200). A product that holds the gated GELU, in Triton, was slower by a thirtieth
-than torch's with a pass of its own (16,100 and 16,800).
+17,300 a second in place of 16,700 (H200). On Hopper GPUs the gated GELU is computed within the product
+(:mod:`virnucpro.kernels.product`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.kernels import gated as kernels
+from virnucpro.models.forms import belongs_in_product
 from virnucpro.models.mosaic_bert.model import MosaicBert, Norm, Parameters
 from virnucpro.models.mosaic_bert.sizes import LAYER_NORM_EPS, MosaicSizes
 
@@ -25,7 +27,7 @@ from virnucpro.models.mosaic_bert.sizes import LAYER_NORM_EPS, MosaicSizes
 class FusedMosaicBert(MosaicBert):
     """MosaicBERT whose stream is in the products' dtype between two kernels, and float32 within them."""
 
-    layers_run = "fused"
+    layers_run: str = "fused"
 
     def __init__(self, parameters: Parameters, sizes: MosaicSizes, attend: PackedAttention) -> None:
         super().__init__(parameters, sizes, attend)
@@ -36,6 +38,11 @@ class FusedMosaicBert(MosaicBert):
             ((p.qkv * scale[:, None]).to(p.qkv.dtype), (p.qkv_bias * scale).to(p.qkv.dtype)) for p in parameters.layers
         ]
         self.offsets = [(p.out_bias.float(), p.down_bias.float()) for p in parameters.layers]
+        self.gated = [partial(product_then_gate, gated=p.gated) for p in parameters.layers]
+        weight = parameters.layers[0].gated
+        if belongs_in_product(lambda y: gate_in_product(y, gated_rows(weight)), self.gated[0], weight):
+            self.gated = [partial(gate_in_product, rows=gated_rows(p.gated)) for p in parameters.layers]
+            self.layers_run = "fused products"
 
     def run(self, x: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
         """As :meth:`MosaicBert.run`."""
@@ -55,8 +62,27 @@ class FusedMosaicBert(MosaicBert):
         q, k, v = qkv.view(len(y), 3, self.sizes.heads, -1).unbind(1)  # (T, H, d) each
         attended = self.attend(q, k, v, segments, self.slopes).reshape(y.shape)
         y = normed(y, F.linear(attended, p.out), out_bias, p.attention_norm)
-        hidden = kernels.gated_gelu(F.linear(y, p.gated))  # (T, F)
+        hidden = self.gated[number](y)  # (T, F)
         return normed(y, F.linear(hidden, p.down), down_bias, p.final_norm)
+
+
+def product_then_gate(y: Tensor, gated: Tensor) -> Tensor:
+    """The product with both halves of the weight, and a pass over its output."""
+    return kernels.gated_gelu(F.linear(y, gated))
+
+
+def gate_in_product(y: Tensor, rows: Tensor) -> Tensor:
+    """GELU and gate on what the product has summed; ``rows`` are from :func:`gated_rows`."""
+    from virnucpro.kernels.product import gated_product  # not in every Triton
+
+    return gated_product(y, rows)
+
+
+def gated_rows(gated: Tensor) -> Tensor:
+    """A gated product's weight in the order of rows that :func:`gate_in_product` takes."""
+    from virnucpro.kernels import product
+
+    return product.gated_rows(gated)
 
 
 def normed(y: Tensor, added: Tensor, bias: Tensor, norm: Norm) -> Tensor:

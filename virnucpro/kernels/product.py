@@ -1,0 +1,196 @@
+"""Matrix products that end in what follows them, in Triton: their output does not go to memory and come back.
+
+One program a multiprocessor takes tile after tile of the result. The tensor memory accelerator brings the operands,
+those of the next tile while GELU is computed on the last one. A value's sum runs over the inner dimension in an order
+that does not depend on how many tokens there are, so a token's result does not either.
+
+Measured on an H100, 32,768 tokens in float16, beside cuBLAS with a pass of its own behind it: the gated product of
+DNABERT-S 619 and 456 TFLOP/s; fc1 with GELU of ESM-2 650M 570 and 482, of 3B 634 and 591.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from virnucpro.kernels.pointwise import gelu_of
+
+ROWS, COLUMNS, DEPTH = 128, 256, 64
+"""A tile of the result, and how much of the inner dimension is brought at a time."""
+
+HALF = COLUMNS // 2
+"""Columns of the result that are stored at a time; of a gated product, those of a tile."""
+
+GROUP = 8
+"""Rows of tiles that are computed side by side, so that the weights they share stay in the L2."""
+
+SCHEDULE = {"num_warps": 8, "num_stages": 3}
+
+
+@triton.jit
+def _tile(number, tokens, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """First row and first column of a tile."""
+    down = tl.cdiv(tokens, ROWS)
+    across = tl.cdiv(width, COLUMNS)
+    first = number // (GROUP * across) * GROUP
+    size = min(down - first, GROUP)
+    inside = number % (GROUP * across)
+    return (first + inside % size) * ROWS, inside // size * COLUMNS
+
+
+@triton.jit
+def _halves(x, weight, row, column, depth, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
+    """The tile of ``x @ weight.T`` at ``row`` and ``column`` in float32, its left and its right half."""
+    tile = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, depth, DEPTH):
+        tile = tl.dot(x.load([row, start]), weight.load([column, start]).T, tile)
+    return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _gelu_product(
+    x,
+    weight,
+    bias,
+    out,
+    tokens,
+    width,
+    depth,
+    tiles,
+    programs,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    for number in tl.range(tl.program_id(0), tiles, programs, flatten=True):
+        row, column = _tile(number, tokens, width, ROWS, COLUMNS, GROUP)
+        left, right = _halves(x, weight, row, column, depth, ROWS, COLUMNS, DEPTH)
+        columns = column + tl.arange(0, COLUMNS // 2)
+        left += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
+        columns += COLUMNS // 2
+        right += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
+        out.store([row, column], gelu_of(left).to(out.dtype))
+        out.store([row, column + COLUMNS // 2], gelu_of(right).to(out.dtype))
+
+
+@triton.jit
+def _gated_product(
+    x,
+    weight,
+    out,
+    tokens,
+    width,
+    depth,
+    tiles,
+    programs,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    for number in tl.range(tl.program_id(0), tiles, programs, flatten=True):
+        row, column = _tile(number, tokens, width, ROWS, COLUMNS, GROUP)
+        gate, up = _halves(x, weight, row, column, depth, ROWS, COLUMNS, DEPTH)
+        out.store([row, column // 2], (gelu_of(gate) * up).to(out.dtype))
+
+
+def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``gelu(x @ weight.T + bias)``, rounded once.
+
+    Args:
+        x: float16 or bfloat16 ``(T, D)``, contiguous, D a multiple of 8.
+        weight: ``(width, D)`` in the same dtype, contiguous, width a multiple of 8.
+        bias: ``(width,)``.
+
+    Returns:
+        ``(T, width)`` in the dtype of ``x``.
+    """
+    tokens, depth = x.shape
+    width = len(weight)
+    out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
+    tiles, programs = _grid(tokens, width, x.device)
+    _gelu_product[(programs,)](
+        _blocks(x, ROWS, DEPTH),
+        _blocks(weight, COLUMNS, DEPTH),
+        bias,
+        _blocks(out, ROWS, HALF),
+        tokens,
+        width,
+        depth,
+        tiles,
+        programs,
+        ROWS,
+        COLUMNS,
+        DEPTH,
+        GROUP,
+        **SCHEDULE,
+    )
+    return out
+
+
+def gated_rows(weight: Tensor) -> Tensor:
+    """The rows of a gated product's weight in the order in which :func:`gated_product` takes them.
+
+    Args:
+        weight: ``(2 F, D)``, those that go through GELU before those that are multiplied by it.
+
+    Raises:
+        ValueError: F is no multiple of :data:`HALF`.
+    """
+    width, depth = len(weight) // 2, weight.shape[1]
+    if width % HALF:
+        raise ValueError(f"{width} channels cannot be taken {HALF} at a time")
+    return weight.view(2, width // HALF, HALF, depth).transpose(0, 1).reshape(2 * width, depth)
+
+
+def gated_product(x: Tensor, rows: Tensor) -> Tensor:
+    """``gelu(x @ gate.T) * (x @ up.T)``, rounded once.
+
+    Args:
+        x: float16 or bfloat16 ``(T, D)``, contiguous, D a multiple of 8.
+        rows: ``(2 F, D)`` from :func:`gated_rows`.
+
+    Returns:
+        ``(T, F)`` in the dtype of ``x``.
+    """
+    tokens, depth = x.shape
+    width = len(rows)
+    out = torch.empty(tokens, width // 2, dtype=x.dtype, device=x.device)
+    tiles, programs = _grid(tokens, width, x.device)
+    _gated_product[(programs,)](
+        _blocks(x, ROWS, DEPTH),
+        _blocks(rows, COLUMNS, DEPTH),
+        _blocks(out, ROWS, HALF),
+        tokens,
+        width,
+        depth,
+        tiles,
+        programs,
+        ROWS,
+        COLUMNS,
+        DEPTH,
+        GROUP,
+        **SCHEDULE,
+    )
+    return out
+
+
+def _blocks(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+
+
+def _grid(tokens: int, width: int, device: torch.device) -> tuple[int, int]:
+    """Tiles of the result, and programs that share them."""
+    tiles = triton.cdiv(tokens, ROWS) * triton.cdiv(width, COLUMNS)
+    return tiles, min(tiles, _multiprocessors(device))
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
