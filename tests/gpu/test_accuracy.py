@@ -87,7 +87,8 @@ def test_fused_layers_err_no_more_than_eager_ones(
             for kind, kernels in ((torch.float32, "auto"), (dtype, "eager"), (dtype, "auto"))
         )
         ways = [model.facts.layers_run for model in (truth, eager, fused)]
-        assert ways == ["eager", "eager", "fused"], caplog.text
+        fused_here = "fused products" if torch.cuda.get_device_capability()[0] == 9 else "fused"
+        assert ways == ["eager", "eager", fused_here], caplog.text
         exact, plain, fast = (model(tokens, segments, layers) for model in (truth, eager, fused))
     for layer in layers:
         assert (fast[layer] - exact[layer]).norm() <= 1.1 * (plain[layer] - exact[layer]).norm()

@@ -199,7 +199,7 @@ class VarlenAttention:
 
 
 class TritonAttention:
-    """FlashAttention-2 by our own Triton kernel, once for the batch."""
+    """FlashAttention-2 by our own Triton kernel: once for the short sequences of the batch, once for the long ones."""
 
     name = "triton_flash"
     implementation = FLASH
@@ -212,5 +212,5 @@ class TritonAttention:
         self._attend = attend
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, slopes: Tensor | None = None) -> Tensor:
-        out: Tensor = self._attend(q, k, v, segments.cu_seqlens, segments.max_seqlen, slopes)
+        out: Tensor = self._attend(q, k, v, segments.cu_seqlens, segments.extremes, slopes)
         return out

@@ -66,6 +66,11 @@ class Segments:
         )
 
     @cached_property
+    def extremes(self) -> tuple[int, int]:
+        """The shortest and the longest length."""
+        return min(self.lengths), max(self.lengths)
+
+    @cached_property
     def buckets(self) -> list[Bucket]:
         """Sequences grouped by length, none padded by more than an eighth of the longest one."""
         lengths = np.asarray(self.lengths)

@@ -7,6 +7,8 @@ that sequence's keys.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -14,9 +16,21 @@ from torch import Tensor
 
 LOG2_E = 1.4426950408889634
 
-QUERIES, KEYS = 64, 64
-"""Rows of a block. With 64 queries a protein of 168 tokens fills 3 of 3 blocks to 7/8; FlashAttention-2's own blocks
-of 128 by 128 leave more than half of their work to nothing there."""
+
+class Blocks(NamedTuple):
+    """Rows of a block of queries and of a block of keys, and the warps that compute it."""
+
+    queries: int
+    keys: int
+    warps: int
+
+
+SHORT, LONG = Blocks(64, 32, 4), Blocks(128, 64, 8)
+"""For sequences up to :data:`BORDER` tokens, and for longer ones. With 64 queries a protein of 168 tokens fills 3 of 3
+blocks to 7/8; blocks of 128 by 128, as FlashAttention-2's own, leave more than half of their work to nothing there."""
+
+BORDER = 512
+"""A sequence's own length decides which blocks it is computed in, so that its numbers do not depend on the others'."""
 
 
 @triton.jit
@@ -29,7 +43,7 @@ def _taken(logits, value, largest, weight, found):
     return new, weight, tl.dot(shares.to(value.dtype), value, found * shrink[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shortest", "longest"])
 def _attend(
     q,
     k,
@@ -37,6 +51,8 @@ def _attend(
     out,
     ends,
     slopes,
+    shortest,
+    longest,
     q_stride,
     k_stride,
     v_stride,
@@ -51,7 +67,7 @@ def _attend(
     begin = tl.load(ends + tl.program_id(2)).to(tl.int64)
     length = (tl.load(ends + tl.program_id(2) + 1) - begin).to(tl.int32)
     first = tl.program_id(0) * QUERIES
-    if first >= length:
+    if (first >= length) | (length < shortest) | (length > longest):
         return
     channel = tl.arange(0, BLOCK_HEAD)
     real = channel < HEAD_DIM
@@ -64,6 +80,9 @@ def _attend(
     values = v + (begin + position)[:, None] * v_stride + column[None, :]
     if SLOPES:
         slope = tl.load(slopes + tl.program_id(1)) * LOG2_E
+        # Places are float32, exact up to 2**24: turning integers into them takes as long as the products.
+        own = rows.to(tl.float32)[:, None]
+        other = position.to(tl.float32)[None, :]
     largest = tl.full([QUERIES], float("-inf"), tl.float32)
     weight = tl.zeros([QUERIES], tl.float32)
     found = tl.zeros([QUERIES, BLOCK_HEAD], tl.float32)
@@ -77,7 +96,7 @@ def _attend(
             value = tl.load(values + start * v_stride, mask=real[None, :], other=0.0)
         logits = tl.dot(query, key) * LOG2_E
         if SLOPES:
-            logits -= slope * tl.abs(rows[:, None] - (start + position)[None, :]).to(tl.float32)
+            logits -= slope * tl.abs(own - (other + start))
         largest, weight, found = _taken(logits, value, largest, weight, found)
     if whole < length:
         left = position < length - whole
@@ -86,7 +105,7 @@ def _attend(
         value = tl.load(values + whole * v_stride, mask=left[:, None] & real[None, :], other=0.0)
         logits = tl.dot(query, key) * LOG2_E
         if SLOPES:
-            logits -= slope * tl.abs(rows[:, None] - (whole + position)[None, :]).to(tl.float32)
+            logits -= slope * tl.abs(own - (other + whole))
         logits = tl.where(left[None, :], logits, float("-inf"))
         largest, weight, found = _taken(logits, value, largest, weight, found)
     target = out + (begin + rows)[:, None] * out_stride + column[None, :]
@@ -94,13 +113,14 @@ def _attend(
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, lengths: tuple[int, int], slopes: Tensor | None = None
 ) -> Tensor:
     """Softmax attention within each sequence; q comes scaled.
 
     Args:
         q, k, v: float16 or bfloat16 ``(T, heads, head_dim)``; a token's heads and channels lie together.
         cu_seqlens: int32 ``(sequences + 1,)``.
+        lengths: of the shortest sequence and of the longest.
         slopes: float32 ``(heads,)``: the logit of tokens i and j of a sequence is lowered by ``slope * |i - j|``.
 
     Returns:
@@ -108,25 +128,31 @@ def attend(
     """
     heads, head_dim = q.shape[1:]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    grid = (triton.cdiv(max_seqlen, QUERIES), heads, len(cu_seqlens) - 1)
-    _attend[grid](
-        q,
-        k,
-        v,
-        out,
-        cu_seqlens,
-        slopes,
-        q.stride(0),
-        k.stride(0),
-        v.stride(0),
-        heads * head_dim,
-        head_dim,
-        max(16, triton.next_power_of_2(head_dim)),
-        QUERIES,
-        KEYS,
-        LOG2_E,
-        slopes is not None,
-        num_warps=4,
-        num_stages=3 if head_dim <= 64 else 2,
-    )
+    shortest, longest = lengths
+    for blocks, lowest, highest in ((LONG, BORDER + 1, longest), (SHORT, shortest, min(BORDER, longest))):
+        if lowest > highest:
+            continue
+        grid = (triton.cdiv(highest, blocks.queries), heads, len(cu_seqlens) - 1)
+        _attend[grid](
+            q,
+            k,
+            v,
+            out,
+            cu_seqlens,
+            slopes,
+            lowest,
+            highest,
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+            heads * head_dim,
+            head_dim,
+            max(16, triton.next_power_of_2(head_dim)),
+            blocks.queries,
+            blocks.keys,
+            LOG2_E,
+            slopes is not None,
+            num_warps=blocks.warps,
+            num_stages=3 if head_dim <= 64 else 2,
+        )
     return out

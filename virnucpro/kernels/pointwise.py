@@ -52,8 +52,8 @@ def _norm(x, offset, weight, bias, out, EPS: tl.constexpr, DIM: tl.constexpr, HE
     columns = tl.arange(0, HEAD)
     rest = HEAD + tl.arange(0, TAIL)
     fits = rest < DIM
-    head = tl.load(x + row + columns)
-    tail = tl.load(x + row + rest, mask=fits, other=0.0)
+    head = tl.load(x + row + columns).to(tl.float32)
+    tail = tl.load(x + row + rest, mask=fits, other=0.0).to(tl.float32)
     head, tail = norm_pieces(head, tail, fits, columns, rest, offset, weight, bias, EPS, DIM)
     tl.store(out + row + columns, head.to(out.dtype.element_ty))
     tl.store(out + row + rest, tail.to(out.dtype.element_ty), mask=fits)
@@ -92,10 +92,10 @@ def _gelu(x, bias, tokens, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.co
 
 
 def norm(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """LayerNorm of ``x + offset`` over the channels.
+    """LayerNorm of ``x + offset`` over the channels, in float32.
 
     Args:
-        x: float32 ``(T, D)``, contiguous.
+        x: ``(T, D)`` in any floating dtype, contiguous.
         offset, weight, bias: float32 ``(D,)``.
 
     Returns:

@@ -29,6 +29,9 @@ HALF = COLUMNS // 2
 GROUP = 8
 """Rows of tiles that are computed side by side, so that the weights they share stay in the L2."""
 
+COUNTS = ["tokens", "tiles", "programs"]
+"""What changes from batch to batch: nothing is compiled again for it."""
+
 SCHEDULE = {"num_warps": 8, "num_stages": 3}
 
 
@@ -52,7 +55,7 @@ def _halves(x, weight, row, column, depth, ROWS: tl.constexpr, COLUMNS: tl.const
     return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _gelu_product(
     x,
     weight,
@@ -79,7 +82,7 @@ def _gelu_product(
         out.store([row, column + COLUMNS // 2], gelu_of(right).to(out.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _gated_product(
     x,
     weight,

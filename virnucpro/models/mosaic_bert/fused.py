@@ -19,6 +19,7 @@ from torch import Tensor
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.kernels import gated as kernels
+from virnucpro.kernels import pointwise
 from virnucpro.models.forms import belongs_in_product
 from virnucpro.models.mosaic_bert.model import MosaicBert, Norm, Parameters
 from virnucpro.models.mosaic_bert.sizes import LAYER_NORM_EPS, MosaicSizes
@@ -43,6 +44,11 @@ class FusedMosaicBert(MosaicBert):
         if belongs_in_product(lambda y: gate_in_product(y, gated_rows(weight)), self.gated[0], weight):
             self.gated = [partial(gate_in_product, rows=gated_rows(p.gated)) for p in parameters.layers]
             self.layers_run = "fused products"
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """As :meth:`MosaicBert.embed`, in two passes over memory."""
+        words, norm = F.embedding(tokens, self.parameters.words), self.parameters.norm
+        return pointwise.norm(words, self.parameters.kind, norm.weight, norm.bias, LAYER_NORM_EPS, torch.float32)
 
     def run(self, x: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
         """As :meth:`MosaicBert.run`."""
