@@ -50,14 +50,18 @@ def write_weights(folder: Path, architecture: Architecture, device: torch.device
     checkpoint.unlink()
 
 
-def write_chunk(folder: Path, proteins: list[np.ndarray]) -> None:
-    """c.fasta and c.json of these token ids' residues."""
-    sequences = [LETTERS[ids].tobytes() for ids in proteins]
+def write_chunk(folder: Path, sequences: list[bytes]) -> None:
+    """c.fasta and c.json of these sequences."""
     with (folder / "c.fasta").open("wb") as file:
         file.writelines(b">p%d\n%s\n" % (number, sequence) for number, sequence in enumerate(sequences))
     digest = digest_of_digests(map(residue_digest, sequences))
     residues = sum(map(len, sequences))
     write_record(folder / "c.json", ChunkManifest("c", len(sequences), residues, cost=residues, digest=digest))
+
+
+def sequences_of(proteins: list[np.ndarray]) -> list[bytes]:
+    """The residues of these token ids."""
+    return [LETTERS[ids].tobytes() for ids in proteins]
 
 
 def run_job(folder: Path, settings: EmbeddingSettings, devices: list[str]) -> tuple[RunStatistics, float]:
@@ -83,7 +87,7 @@ def compare_with_forward(
     lengths = lengths_of("swiss", count)
     proteins = proteins_of(lengths)
     tokens = int((lengths + 2).sum())
-    write_chunk(folder, proteins)
+    write_chunk(folder, sequences_of(proteins))
     statistics, whole = run_job(folder, settings, devices)
     size = (folder / "out.safetensors").stat().st_size
     print(
@@ -111,11 +115,11 @@ def compare_with_forward(
 def growth(folder: Path, device: str, base: int) -> None:
     """Print how seconds grow with the count of proteins and with their length."""
     for factor in (1, 10, 100):
-        write_chunk(folder, proteins_of(lengths_of("swiss", base * factor)))
+        write_chunk(folder, sequences_of(proteins_of(lengths_of("swiss", base * factor))))
         statistics, whole = run_job(folder, EmbeddingSettings(), [device])
         print(f"{base * factor:>8} proteins: loop {statistics.seconds:8.2f} s, whole {whole:8.2f} s", flush=True)
     for length in (100, 200, 500, 1000, 2000, 4000):
-        write_chunk(folder, proteins_of(lengths_of(str(length), max(4, base * 300 * 4 // length))))
+        write_chunk(folder, sequences_of(proteins_of(lengths_of(str(length), max(4, base * 300 * 4 // length)))))
         statistics, _ = run_job(folder, EmbeddingSettings(long_proteins=LongProteins("full")), [device])
         print(f"length {length:>5}: {statistics.tokens_per_second:10,.0f} tokens/s", flush=True)
 

@@ -32,7 +32,8 @@ def run_benchmark(root: Path, model: str, output: Path, options: list[str]) -> A
     """
     module = "benchmarks.bench_esm2" if (root / "benchmarks").is_dir() else "tests.benchmarks.bench_esm2"
     command = [sys.executable, "-m", module, "--models", model, "--kinds", "swiss", "--output", str(output), *options]
-    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([*command, "--peers"], cwd=root, env=environment, check=True)
     return json.loads(output.read_text())
 

@@ -56,7 +56,7 @@ def ours(
     def run() -> None:
         packed = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("full")), ESM2_FAMILY.tokenizer())
         outputs = Outputs(lengths, (architecture.layers,), architecture.embed_dim)
-        run_model(model, packed, outputs, names=names, token_budget=budget, logger=LOGGER)
+        run_model(model, [packed], outputs, names=names, token_budget=budget, logger=LOGGER)
         outputs.finish()
 
     return run

@@ -229,10 +229,10 @@ def embed_packed(
 
     def run() -> Embedded:
         names = [""] * len(proteins)
-        kept = ResiduesInMemory(int(lengths.sum()), (last,), architecture.embed_dim)
+        kept = ResiduesInMemory((last,), architecture.embed_dim)
         residues = Residues(lengths, kept, names)
         outputs = Outputs(lengths, (last,), architecture.embed_dim, residues)
-        run_model(model, packed, outputs, names=names, logger=logger)
+        run_model(model, [packed], outputs, names=names, logger=logger)
         outputs.finish()
         values = torch.from_numpy(kept.values[last])
         each = [values[start:][:length] for start, length in zip(residues.starts, lengths, strict=True)]

@@ -15,7 +15,7 @@ from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import LongProteins
 from virnucpro.base.text import clock_time
-from virnucpro.engine.batch import PackedPieces, cut_into_pieces
+from virnucpro.engine.batch import PackedAhead, PackedPieces, cut_into_pieces
 from virnucpro.engine.outputs import Outputs, Residues, ResiduesInMemory
 from virnucpro.engine.run import (
     CPU_BUDGET,
@@ -70,14 +70,44 @@ def run(forward: Any, budget: int, lengths: np.ndarray = LENGTHS) -> tuple[Outpu
     proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
     work = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("window", 20, 10)), ESM2_FAMILY.tokenizer())
     names = [f"p{row}" for row in range(len(lengths))]
-    outputs = Outputs(lengths, (1,), 2, Residues(lengths, ResiduesInMemory(int(lengths.sum()), (1,), 2), names))
-    progress = Progress(len(lengths), int(work.length.sum()), int(work.tokens_before[-1]), where="x", logger=LOGGER)
+    outputs = Outputs(lengths, (1,), 2, Residues(lengths, ResiduesInMemory((1,), 2), names))
+    progress = Progress(len(lengths), where="x", logger=LOGGER)
     counts = run_batches(
-        forward, work, outputs, device=CPU, budget=budget, names=names, progress=progress, logger=LOGGER
+        forward, [work], outputs, device=CPU, budget=budget, names=names, progress=progress, logger=LOGGER
     )
     assert progress.done == [len(lengths), int(work.length.sum()), int(work.tokens_before[-1])]
     outputs.finish()
     return outputs, counts
+
+
+def test_portions_made_ahead_give_what_one_gives() -> None:
+    generator = np.random.default_rng(0)
+    sequences = [bytes(generator.choice(list(b"ACDEFGHIKLMNPQRSTVWY"), length).tolist()) for length in LENGTHS]
+    names = [f"p{row}" for row in range(len(sequences))]
+    found = []
+    for portion in (10**6, 50, 1):
+        ahead = PackedAhead(sequences, names, ESM2_FAMILY.tokenizer(), LongProteins("window", 20, 10), portion=portion)
+        kept = ResiduesInMemory((1,), 2)
+        outputs = Outputs(LENGTHS, (1,), 2, Residues(LENGTHS, kept, names))
+        progress = Progress(len(LENGTHS), where="x", logger=LOGGER)
+        counts = run_batches(
+            Memory(limit=45), ahead, outputs, device=CPU, budget=40, names=names, progress=progress, logger=LOGGER
+        )
+        outputs.finish()
+        assert progress.tokens == counts.tokens == progress.done[2]
+        assert outputs.residues is not None
+        residues = kept.values[1]
+        rows = zip(outputs.residues.starts, LENGTHS, strict=True)
+        found.append([outputs.mean[1], *(residues[start : start + length] for start, length in rows)])
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            np.testing.assert_allclose(one, same, rtol=1e-6)
+
+
+def test_a_residue_without_a_token_in_a_later_portion() -> None:
+    ahead = PackedAhead([b"MKV", b"MK*"], ["a", "b"], ESM2_FAMILY.tokenizer(), LongProteins("full"), portion=3)
+    with pytest.raises(UserError, match="'b'"):
+        list(ahead)
 
 
 def check(outputs: Outputs) -> None:
@@ -135,9 +165,11 @@ def test_a_defect_of_ours_is_not_hidden() -> None:
 
 def test_progress_speaks_at_a_steady_pace(caplog: pytest.LogCaptureFixture) -> None:
     now = [100.0]
-    progress = Progress(4, 398, 400, where="NVIDIA H200, varlen_attn", logger=LOGGER, interval=10, clock=lambda: now[0])
+    progress = Progress(4, where="NVIDIA H200, varlen_attn", logger=LOGGER, interval=10, clock=lambda: now[0])
     with caplog.at_level(logging.INFO):
-        for _ in range(4):
+        for number in range(4):
+            if number in (0, 2):
+                progress.expect(2, 200)  # the other two are taken to have as many
             now[0] += 6
             progress.add(1, 98, 100)
     assert caplog.messages == [

@@ -48,7 +48,7 @@ def test_one_bad_value_anywhere_spoils_its_own_sequence_alone(bad: float, place:
 
 
 def residues_of(lengths: list[int], dtype: str = "float32") -> tuple[Residues, ResiduesInMemory]:
-    kept = ResiduesInMemory(sum(lengths), (2,), 2, dtype)
+    kept = ResiduesInMemory((2,), 2, dtype)
     return Residues(np.array(lengths), kept, [f"p{row}" for row in range(len(lengths))]), kept
 
 

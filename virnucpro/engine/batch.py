@@ -7,7 +7,8 @@ pooled vector the mean of these averages; so one weighted sum over the pieces se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +108,8 @@ class PackedPieces:
     All pieces are laid out once, so that a batch is a slice and the host keeps ahead of the fastest GPU.
 
     Attributes:
+        first, proteins: number of the first protein, and how many there are.
+        lengths: int64 ``(proteins,)``: residues of each.
         row, start, length: of each piece (see :class:`Pieces`).
         special: the number of special tokens of a piece; ``lead`` of them come before its residues.
         tokens_before: int64 ``(pieces + 1,)``: tokens of all earlier pieces, special ones included.
@@ -114,32 +117,40 @@ class PackedPieces:
         weights: float32, one a token: 0 for special ones, else 1 over the number of pieces that cover the residue.
     """
 
-    def __init__(self, proteins: Sequence[np.ndarray], pieces: Pieces, tokenizer: Tokenizer) -> None:
+    def __init__(self, proteins: Sequence[np.ndarray], pieces: Pieces, tokenizer: Tokenizer, *, first: int = 0) -> None:
         """Order the pieces and lay them out.
 
         Args:
             proteins: token ids of each protein's residues, as ``tokenizer`` encodes them.
+            first: the number of the first of them; those of ``pieces`` count from 0.
         """
         order = packing_order(pieces.length)
-        self.row, self.start, self.length = (column[order] for column in pieces)
+        row, self.start, self.length = (column[order] for column in pieces)
+        self.first, self.proteins = first, len(proteins)
+        self.lengths = np.array([len(ids) for ids in proteins], np.int64)
+        self.row = row + first
         self.lead = len(tokenizer.begin)
         self.special = self.lead + len(tokenizer.end)
         self.tokens_before = np.concatenate(([0], (self.length + self.special).cumsum()))
         dtype = proteins[0].dtype if len(proteins) else np.dtype(np.uint8)
-        begin, end = (np.array(ids, dtype) for ids in (tokenizer.begin, tokenizer.end))
-        parts = [begin[:0]]
-        for row, start, length in zip(self.row, self.start, self.length, strict=True):
-            parts += (begin, proteins[row][start : start + length], end)
-        self.tokens = np.concatenate(parts)
+        self.tokens = np.empty(self.tokens_before[-1], dtype)
+        for step, token in enumerate(tokenizer.begin):
+            self.tokens[self.tokens_before[:-1] + step] = token
+        for step, token in enumerate(reversed(tokenizer.end), start=1):
+            self.tokens[self.tokens_before[1:] - step] = token
+        own = zip(row.tolist(), self.start.tolist(), self.length.tolist(), self.tokens_before.tolist(), strict=False)
+        for protein, start, length, before in own:  # as many as there are pieces
+            begin = before + self.lead
+            self.tokens[begin : begin + length] = proteins[protein][start : start + length]
         self.weights = np.ones(len(self.tokens), dtype=np.float32)
         for step in range(self.lead):
             self.weights[self.tokens_before[:-1] + step] = 0.0
         for step in range(1, len(tokenizer.end) + 1):
             self.weights[self.tokens_before[1:] - step] = 0.0
         shared = _shared_weights(pieces)
-        for piece in np.flatnonzero(np.isin(self.row, list(shared))):
-            start, length, first = self.start[piece], self.length[piece], self.tokens_before[piece] + self.lead
-            self.weights[first : first + length] = shared[int(self.row[piece])][start : start + length]
+        for piece in np.flatnonzero(np.isin(row, list(shared))):
+            start, length, begin = self.start[piece], self.length[piece], self.tokens_before[piece] + self.lead
+            self.weights[begin : begin + length] = shared[int(row[piece])][start : start + length]
 
     def __len__(self) -> int:
         return len(self.row)
@@ -164,6 +175,61 @@ class PackedPieces:
         if of is not None:
             weights = weights * np.repeat(of, self.length[begin:end] + self.special)
         return to_device(np.flatnonzero(weights), device)
+
+
+PORTION = 16_000_000
+"""Letters that are tokenised and laid out at a time: about a second's work, computed in two seconds and more."""
+
+
+class PackedAhead:
+    """Packed pieces of proteins, a portion of them at a time, made in a thread while earlier ones are computed."""
+
+    def __init__(
+        self,
+        sequences: Sequence[bytes],
+        names: Sequence[str],
+        tokenizer: Tokenizer,
+        long_proteins: LongProteins,
+        *,
+        portion: int = PORTION,
+    ) -> None:
+        """Begin with the first portion.
+
+        Args:
+            names: ids, for errors.
+            portion: letters.
+        """
+        self._sequences, self._names = sequences, names
+        self._tokenizer, self._long_proteins = tokenizer, long_proteins
+        ends = np.array([len(sequence) for sequence in sequences], np.int64).cumsum()
+        numbers = (ends - 1) // portion
+        self._bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(sequences)]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        self._next = self._thread.submit(self._pack, 0)
+
+    def __iter__(self) -> Iterator[PackedPieces]:
+        """All portions in order; once.
+
+        Raises:
+            UserError: a residue without a token.
+        """
+        with self._thread:
+            for number in range(len(self._bounds) - 1):
+                packed = self._next.result()
+                if number + 2 < len(self._bounds):
+                    self._next = self._thread.submit(self._pack, number + 1)
+                yield packed
+
+    def close(self) -> None:
+        """Begin no further portion."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _pack(self, number: int) -> PackedPieces:
+        own = slice(self._bounds[number], self._bounds[number + 1])
+        tokens = self._tokenizer.encode(self._sequences[own], self._names[own])
+        lengths = np.array([len(ids) for ids in tokens], np.int64)
+        pieces = cut_into_pieces(lengths, self._long_proteins)
+        return PackedPieces(tokens, pieces, self._tokenizer, first=own.start)
 
 
 def _shared_weights(pieces: Pieces) -> dict[int, np.ndarray]:

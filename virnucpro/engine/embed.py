@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,7 @@ from virnucpro.base.settings import EmbeddingSettings, resolve_layers
 from virnucpro.base.text import utc
 from virnucpro.chunking.cost import embedded_residues
 from virnucpro.cuda.devices import current_device, device_name, parse_device
-from virnucpro.engine.batch import PackedPieces, cut_into_pieces, padding_avoided
+from virnucpro.engine.batch import PackedAhead, PackedPieces, padding_avoided
 from virnucpro.engine.load import load_model, load_tokenizer
 from virnucpro.engine.outputs import Outputs, Residues, ResidueSink, ResiduesInMemory
 from virnucpro.engine.run import (
@@ -86,11 +87,23 @@ def embed_proteins(
     tokenizer = load_tokenizer(weights, manifest)
     layers = resolve_layers(settings.layers, manifest.layers)
     names = [protein.id for protein in proteins]
-    tokens = tokenizer.encode([protein.sequence for protein in proteins], names)
     letters = np.array([len(protein.sequence) for protein in proteins], dtype=np.int64)
-    lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-    pieces = cut_into_pieces(lengths, settings.long_proteins)
-    embedded = embedded_residues(lengths, settings.long_proteins)
+    embedded = np.zeros(len(proteins), dtype=np.int64)
+    windows = np.zeros(len(proteins), dtype=np.int32)
+    tokens_of_pieces: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+
+    def packed_ahead(rows: Sequence[int]) -> PackedAhead:
+        chosen = [proteins[row] for row in rows]
+        sequences, ids = [protein.sequence for protein in chosen], [protein.id for protein in chosen]
+        return PackedAhead(sequences, ids, tokenizer, settings.long_proteins)
+
+    def noted(portions: Iterable[PackedPieces]) -> Iterator[PackedPieces]:
+        for packed in portions:
+            own = slice(packed.first, packed.first + packed.proteins)
+            embedded[own] = embedded_residues(packed.lengths, settings.long_proteins)
+            windows[own] = np.bincount(packed.row - packed.first, minlength=packed.proteins)
+            tokens_of_pieces.append(packed.length + packed.special)
+            yield packed
 
     def load(precision: str, kernels: str) -> Model:
         return load_model(
@@ -100,16 +113,17 @@ def embed_proteins(
     memory: ResiduesInMemory | None = None
     reset_peak_memory(device)
     loading = time.perf_counter()
-    with exact_products(), current_device(device):
+    with exact_products(), current_device(device), closing(packed_ahead(range(len(proteins)))) as portions:
         model = load(settings.precision, settings.kernels)
         facts = model.facts
-        packed = PackedPieces(tokens, pieces, tokenizer)
         started = time.perf_counter()
         if "per_residue" in settings.pooling and sink is None:
-            sink = memory = ResiduesInMemory(int(embedded.sum()), layers, facts.embed_dim, settings.residue_dtype)
+            sink = memory = ResiduesInMemory(layers, facts.embed_dim, settings.residue_dtype)
         residues = None if sink is None else Residues(embedded, sink, names)
         outputs = Outputs(embedded, layers, facts.embed_dim, residues, pooling=settings.pooling)
-        counts = run_model(model, packed, outputs, names=names, token_budget=settings.token_budget, logger=logger)
+        counts = run_model(
+            model, noted(portions), outputs, names=names, token_budget=settings.token_budget, logger=logger
+        )
         bad = outputs.not_finite()
         precision = np.zeros(len(proteins), dtype=np.uint8)
         precisions = [dtype_name(facts.dtype)]
@@ -124,9 +138,14 @@ def embed_proteins(
             own_names = [names[row] for row in bad]
             residues = None if sink is None else Residues(embedded[bad], sink, own_names)
             again = Outputs(embedded[bad], layers, facts.embed_dim, residues, pooling=settings.pooling)
-            own_pieces = cut_into_pieces(lengths[bad], settings.long_proteins)
-            packed = PackedPieces([tokens[row] for row in bad], own_pieces, tokenizer)
-            more = run_model(model, packed, again, names=own_names, token_budget=settings.token_budget, logger=logger)
+            more = run_model(
+                model,
+                packed_ahead(bad.tolist()),
+                again,
+                names=own_names,
+                token_budget=settings.token_budget,
+                logger=logger,
+            )
             still_bad = again.not_finite()
             if len(still_bad):
                 raise _never_finite(own_names, still_bad, model.facts.dtype)
@@ -139,7 +158,7 @@ def embed_proteins(
     seconds, ended = time.perf_counter() - started, utc(time.time())
     tensors: dict[str, NDArray[Any]] = {
         "lengths": letters.astype(np.int32),
-        "windows": np.bincount(pieces.row, minlength=len(proteins)).astype(np.int32),
+        "windows": windows,
         "embedded": embedded.astype(np.int32),
         "precision": precision,
     }
@@ -155,7 +174,7 @@ def embed_proteins(
         tokens=counts.tokens,
         seconds=seconds,
         load_seconds=started - loading,
-        padding_avoided=padding_avoided(pieces.length + packed.special, counts.budget),
+        padding_avoided=padding_avoided(np.concatenate(tokens_of_pieces), counts.budget),
         peak_memory_bytes=peak_memory_bytes(device),
         out_of_memory_retries=counts.retries,
         recomputed=len(bad),
@@ -177,7 +196,7 @@ def embed_proteins(
 
 def run_model(
     model: Model,
-    packed: PackedPieces,
+    portions: Iterable[PackedPieces],
     outputs: Outputs,
     *,
     names: Sequence[str],
@@ -197,11 +216,10 @@ def run_model(
     kept = len(outputs.mean) * (1 + 2 * (outputs.residues is not None) + (outputs.max is not None))
     budget = token_budget or default_budget(facts.embed_dim, facts.device, kept, facts.dtype)
     where = f"{device_name(facts.device)}, {facts.attention}"
-    residues, tokens = int(packed.length.sum()), int(packed.tokens_before[-1])
-    progress = Progress(len(names), residues, tokens, where=where, logger=logger)
+    progress = Progress(len(names), where=where, logger=logger)
     try:
         return run_batches(
-            model, packed, outputs, device=facts.device, budget=budget, names=names, progress=progress, logger=logger
+            model, portions, outputs, device=facts.device, budget=budget, names=names, progress=progress, logger=logger
         )
     finally:
         progress.close()

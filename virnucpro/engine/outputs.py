@@ -26,23 +26,24 @@ class ResidueSink(Protocol):
 
 
 class ResiduesInMemory:
-    """A sink that keeps residues in arrays.
+    """A sink that keeps residues in arrays."""
 
-    Attributes:
-        values: for each layer ``(residues, D)``.
-    """
-
-    def __init__(self, residues: int, layers: Sequence[int], embed_dim: int, dtype: str = "float32") -> None:
+    def __init__(self, layers: Sequence[int], embed_dim: int, dtype: str = "float32") -> None:
         self.dtype = np.dtype(dtype)
-        self.values = {layer: np.empty((residues, embed_dim), self.dtype) for layer in layers}
+        self._parts = {layer: [np.empty((0, embed_dim), self.dtype)] for layer in layers}
         self._rows = 0
 
     def append(self, values: Mapping[int, NDArray[Any]]) -> int:
         first = self._rows
         for layer, own in values.items():
             self._rows = first + len(own)
-            self.values[layer][first : self._rows] = own
+            self._parts[layer].append(own)
         return first
+
+    @property
+    def values(self) -> dict[int, NDArray[Any]]:
+        """For each layer ``(residues, D)``: all that came so far."""
+        return {layer: np.concatenate(parts) for layer, parts in self._parts.items()}
 
 
 class Residues:
@@ -210,7 +211,12 @@ class Outputs:
         *,
         pooling: Collection[str] = (),
     ) -> None:
-        """Args: ``embedded`` gives the residues that enter of each protein; ``pooling`` may name bos and max."""
+        """Begin with zeros.
+
+        Args:
+            embedded: int64, the residues that enter of each protein; known by the time that it does.
+            pooling: may name bos and max.
+        """
         self.embedded = np.asarray(embedded, dtype=np.int64)
         self.mean = {layer: np.zeros((len(embedded), embed_dim), dtype=np.float32) for layer in layers}
         self.residues = residues
@@ -235,20 +241,20 @@ class Outputs:
     def finish(self) -> None:
         """Turn the sums into means."""
         for sums in self.mean.values():
-            sums /= self.embedded[:, None]
+            sums /= self.embedded[:, None].astype(np.float32)  # exact: no protein has 2**24 residues
         if self.bos is not None:
             self.bos.finish()
 
-    def finite(self, rows: np.ndarray) -> NDArray[np.bool_]:
+    def finite(self, rows: np.ndarray | slice) -> NDArray[np.bool_]:
         """For each of these rows whether all values are finite in all layers so far."""
-        good = np.ones(len(rows), dtype=bool)
+        good = np.ones(len(self.embedded[rows]), dtype=bool)
         for sums in self.mean.values():
-            good &= np.isfinite(sums[rows].sum(axis=1, dtype=np.float64))
+            good &= np.isfinite(sums[rows]).all(axis=1)
         return good
 
     def not_finite(self) -> np.ndarray:
         """Rows with a value that is not finite in any layer."""
-        return np.flatnonzero(~self.finite(np.arange(len(self.embedded))))
+        return np.flatnonzero(~self.finite(slice(None)))
 
     def replace(self, rows: np.ndarray, other: Outputs) -> None:
         """Take ``other``'s proteins, in order, as those of ``rows``."""

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,23 +32,35 @@ class Progress:
     def __init__(
         self,
         proteins: int,
-        residues: int,
-        tokens: int,
         *,
         where: str,
         logger: logging.Logger,
         interval: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Args: the totals; ``where`` names device and attention."""
-        self.totals = (proteins, residues, tokens)
+        """Args: ``proteins`` there are in all; ``where`` names device and attention."""
+        self.proteins = proteins
+        self._known = [0, 0]
         self.done = [0, 0, 0]
         self._where = where
         self._logger = logger
         self._interval = interval
         self._clock = clock
         self._started = self._spoken = clock()
-        self._bar = _bar(tokens)
+        self._bar = _bar()
+
+    def expect(self, proteins: int, tokens: int) -> None:
+        """That so many of the proteins have so many tokens; the others are taken to be like them."""
+        self._known[0] += proteins
+        self._known[1] += tokens
+        if self._bar is not None:
+            self._bar.total = self.tokens
+            self._bar.refresh()
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, as far as they are known."""
+        return self._known[1] * self.proteins // max(self._known[0], 1)
 
     def add(self, proteins: int, residues: int, tokens: int) -> None:
         """Count one batch."""
@@ -65,10 +77,10 @@ class Progress:
         """One line: per cent, proteins, residues, rate, time left, device, attention."""
         seconds = max(self._clock() - self._started, 1e-9)
         rate = self.done[2] / seconds
-        left = (self.totals[2] - self.done[2]) / rate if rate else 0.0
-        share = 100 * self.done[2] / max(self.totals[2], 1)
+        left = (self.tokens - self.done[2]) / rate if rate else 0.0
+        share = 100 * self.done[2] / max(self.tokens, 1)
         return (
-            f"{share:3.0f} %  {self.done[0]:,} of {self.totals[0]:,} proteins, {self.done[1]:,} residues, "
+            f"{share:3.0f} %  {self.done[0]:,} of {self.proteins:,} proteins, {self.done[1]:,} residues, "
             f"{rate:,.0f} tokens/s, {clock_time(left)} left, {self._where}"
         )
 
@@ -77,14 +89,14 @@ class Progress:
             self._bar.close()
 
 
-def _bar(tokens: int) -> Any:
+def _bar() -> Any:
     if not sys.stderr.isatty():
         return None
     try:
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=tokens, unit="tok", unit_scale=True, dynamic_ncols=True, leave=False)
+    return tqdm(total=0, unit="tok", unit_scale=True, dynamic_ncols=True, leave=False)
 
 
 CPU_BUDGET = 4096
@@ -150,12 +162,13 @@ class RunCounts:
 
 @dataclass
 class _Pending:
-    """Results of the pieces ``begin`` to ``end`` on their way to the host.
+    """Results of the pieces ``begin`` to ``end`` of ``packed`` on their way to the host.
 
     ``residues`` are without special tokens; ``narrow`` tells for each layer whether a value was beyond float16.
     ``windowed`` are the weighted residues of pieces that are not whole proteins, for their maxima.
     """
 
+    packed: PackedPieces
     begin: int
     end: int
     sums: dict[int, Tensor] = field(default_factory=dict)
@@ -169,7 +182,7 @@ class _Pending:
 
 def run_batches(
     forward: Forward,
-    packed: PackedPieces,
+    portions: Iterable[PackedPieces],
     outputs: Outputs,
     *,
     device: torch.device,
@@ -182,6 +195,7 @@ def run_batches(
 
     Args:
         forward: a :class:`virnucpro.models.base.Model`, or anything called like it.
+        portions: of the proteins, in order; a portion's ``outputs.embedded`` must be there when it comes.
         budget: tokens of a batch at first.
         names: ids of the proteins, for errors.
 
@@ -190,41 +204,43 @@ def run_batches(
     """
     counts = RunCounts(budget=budget)
     pending: deque[_Pending] = deque()
-    begin = 0
     copies = None
     if device.type == "cuda" and outputs.residues is not None:
         copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.inference_mode():
-        while begin < len(packed):
-            end = batch_end(packed.tokens_before, begin, counts.budget)
-            try:
-                batch = packed.batch(begin, end, device)
-                wanted = _residue_copies(packed, outputs, begin, end, device, copies)
-                windowed = _windowed(packed, outputs, begin, end, device)
-                pending.append(_start(forward, batch, outputs, begin, end, wanted, windowed))
-            except RuntimeError as error:
-                if is_device_failure(error):
-                    raise _gpu_failed(device, error) from error
-                if not is_out_of_memory(error):
-                    raise
-                tokens = int(packed.tokens_before[end] - packed.tokens_before[begin])
-                if end - begin == 1:
-                    raise _too_large(names[int(packed.row[begin])], tokens, device) from None
-                counts.budget = tokens // 2
-                counts.retries += 1
-                logger.warning("out of memory with %d tokens a batch: going on with %d", tokens, counts.budget)
-            else:
-                begin = end
-                counts.batches += 1
-                while len(pending) > (IN_FLIGHT if device.type == "cuda" else 0):
-                    _collect(pending.popleft(), packed, outputs, progress, device)
-                continue
-            # Outside of the handler, where the traceback no longer holds the failed batch's tensors.
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+        for packed in portions:
+            counts.tokens += int(packed.tokens_before[-1])
+            progress.expect(packed.proteins, int(packed.tokens_before[-1]))
+            begin = 0
+            while begin < len(packed):
+                end = batch_end(packed.tokens_before, begin, counts.budget)
+                try:
+                    batch = packed.batch(begin, end, device)
+                    wanted = _residue_copies(packed, outputs, begin, end, device, copies)
+                    windowed = _windowed(packed, outputs, begin, end, device)
+                    pending.append(_start(forward, batch, outputs, _Pending(packed, begin, end), wanted, windowed))
+                except RuntimeError as error:
+                    if is_device_failure(error):
+                        raise _gpu_failed(device, error) from error
+                    if not is_out_of_memory(error):
+                        raise
+                    tokens = int(packed.tokens_before[end] - packed.tokens_before[begin])
+                    if end - begin == 1:
+                        raise _too_large(names[int(packed.row[begin])], tokens, device) from None
+                    counts.budget = tokens // 2
+                    counts.retries += 1
+                    logger.warning("out of memory with %d tokens a batch: going on with %d", tokens, counts.budget)
+                else:
+                    begin = end
+                    counts.batches += 1
+                    while len(pending) > (IN_FLIGHT if device.type == "cuda" else 0):
+                        _collect(pending.popleft(), outputs, progress, device)
+                    continue
+                # Outside of the handler, where the traceback no longer holds the failed batch's tensors.
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
         while pending:
-            _collect(pending.popleft(), packed, outputs, progress, device)
-    counts.tokens = int(packed.tokens_before[-1])
+            _collect(pending.popleft(), outputs, progress, device)
     return counts
 
 
@@ -264,12 +280,10 @@ def _start(
     forward: Forward,
     batch: PackedBatch,
     outputs: Outputs,
-    begin: int,
-    end: int,
+    found: _Pending,
     wanted: _ResidueCopies | None,
     windowed: Tensor | None,
 ) -> _Pending:
-    found = _Pending(begin, end)
     stream = torch.cuda.current_stream(batch.tokens.device) if batch.tokens.is_cuda else None
     for layer, hidden in forward(batch.tokens, batch.segments, tuple(outputs.mean)).items():
         weighted = weigh(hidden, batch.weights)
@@ -309,7 +323,7 @@ def _to_host(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-def _collect(done: _Pending, packed: PackedPieces, outputs: Outputs, progress: Progress, device: torch.device) -> None:
+def _collect(done: _Pending, outputs: Outputs, progress: Progress, device: torch.device) -> None:
     if done.arrived is not None:
         try:
             done.arrived.synchronize()
@@ -317,7 +331,7 @@ def _collect(done: _Pending, packed: PackedPieces, outputs: Outputs, progress: P
             if is_device_failure(error):
                 raise _gpu_failed(device, error) from error
             raise
-    pieces = slice(done.begin, done.end)
+    packed, pieces = done.packed, slice(done.begin, done.end)
     rows, lengths = packed.row[pieces], packed.length[pieces]
     outputs.add_sums(rows, _arrays(done.sums))
     if outputs.bos is not None:

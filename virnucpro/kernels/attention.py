@@ -29,7 +29,7 @@ SHORT, LONG = Blocks(64, 32, 4), Blocks(128, 64, 8)
 """For sequences up to :data:`BORDER` tokens, and for longer ones. With 64 queries a protein of 168 tokens fills 3 of 3
 blocks to 7/8; blocks of 128 by 128, as FlashAttention-2's own, leave more than half of their work to nothing there."""
 
-BORDER = 512
+BORDER = 480
 """A sequence's own length decides which blocks it is computed in, so that its numbers do not depend on the others'."""
 
 
