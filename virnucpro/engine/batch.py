@@ -94,8 +94,16 @@ def coverage(starts: np.ndarray, lengths: np.ndarray, residues: int) -> np.ndarr
     return steps[:-1].cumsum()
 
 
+ROWS = 1024
+"""Tokens that a batch has at least on a GPU, where the libraries multiply fewer rows in another order: a protein alone
+has the bits of the same protein in company."""
+
+
 class PackedBatch(NamedTuple):
-    """One forward's input: int64 ``tokens (T,)``, their segments, and float32 ``weights (T,)``."""
+    """One forward's input: int64 ``tokens (T,)``, their segments, and float32 ``weights (T,)``.
+
+    On a GPU the last segment may be of tokens that belong to no piece, up to :data:`ROWS`; their weights are 0.
+    """
 
     tokens: Tensor
     segments: Segments
@@ -159,10 +167,15 @@ class PackedPieces:
         """The pieces from ``begin`` to before ``end`` as a batch on ``device``."""
         own = slice(self.tokens_before[begin], self.tokens_before[end])
         lengths = (self.length[begin:end] + self.special).tolist()
+        tokens, weights = self.tokens[own], self.weights[own]
+        missing = ROWS - len(tokens)
+        if missing > 0 and device.type == "cuda":
+            lengths.append(missing)
+            tokens, weights = np.append(tokens, np.zeros(missing, tokens.dtype)), np.pad(weights, (0, missing))
         return PackedBatch(
-            tokens=to_device(self.tokens[own], device).long(),
+            tokens=to_device(tokens, device).long(),
             segments=Segments.from_lengths(lengths, device),
-            weights=to_device(self.weights[own], device),
+            weights=to_device(weights, device),
         )
 
     def residues(self, begin: int, end: int, device: torch.device, of: np.ndarray | None = None) -> Tensor:

@@ -285,13 +285,14 @@ def _start(
     windowed: Tensor | None,
 ) -> _Pending:
     stream = torch.cuda.current_stream(batch.tokens.device) if batch.tokens.is_cuda else None
+    pieces = found.end - found.begin  # without the segment of no piece that may follow
     for layer, hidden in forward(batch.tokens, batch.segments, tuple(outputs.mean)).items():
         weighted = weigh(hidden, batch.weights)
-        found.sums[layer] = _to_host(segment_sums(weighted, batch.segments))
+        found.sums[layer] = _to_host(segment_sums(weighted, batch.segments)[:pieces])
         if outputs.bos is not None:
-            found.first[layer] = _to_host(first_tokens(hidden, batch.segments))
+            found.first[layer] = _to_host(first_tokens(hidden, batch.segments)[:pieces])
         if outputs.max is not None:
-            found.maxima[layer] = _to_host(segment_maxima(hidden, batch.weights, batch.segments))
+            found.maxima[layer] = _to_host(segment_maxima(hidden, batch.weights, batch.segments)[:pieces])
         if windowed is not None:
             found.windowed[layer] = _to_host(weighted.index_select(0, windowed))
         if wanted is not None:
