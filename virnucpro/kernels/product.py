@@ -11,12 +11,12 @@ DNABERT-S 619 and 456 TFLOP/s; fc1 with GELU of ESM-2 650M 570 and 482, of 3B 63
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from virnucpro.kernels.pointwise import gelu_of
 
@@ -184,7 +184,9 @@ def gated_product(x: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
-def _blocks(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+def _blocks(matrix: Tensor, rows: int, columns: int) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor  # from Triton 3.4 on
+
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
 
 

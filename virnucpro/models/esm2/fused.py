@@ -20,6 +20,7 @@ from torch import Tensor
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.kernels import pointwise as kernels
+from virnucpro.kernels.product import gelu_product
 from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Linear, Norm, Parameters, tables_of
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.forms import belongs_in_product
@@ -125,8 +126,6 @@ def product_then_gelu(y: Tensor, fc1: Linear) -> Tensor:
 
 def gelu_in_product(y: Tensor, fc1: Linear) -> Tensor:
     """GELU on what the product has summed, before it is rounded and stored."""
-    from virnucpro.kernels.product import gelu_product  # not in every Triton
-
     return gelu_product(y, fc1.weight, fc1.bias)
 
 

@@ -20,6 +20,7 @@ from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.kernels import gated as kernels
 from virnucpro.kernels import pointwise
+from virnucpro.kernels.product import gated_product, gated_rows
 from virnucpro.models.forms import belongs_in_product
 from virnucpro.models.mosaic_bert.model import MosaicBert, Norm, Parameters
 from virnucpro.models.mosaic_bert.sizes import LAYER_NORM_EPS, MosaicSizes
@@ -41,8 +42,8 @@ class FusedMosaicBert(MosaicBert):
         self.offsets = [(p.out_bias.float(), p.down_bias.float()) for p in parameters.layers]
         self.gated = [partial(product_then_gate, gated=p.gated) for p in parameters.layers]
         weight = parameters.layers[0].gated
-        if belongs_in_product(lambda y: gate_in_product(y, gated_rows(weight)), self.gated[0], weight):
-            self.gated = [partial(gate_in_product, rows=gated_rows(p.gated)) for p in parameters.layers]
+        if belongs_in_product(lambda y: gated_product(y, gated_rows(weight)), self.gated[0], weight):
+            self.gated = [partial(gated_product, rows=gated_rows(p.gated)) for p in parameters.layers]
             self.layers_run = "fused products"
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -75,20 +76,6 @@ class FusedMosaicBert(MosaicBert):
 def product_then_gate(y: Tensor, gated: Tensor) -> Tensor:
     """The product with both halves of the weight, and a pass over its output."""
     return kernels.gated_gelu(F.linear(y, gated))
-
-
-def gate_in_product(y: Tensor, rows: Tensor) -> Tensor:
-    """GELU and gate on what the product has summed; ``rows`` are from :func:`gated_rows`."""
-    from virnucpro.kernels.product import gated_product  # not in every Triton
-
-    return gated_product(y, rows)
-
-
-def gated_rows(gated: Tensor) -> Tensor:
-    """A gated product's weight in the order of rows that :func:`gate_in_product` takes."""
-    from virnucpro.kernels import product
-
-    return product.gated_rows(gated)
 
 
 def normed(y: Tensor, added: Tensor, bias: Tensor, norm: Norm) -> Tensor:
