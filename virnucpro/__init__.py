@@ -1,6 +1,7 @@
 """Embed proteins in bulk with ESM-2: as right as fair-esm in fp32, as fast as the GPU allows.
 
-``virnucpro.embed(fasta, folder)`` embeds without Snakemake; ``virnucpro.read_embeddings(path)`` reads a table.
+``virnucpro.embed(fasta, folder)`` embeds without Snakemake, ``virnucpro.embed_sequences({"id": "MKV"})`` without files;
+``virnucpro.read_embeddings(path)`` reads a table.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ if TYPE_CHECKING:
     from virnucpro.api import embed
     from virnucpro.base.errors import UserError
     from virnucpro.base.settings import LongProteins
+    from virnucpro.in_memory import embed_sequences
     from virnucpro.storage.tables import read_embeddings, read_residues
 
 __version__ = "0.1.0"
-__all__ = ["LongProteins", "UserError", "__version__", "embed", "read_embeddings", "read_residues"]
+__all__ = ["LongProteins", "UserError", "__version__", "embed", "embed_sequences", "read_embeddings", "read_residues"]
 
 _HOMES = {
     "embed": "virnucpro.api",
+    "embed_sequences": "virnucpro.in_memory",
     "LongProteins": "virnucpro.base.settings",
     "UserError": "virnucpro.base.errors",
     "read_embeddings": "virnucpro.storage.tables",

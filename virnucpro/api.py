@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from virnucpro.base.atomic import alone_in
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
 from virnucpro.base.limits import let_waiting_threads_sleep
-from virnucpro.base.paths import user_path
+from virnucpro.base.paths import user_cache, user_path
+from virnucpro.base.records import read_record
 from virnucpro.base.settings import (
     EmbeddingSettings,
     InputPolicies,
@@ -23,9 +25,11 @@ from virnucpro.base.settings import (
     resolve_layers,
 )
 from virnucpro.base.space import check_space
-from virnucpro.chunking.manifest import SplitSettings, chunk_name, read_split
-from virnucpro.chunking.size import chunk_sizes
+from virnucpro.base.text import short
+from virnucpro.chunking.manifest import ChunkManifest, SplitSettings, chunk_name, read_split
+from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_sizes
 from virnucpro.models.reference import ModelRef
+from virnucpro.options import in_arguments, speaking
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
 from virnucpro.storage.state import DIGESTS, RunState, SampleRequest, WeightsRequest, table_settings
@@ -36,6 +40,7 @@ SAMPLE = "sample"
 """The one sample of a call, for messages."""
 
 
+@speaking(in_arguments)
 def embed(
     fasta: str | Path | Sequence[str | Path],
     folder: str | Path,
@@ -55,7 +60,9 @@ def embed(
     records_per_file: int = default("merge.records_per_file"),
     chunk_residues: int | str = default("chunk_residues"),
     devices: Sequence[str] | None = None,
+    threads: int | None = None,
     weights_folder: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
     logger: logging.Logger | None = None,
 ) -> Path:
     """Embed proteins and write tables of them; a call that was stopped continues where it was when it is repeated.
@@ -74,7 +81,10 @@ def embed(
         empty_records, duplicate_ids, empty_samples, suspicious: what is done about records that can't simply be
             embedded; ``skipped.tsv`` lists the skipped ones.
         devices: ``"cuda:0"``, ``"cpu"``, ...; None takes every GPU that the process sees, or the CPU.
-        weights_folder: where converted weights are kept; by default ``folder / "weights"``.
+        threads: of the CPU; None takes as many as torch does.
+        weights_folder: where converted weights are kept; by default ``weights`` in the user's cache, once for all calls
+            (:func:`virnucpro.base.paths.user_cache`).
+        progress: is told, as batches are done, how many tokens are and how many this call embeds.
 
     Returns:
         The path of the first format's table; :func:`virnucpro.read_embeddings` reads it.
@@ -93,7 +103,9 @@ def embed(
 
     log = logger or logging.getLogger(__name__)
     folder = user_path(folder, "folder")
-    weights_folder = user_path(weights_folder or folder / "weights", "weights_folder")
+    weights_folder = user_path(weights_folder or user_cache() / "weights", "weights_folder")
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise UserError(f"threads can't be {short(threads)}: it must be a whole number of 1 or more")
     settings = EmbeddingSettings(
         checked("layers", layers),
         checked("pooling", pooling),
@@ -145,20 +157,26 @@ def embed(
         merged = state.tables_stale(SAMPLE) is None
         if not merged:
             _check_space(request, record.counts, manifest.embed_dim, kept)
-        chunk_files = []
+        chunk_files, left = [], {}
         for number, digest in enumerate(record.chunks):
             chunk = chunk_name(number)
-            source, output = request.chunks / f"{chunk}.fasta", request.chunk_file(chunk)
+            output = request.chunk_file(chunk)
             chunk_files.append(output)
             reason = state.chunk_stale(SAMPLE, chunk)
             if reason is None and not merged:
                 reason = why_not_chunk(output, chunk, digest, expected)
             if reason is None:
                 log.info("%s is there already", output)
-                continue
+            else:
+                left[chunk] = reason
+        told = _Told(progress, [read_record(request.chunks / f"{chunk}.json", ChunkManifest) for chunk in left])
+        for chunk, reason in left.items():
             log.info("embedding %s (%s)", chunk, reason)
+            source, output = request.chunks / f"{chunk}.fasta", request.chunk_file(chunk)
             manifest_file = source.with_suffix(".json")
-            embed_chunk(source, manifest_file, weights.file, output, settings, devices=devices, logger=log)
+            chosen: dict[str, Any] = {"devices": devices, "threads": threads, "heard": told.batch}
+            embed_chunk(source, manifest_file, weights.file, output, settings, **chosen, logger=log)
+            told.chunk()
         outputs = {name: folder / TABLES[name].name for name in tables.formats}
         if (reason := state.tables_stale(SAMPLE)) is not None:
             log.info("writing %s (%s)", ", ".join(map(str, outputs.values())), reason)
@@ -177,6 +195,29 @@ def embed(
             )
         digests.save()
     return outputs[tables.formats[0]]
+
+
+class _Told:
+    """Adds up tokens over chunks; residues in two windows have two, so that a chunk's count is right at its end."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, chunks: Sequence[ChunkManifest]) -> None:
+        self._progress = progress
+        self._ends = list(accumulate(chunk.residues + SPECIAL_TOKENS * chunk.proteins for chunk in chunks))
+        self._done = self._chunks = 0
+        self._tell()
+
+    def batch(self, tokens: int) -> None:
+        self._done = min(self._done + tokens, self._ends[self._chunks])
+        self._tell()
+
+    def chunk(self) -> None:
+        self._done = self._ends[self._chunks]
+        self._chunks += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None and self._ends:
+            self._progress(self._done, self._ends[-1])
 
 
 def _check_space(request: SampleRequest, counts: Mapping[str, int], embed_dim: int, layers: int) -> None:

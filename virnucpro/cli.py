@@ -5,25 +5,33 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from virnucpro import __version__
-from virnucpro.base.settings import LONGEST
+from virnucpro.base.settings import LONGEST, default
 from virnucpro.base.text import printable
 from virnucpro.call_steps import add_call_steps
+from virnucpro.embed_command import add_embed, said_of
 from virnucpro.jobs import job
 from virnucpro.launch import add_run
-from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
+from virnucpro.options import in_options, speaking
 from virnucpro.steps import add_steps
 
-OPTIONS = ("model", "adapter", *EMBEDDING, *POLICIES, "chunk_residues", *TABLES)
-"""Settings of the workflow that ``virnucpro embed`` has too."""
+EXIT_CODES = """exit codes:
+  0    done
+  1    something that you can fix: the last line says what, and how
+  2    an option that there is not, or that lacks its value
+  130  Ctrl-C; 128 and the signal's number after another signal
+
+virnucpro --print-completion bash (zsh, tcsh) prints what completes commands and options in your shell.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the subcommands; a user's mistake ends in one sentence and exit code 1."""
     given = _parsed(sys.argv[1:] if arguments is None else arguments)
-    with job(given.command):
-        given.run(given)
+    with job(given.command, shows=said_of(given)):
+        speaking(in_options)(given.run)(given)
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -37,8 +45,16 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="virnucpro", description="Embed proteins with ESM-2. For many samples, or a cluster, use the workflow."
+        prog="virnucpro",
+        description="Embed proteins with ESM-2: virnucpro run for samples, tables and a report, on one machine or a "
+        "cluster; virnucpro embed for tables alone.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if find_spec("shtab") is not None:
+        import shtab
+
+        shtab.add_argument_to(parser, ["--print-completion"])
     parser.add_argument("--version", action="version", version=f"virnucpro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -51,18 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Embed random proteins with every precision that the device computes, and compare the results with "
         "fair-esm in float32 on the same device and weights.",
     )
-    doctor.add_argument("--model", default="esm2_t33_650M_UR50D", help="name or checkpoint (default: %(default)s)")
+    doctor.add_argument("--model", default=default("model"), help="name or checkpoint (default: %(default)s)")
     doctor.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
     doctor.add_argument("--proteins", type=int, default=24, help="how many to run (default: %(default)s)")
     doctor.add_argument("--longest", type=int, default=LONGEST, help="residues of the longest (default: %(default)s)")
     doctor.set_defaults(run=_doctor)
 
-    embed = commands.add_parser("embed", help="embed FASTA files into a folder, without Snakemake")
-    embed.add_argument("fasta", nargs="+", type=path, help="protein FASTA, plain or packed")
-    embed.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="where results go")
-    add_options(embed, OPTIONS)
-    embed.set_defaults(run=_embed)
-
+    add_embed(commands)
     add_run(commands)
     add_steps(commands)
     add_call_steps(commands)
@@ -91,16 +102,6 @@ def _doctor(given: argparse.Namespace) -> None:
     )
     if not all(finding.passed for finding in findings):
         raise SystemExit(1)
-
-
-def _embed(given: argparse.Namespace) -> None:
-    import logging
-
-    from virnucpro.api import embed
-
-    others = [key for key in OPTIONS if key not in LONG_PROTEINS]
-    options = {**values(given, others), "long_proteins": values(given, LONG_PROTEINS)}
-    print(embed(given.fasta, given.output, **options, logger=logging.getLogger("virnucpro")))
 
 
 if __name__ == "__main__":

@@ -9,23 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
-import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
-from virnucpro.base.text import clock_time, number, printable
+from virnucpro.base.text import number
 from virnucpro.jobs import DISPLAY, ERROR, OWN_LINES, PLAN_ALONE, read_job_log, standard_error
+from virnucpro.moving_line import MovingLine
 from virnucpro.report.plan import Planned
 from virnucpro.report.summary import NOTE
 from virnucpro.run_progress import RunningJob, RunProgress
-
-WIDTH = 80
-"""Columns in a file, and at least on a terminal; at most :data:`WIDEST`."""
-
-WIDEST = 120
 
 _SILENT = (
     "Assuming unrestricted shared filesystem",
@@ -67,15 +60,13 @@ class RunDisplay(logging.Handler):
     def __init__(self, before: logging.StreamHandler[TextIO]) -> None:
         super().__init__()
         self._before = before
-        self._stream = before.stream
+        self._line = MovingLine(before.stream)
         self._runs = False
         self._stopped = False
         self._said: set[str] = set()
         self._failed: dict[int, RunningJob] = {}
         self._reasons: dict[int, str] = {}
         self._words = ""
-        self._bar: Any = None
-        self._spoken = (-10.0, 0.0)
         self._over = threading.Event()
         self.progress: RunProgress | None = None
 
@@ -91,29 +82,26 @@ class RunDisplay(logging.Handler):
             planned: what it counts, by sample.
             left_of: gives the same of one sample, once more is known.
         """
-        self._say(text)
+        self._line.write(text)
         self.progress = RunProgress(left_of)
         self.progress.begin(planned)
-        if self._stream.isatty():
-            self._bar = _bar(self._stream)
+        self._line.begin()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def end(self, summary: str | None) -> None:
         """Take the moving line away, and print the summary; of a run that is not done (None) the reason, last."""
         self._over.set()
         with self.lock or threading.Lock():
-            if self._bar is not None:
-                self._bar.close()
-                self._bar = None
+            self._line.close()
         if summary is not None:
             print("\n".join(self._new(summary.splitlines())), flush=True)
             return
         done, wanted = self.progress.chunks if self.progress else (0, 0)
         kept = f"{done:,} of {number(wanted, 'chunk')}" if wanted else "what is finished"
         stopped = "Stopped by Ctrl-C" if self._stopped else "Not all is done"
-        self._say(f"{stopped}. Kept: {kept}. The same command goes on.")
+        self._line.write(f"{stopped}. Kept: {kept}. The same command goes on.")
         for reason in dict.fromkeys(self._reasons.values()):
-            self._say(f"{ERROR}{reason}", is_folded=False)
+            self._line.write(f"{ERROR}{reason}", is_folded=False)
 
     def _new(self, lines: Sequence[str]) -> list[str]:
         """The lines of a summary without notes that were said as warnings."""
@@ -142,7 +130,7 @@ class RunDisplay(logging.Handler):
             self._stopped = True
         elif again := re.match(r"Trying to restart job (\d+)", text):
             if job := self._failed.pop(int(again[1]), None):
-                self._say(f"trying again: {job} ({self._reasons.pop(int(again[1]))})")
+                self._line.write(f"trying again: {job} ({self._reasons.pop(int(again[1]))})")
         elif not self._runs or text.startswith("Nothing to be done"):
             self._before.handle(record)
         elif record.levelno >= logging.WARNING:
@@ -151,7 +139,7 @@ class RunDisplay(logging.Handler):
     def _warn(self, text: str, record: logging.LogRecord) -> None:
         if text not in self._said and not (self._stopped and record.levelno == logging.ERROR):
             self._said.add(text)
-            with self._bar_away():
+            with self._line.away():
                 self._before.handle(record)
 
     def _take(self, event: str, record: logging.LogRecord) -> None:
@@ -201,21 +189,21 @@ class RunDisplay(logging.Handler):
             reason = f"{job}: {why}" + (f"; see {job.log}" if job.log else "")
         self._words = ""
         self._failed[of["jobid"]], self._reasons[of["jobid"]] = job, reason
-        self._say(f"failed: {job}" + (f"; its log: {job.log}" if job.log else ""))
+        self._line.write(f"failed: {job}" + (f"; its log: {job.log}" if job.log else ""))
         if log is not None and not log.reason:
-            self._say(*log.end, mark="  ")
+            self._line.write(*log.end, indent="  ")
 
     def _warnings(self, job: RunningJob) -> None:
         assert job.log is not None
         for text in read_job_log(job.log).warnings:
             if text not in self._said:
                 self._said.add(text)
-                self._say(f"WARNING: {text}")
+                self._line.write(f"WARNING: {text}")
 
     # What is written.
 
     def _watch(self) -> None:
-        while not self._over.wait(5 if self._bar is None else 1):
+        while not self._over.wait(1 if self._line.moves else 5):
             assert self.progress is not None
             self.progress.look()
             self.acquire()
@@ -225,45 +213,5 @@ class RunDisplay(logging.Handler):
                 self.release()
 
     def _show(self) -> None:
-        """The moving line; in a file a new one for every third, and every ten minutes."""
-        progress = self.progress
-        if progress is None or self._over.is_set():
-            return
-        share, words, seconds = progress.share, progress.words(), progress.seconds
-        if self._bar is not None:
-            self._bar.n = round(1000 * share)
-            self._bar.set_postfix_str(words)
-            return
-        before, said = self._spoken
-        if seconds - before >= 600 or (seconds - before >= 5 and share - said >= 1 / 3 and share < 1):
-            self._spoken = (seconds, share)
-            self._say(f"{clock_time(seconds):>7}  {100 * share:3.0f} %  {words}")
-
-    def _say(self, *texts: str, mark: str = "", is_folded: bool = True) -> None:
-        width = WIDTH
-        if self._stream.isatty():
-            width = min(max(shutil.get_terminal_size().columns, WIDTH), WIDEST)
-        with self._bar_away():
-            for line in (line for text in texts for line in text.splitlines()):
-                line = mark + printable(line)
-                for part in fold(line, width) if is_folded else [line]:
-                    self._stream.write(part + "\n")
-            self._stream.flush()
-
-    def _bar_away(self) -> AbstractContextManager[Any]:
-        """A block in which lines are written above the moving one."""
-        return nullcontext() if self._bar is None else self._bar.external_write_mode(self._stream)
-
-
-def fold(text: str, width: int) -> Sequence[str]:
-    """The lines of a text, those after the first one set in; paths and words stay whole."""
-    return textwrap.wrap(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-
-
-def _bar(stream: TextIO) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:  # with conda, Snakemake's own Python may have none
-        return None
-    shape = "{percentage:3.0f} % |{bar:20}| {elapsed}{postfix}"
-    return tqdm(total=1000, bar_format=shape, file=stream, dynamic_ncols=True, leave=False, mininterval=0.1)
+        if self.progress is not None and not self._over.is_set():
+            self._line.show(self.progress.share, self.progress.words())

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -37,7 +37,7 @@ OWN_LINES, PLAN_ALONE = "snakemake", "plan"
 
 
 @contextmanager
-def job(name: str, log: str | Path | None = None) -> Iterator[logging.Logger]:
+def job(name: str, log: str | Path | None = None, *, shows: int = logging.INFO) -> Iterator[logging.Logger]:
     """Run a job's body with a logger that writes to ``log`` and to standard error.
 
     A :class:`UserError`, a full disk, too little memory or another limit of the system, and SIGTERM or SIGINT (Ctrl-C)
@@ -49,12 +49,14 @@ def job(name: str, log: str | Path | None = None) -> Iterator[logging.Logger]:
     Args:
         name: what the lines on standard error begin with.
         log: the job's log file; None for standard error alone.
+        shows: the level of messages that go to standard error.
     """
     logger = logging.getLogger("virnucpro")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     said = _Quiet(sys.stderr)
     said.setFormatter(_Printable(f"[{name}] %(message)s"))
+    said.addFilter(lambda record: record.levelno >= shows or (shows < logging.ERROR and _is_warning(record)))
     handlers: list[_Quiet] = [said]
     logger.addHandler(said)
     before = {number: signal.signal(number, _Stop()) for number in STOPS}
@@ -128,10 +130,20 @@ class _Printable(logging.Formatter):
         return super().formatMessage(record)
 
 
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno == logging.WARNING or record.getMessage().startswith(WARNING)
+
+
 class _Quiet(logging.StreamHandler[TextIO]):
-    """Drops a line that cannot be written, as on a full disk, instead of printing a traceback."""
+    """Drops a line that cannot be written, as on a full disk, instead of printing a traceback. A moving line is taken
+    away meanwhile."""
 
     has_failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")
+        with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(self.stream):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         self.has_failed = True

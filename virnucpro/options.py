@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import user_path
@@ -65,6 +67,57 @@ def given_values(given: argparse.Namespace, keys: Iterable[str]) -> dict[str, An
         UserError: a value that is not allowed.
     """
     return {key: SETTINGS[key].check(getattr(given, key)) for key in keys if hasattr(given, key)}
+
+
+def in_options(sentence: str) -> str:
+    """A sentence about settings, in the words of a command line.
+
+    >>> in_options("setting 'chunk_residues' can't be 0; set empty_records to skip")
+    "option --chunk-residues can't be 0; give --empty-records skip"
+    """
+    return _reworded(sentence, lambda setting: f"option {_option(setting)}", lambda setting: f"{_option(setting)} ")
+
+
+def in_arguments(sentence: str) -> str:
+    """The same in the words of Python.
+
+    >>> in_arguments("setting 'merge.dtype' can't be 0; set empty_records to skip")
+    "argument 'dtype' can't be 0; give empty_records=skip"
+    """
+    return _reworded(sentence, lambda setting: f"argument {setting.name!r}", lambda setting: f"{setting.name}=")
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def speaking(words: Callable[[str], str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function's sentences be those of its callers; what it wraps is for callers of another kind."""
+
+    def speaking_function(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def spoken(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except UserError as error:
+                raise UserError(words(str(error))) from None
+
+        return spoken
+
+    return speaking_function
+
+
+def _reworded(sentence: str, named: Callable[[Setting], str], given: Callable[[Setting], str]) -> str:
+    """With each setting as the caller knows it, and with what the caller types to set it."""
+    by_name = {setting.name: setting for setting in SETTINGS.values()}
+
+    def of(found: re.Match[str], words: Callable[[Setting], str], before: str) -> str:
+        name = next(filter(None, found.groups()))
+        setting = SETTINGS.get(name) or by_name.get(name)
+        return found[0] if setting is None else before + words(setting)
+
+    sentence = re.sub(r"[Ss]etting '([a-z_.]+)'|'([a-z_]+\.[a-z_]+)'", lambda found: of(found, named, ""), sentence)
+    return re.sub(r"\bset ([a-z_]+) to ", lambda found: of(found, given, "give "), sentence)
 
 
 def path(text: str) -> Path:

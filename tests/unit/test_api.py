@@ -14,6 +14,7 @@ import pytest
 
 from virnucpro.api import embed
 from virnucpro.base.errors import UserError
+from virnucpro.in_memory import embed_sequences
 from virnucpro.storage.tables import TABLES, read_embeddings, read_residues
 
 FASTA = ">a/1 one\nMKVLAAGIVGLCAKAYE*\n>b\nMKJLA\n>c\nmkvlaagivglcakaye\n>d\nM\n>e\n" + "MKVLWAALLVTF" * 5 + "\n"
@@ -132,13 +133,13 @@ def test_mistakes_are_one_clear_sentence_before_anything_is_done(
 
     monkeypatch.setattr("virnucpro.weights.prepare.prepare_weights", never)
     mistakes: list[tuple[dict[str, Any], str]] = [
-        ({"formats": ["csv"]}, "'merge.formats' can't be 'csv'"),
-        ({"formats": []}, "'merge.formats' can't be"),
+        ({"formats": ["csv"]}, "argument 'formats' can't be 'csv'"),
+        ({"formats": []}, "argument 'formats' can't be"),
         ({"model": "esm3"}, "esm3"),
         ({"model": tmp_path / "missing.pt"}, "missing.pt does not exist"),
         ({"pooling": ["sum"]}, "'pooling' can't be 'sum'"),
         ({"layers": [9]}, "layer 9 does not exist"),
-        ({"dtype": "float64"}, "'merge.dtype' can't be 'float64'"),
+        ({"dtype": "float64"}, "'dtype' can't be 'float64'"),
         ({"chunk_residues": 0}, "'chunk_residues' can't be 0"),
         ({"long_proteins": {"overlap": 2000}}, "must be less than"),
         ({"long_proteins": {"polcy": "full"}}, "'polcy' in long_proteins is not known"),
@@ -181,3 +182,42 @@ def test_chunk_files_as_the_result_are_computed_again_when_they_change(tmp_path:
     exact = read_residues(table).values
     assert exact.dtype == np.float32
     np.testing.assert_array_equal(np.asarray(exact).astype(np.float16), before)
+
+
+def test_sequences_in_memory_have_the_numbers_of_the_table(tmp_path: Path, fasta: Path) -> None:
+    table = embed(fasta, tmp_path / "out", model="esm2_demo", devices=["cpu"], layers=2, weights_folder=tmp_path / "w")
+    wanted = read_embeddings(table)
+    sequences = {"a/1": "MKVLAAGIVGLCAKAYE*", "b": "MKJLA", "c": "mkvlaagivglcakaye", "d": "M", "e": "MKVLWAALLVTF" * 5}
+    told: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"model": "esm2_demo", "device": "cpu", "layer": 2, "weights_folder": tmp_path / "w"}
+    found = embed_sequences(sequences, **options, progress=lambda *counts: told.append(counts))
+    assert found.ids == wanted.ids
+    np.testing.assert_array_equal(found.matrix, wanted.matrix)
+    assert told[-1][0] == told[-1][1] == 17 + 5 + 1 + 60 + 4 * 2  # of the four different ones
+    again = embed_sequences([("x y", "MKV"), ("x y", "MKJLA")], **options)
+    assert again.ids == ["x y", "x y"]
+    np.testing.assert_allclose(again.matrix[1], wanted.matrix[1], atol=1e-5)
+    assert embed_sequences({}, **options).matrix.shape == (0, 64)
+    for wrong, words in (({"a": "MK7"}, "no residue"), ({"a": "*"}, "is empty"), ({"a": 3}, "must be texts")):
+        with pytest.raises(UserError, match=words):
+            embed_sequences(wrong, **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="argument 'precision' can't be 'half'"):
+        embed_sequences({"a": "M"}, model="esm2_demo", precision="half")
+
+
+def test_progress_adds_up_over_chunks_and_weights_are_kept_once(
+    tmp_path: Path, fasta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    told: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"model": "esm2_demo", "chunk_residues": 20, "devices": ["cpu"], "threads": 1}
+    for folder in ("one", "two"):
+        told.clear()
+        embed(fasta, tmp_path / folder, **options, progress=lambda *counts: told.append(counts))
+        assert told[0][0] == 0
+        assert told[-1] == (told[0][1], told[0][1])
+        assert told == sorted(told)
+        assert not (tmp_path / folder / "weights").exists()
+    assert len(list((tmp_path / "cache" / "virnucpro" / "weights").glob("*.safetensors"))) == 1
+    with pytest.raises(UserError, match="threads can't be 0"):
+        embed(fasta, tmp_path / "one", model="esm2_demo", threads=0)

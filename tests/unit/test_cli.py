@@ -87,7 +87,7 @@ def test_gpus_says_what_is_here(tmp_path: Path) -> None:
         (("embed", "a.faa"), ["-o/--output"]),
         (("embed", "~nouser/a.faa", "-o", "out"), ["~nouser", "does not exist"]),
         (("embed", "a.faa", "-o", "out", "--pooling", "sum"), ["--pooling", "'sum'", "per_residue"]),
-        (("embed", "a.faa", "-o", "out", "--layers", "1.5"), ["error:", "'layers'", "'1.5'", "whole number"]),
+        (("embed", "a.faa", "-o", "out", "--layers", "1.5"), ["error:", "option --layers", "'1.5'", "whole number"]),
         (("merge", "none", "--weights", "w.safetensors"), ["error:", "none"]),
     ],
 )

@@ -73,10 +73,11 @@ def test_too_little_memory(megabytes: int, words: str, tmp_path: Path) -> None:
 
 def test_files_may_not_be_large_enough(tmp_path: Path) -> None:
     """The first large file is the checkpoint of the demo, which is there for a moment only."""
-    code, last = embed(tmp_path, EMBED, limited(resource.RLIMIT_FSIZE, 50_000))
+    command = [*EMBED, "--weights-folder", str(tmp_path / "weights")]  # where nothing is yet
+    code, last = embed(tmp_path, command, limited(resource.RLIMIT_FSIZE, 50_000))
     assert code == 1
     assert "File too large: this process may write files of 50.0 kB (`ulimit -f`)" in last
-    assert "out/weights" in last
+    assert str(tmp_path / "weights") in last
 
 
 @pytest.mark.parametrize("threads", [1, 3])

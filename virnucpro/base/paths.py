@@ -81,6 +81,11 @@ def own_folder(text: str, what: str) -> Path:
     return path
 
 
+def user_cache() -> Path:
+    """The folder of virnucpro in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "virnucpro"
+
+
 def matching(text: str, what: str, folder: Path | None) -> list[Path]:
     """Files or folders that a path or pattern names: seen from the working folder, or else from ``folder``.
 

@@ -69,12 +69,14 @@ def embed_proteins(
     *,
     device: str | torch.device = "cpu",
     sink: ResidueSink | None = None,
+    heard: Callable[[int], None] | None = None,
     logger: logging.Logger,
 ) -> ProteinEmbeddings:
     """Embed proteins on one device.
 
     Args:
         sink: takes residues' vectors while they are computed, where they are wanted; None keeps them in memory.
+        heard: is told the tokens of each batch that is done.
 
     Proteins whose values are not finite in half precision are computed once more in a wider type: float32, or
     bfloat16 where float32 weights do not fit.
@@ -121,8 +123,9 @@ def embed_proteins(
             sink = memory = ResiduesInMemory(layers, facts.embed_dim, settings.residue_dtype)
         residues = None if sink is None else Residues(embedded, sink, names)
         outputs = Outputs(embedded, layers, facts.embed_dim, residues, pooling=settings.pooling)
+        budget = settings.token_budget
         counts = run_model(
-            model, noted(portions), outputs, names=names, token_budget=settings.token_budget, logger=logger
+            model, noted(portions), outputs, names=names, token_budget=budget, heard=heard, logger=logger
         )
         bad = outputs.not_finite()
         precision = np.zeros(len(proteins), dtype=np.uint8)
@@ -143,7 +146,7 @@ def embed_proteins(
                 packed_ahead(bad.tolist()),
                 again,
                 names=own_names,
-                token_budget=settings.token_budget,
+                token_budget=budget,
                 logger=logger,
             )
             still_bad = again.not_finite()
@@ -201,6 +204,7 @@ def run_model(
     *,
     names: Sequence[str],
     token_budget: int | None = None,
+    heard: Callable[[int], None] | None = None,
     logger: logging.Logger,
 ) -> RunCounts:
     """Run every piece through a model, with progress in the log, and add what comes back to ``outputs``.
@@ -208,6 +212,7 @@ def run_model(
     Args:
         names: ids of the proteins, for errors.
         token_budget: tokens of a batch at first; None takes it from the device's free memory.
+        heard: is told the tokens of each batch that is done.
 
     Raises:
         UserError: see :func:`virnucpro.engine.run.run_batches`.
@@ -216,13 +221,10 @@ def run_model(
     kept = len(outputs.mean) * (1 + 2 * (outputs.residues is not None) + (outputs.max is not None))
     budget = token_budget or default_budget(facts.embed_dim, facts.device, kept, facts.dtype)
     where = f"{device_name(facts.device)}, {facts.attention}"
-    progress = Progress(len(names), where=where, logger=logger)
-    try:
-        return run_batches(
-            model, portions, outputs, device=facts.device, budget=budget, names=names, progress=progress, logger=logger
-        )
-    finally:
-        progress.close()
+    progress = Progress(len(names), where=where, heard=heard, logger=logger)
+    return run_batches(
+        model, portions, outputs, device=facts.device, budget=budget, names=names, progress=progress, logger=logger
+    )
 
 
 def _load_wider(load: Callable[[str, str], Model], facts: ModelFacts, logger: logging.Logger) -> Model:

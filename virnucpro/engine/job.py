@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -49,6 +49,7 @@ def embed_chunk(
     devices: Sequence[str] | None = None,
     threads: int | None = None,
     processes: Sequence[DeviceProcess] = (),
+    heard: Callable[[int], None] | None = None,
     logger: logging.Logger,
 ) -> RunStatistics:
     """Embed one chunk and write its chunk file (see :mod:`virnucpro.storage.chunk_layout`).
@@ -58,6 +59,7 @@ def embed_chunk(
             CUDA device that the process sees, and the CPU where there is none.
         threads: of the CPU, shared among the devices; None leaves torch's own number.
         processes: of several devices, where they were started early; what is missing is started.
+        heard: is told the tokens of each batch that is done, where one device does them all.
 
     Returns:
         The statistics that are also in the chunk file's metadata.
@@ -70,7 +72,7 @@ def embed_chunk(
         if len(names) > 1:
             more = (running.enter_context(DeviceProcess()) for _ in names[len(processes) :])
             processes = [*processes[: len(names)], *more]
-        return _embed(fasta, chunk_manifest, weights, output, settings, names, processes, threads, logger)
+        return _embed(fasta, chunk_manifest, weights, output, settings, names, processes, threads, heard, logger)
 
 
 def _embed(
@@ -82,6 +84,7 @@ def _embed(
     names: Sequence[str],
     processes: Sequence[DeviceProcess],
     threads: int | None,
+    heard: Callable[[int], None] | None,
     logger: logging.Logger,
 ) -> RunStatistics:
     manifest = read_manifest(weights)
@@ -128,7 +131,7 @@ def _embed(
             torch.set_num_threads(threads_each)
             sink = writer.stream(regions[0]) if regions[0] else None
             embeddings = embed_proteins(
-                proteins, weights, manifest, settings, device=names[0], sink=sink, logger=logger
+                proteins, weights, manifest, settings, device=names[0], sink=sink, heard=heard, logger=logger
             )
         else:
             tasks = [

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +34,11 @@ class Progress:
         *,
         where: str,
         logger: logging.Logger,
+        heard: Callable[[int], None] | None = None,
         interval: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Args: ``proteins`` there are in all; ``where`` names device and attention."""
+        """Args: ``proteins`` in all; ``where`` names device and attention; ``heard`` is told the tokens of batches."""
         self.proteins = proteins
         self._known = [0, 0]
         self.done = [0, 0, 0]
@@ -47,15 +47,12 @@ class Progress:
         self._interval = interval
         self._clock = clock
         self._started = self._spoken = clock()
-        self._bar = _bar()
+        self._heard = heard
 
     def expect(self, proteins: int, tokens: int) -> None:
         """That so many of the proteins have so many tokens; the others are taken to be like them."""
         self._known[0] += proteins
         self._known[1] += tokens
-        if self._bar is not None:
-            self._bar.total = self.tokens
-            self._bar.refresh()
 
     @property
     def tokens(self) -> int:
@@ -66,8 +63,8 @@ class Progress:
         """Count one batch."""
         for index, count in enumerate((proteins, residues, tokens)):
             self.done[index] += count
-        if self._bar is not None:
-            self._bar.update(tokens)
+        if self._heard is not None:
+            self._heard(tokens)
         now = self._clock()
         if now - self._spoken >= self._interval:
             self._spoken = now
@@ -83,20 +80,6 @@ class Progress:
             f"{share:3.0f} %  {self.done[0]:,} of {self.proteins:,} proteins, {self.done[1]:,} residues, "
             f"{rate:,.0f} tokens/s, {clock_time(left)} left, {self._where}"
         )
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _bar() -> Any:
-    if not sys.stderr.isatty():
-        return None
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(total=0, unit="tok", unit_scale=True, dynamic_ncols=True, leave=False)
 
 
 CPU_BUDGET = 4096

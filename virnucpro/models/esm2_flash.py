@@ -285,7 +285,8 @@ def load_esm2_model(
 
     Args:
         model_name: a released model, found in torch hub's cache or downloaded; or the path of a
-            checkpoint in fair-esm's layout; or "esm2_demo", small random weights.
+            checkpoint in fair-esm's layout; or "esm2_demo", small random weights. The default is this interface's own:
+            the rest of virnucpro takes ``virnucpro.base.settings.default("model")``.
         device: "cuda", "cuda:N" or "cpu".
         logger: receives model, parameters, precision, attention and memory; None is this module's logger.
         precision: "auto" (fp16 where the GPU computes it fast, else fp32), "fp32", "fp16" or "bf16".
