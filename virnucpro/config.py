@@ -99,6 +99,7 @@ class RunConfig:
     chunk_sizes: dict[str, ChunkSize]
     device: str
     gpus_per_job: int
+    require_gpu: bool
     prefer_features: tuple[str, ...]
     calls: CallsConfig | None = None
 
@@ -147,6 +148,8 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
     layers = model.resolve(embedding.layers)
     tables.check(layers, embedding.pooling)
     results = _folder("results", chosen, origin)
+    if chosen["require_gpu"] and not chosen["gpus_per_job"]:
+        raise UserError("setting 'require_gpu' is true and setting 'gpus_per_job' is 0: change one of them")
     return RunConfig(
         samples=samples,
         policies=InputPolicies(**_fields(chosen, *(field.name for field in fields(InputPolicies)))),
@@ -164,7 +167,7 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
         ),
         calls=_calls(chosen, origin, layers, embedding),
         device=device if chosen["gpus_per_job"] else "cpu",
-        **_fields(chosen, "input", "gpus_per_job", "prefer_features"),
+        **_fields(chosen, "input", "gpus_per_job", "require_gpu", "prefer_features"),
         **_group(chosen, "nucleotide"),
     )
 
@@ -269,6 +272,8 @@ def _shape(setting: Setting) -> dict[str, Any]:
         kinds.append({"type": "integer", "minimum": setting.numbers[0], "maximum": setting.numbers[1]})
     if setting.decimals:
         kinds.append({"type": "number", "minimum": setting.decimals[0], "maximum": setting.decimals[1]})
+    if setting.truth:
+        kinds.append({"type": "boolean"})
     if setting.text:
         kinds.append({"type": "string", "minLength": 1})
     one = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}

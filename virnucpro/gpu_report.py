@@ -14,6 +14,7 @@ import torch
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.cuda.attention_utils import attention_support, first_sentence
+from virnucpro.cuda.devices import job_devices
 from virnucpro.engine.run import LOWEST_BUDGET, bytes_per_token, default_budget
 from virnucpro.models.families import FAMILIES
 from virnucpro.models.precision import dtype_name, resolve_precision
@@ -21,12 +22,16 @@ from virnucpro.models.precision import dtype_name, resolve_precision
 Report = list[dict[str, Any]]
 
 
-def detect_gpu(output_json: Path, logger: logging.Logger) -> Report:
+def detect_gpu(output_json: Path, logger: logging.Logger, *, require_gpu: bool = False) -> Report:
     """Ask every CUDA device that this process sees, write the report, and log it as a table.
 
     Each device is asked for itself, so a mixed machine is told right; a device that fails is reported
     with its error. Without a GPU the report has one entry, the CPU. The file is replaced atomically.
+
+    Raises:
+        UserError: no GPU can be used, and one is required.
     """
+    job_devices(None, require_gpu=require_gpu)
     report = gpu_report()
     with atomic_path(Path(output_json)) as beside:
         beside.write_text(json.dumps(report, indent=2) + "\n")

@@ -130,6 +130,8 @@ def test_chunks_are_smaller_when_every_residue_is_kept(fasta: str) -> None:
         ({"merge": {"formats": []}}, ["'merge.formats'", "[]"]),
         ({"merge": {"formats": ["virnucpro_pt"]}, "pooling": "per_residue"}, ["virnucpro_pt", "mean"]),
         ({"merge": {"formats": ["virnucpro_pt"]}, "layers": [0, "last"]}, ["virnucpro_pt", "one layer"]),
+        ({"require_gpu": "yes"}, ["'require_gpu'", "'yes'", "true or false"]),
+        ({"require_gpu": "true", "gpus_per_job": 0}, ["'require_gpu'", "'gpus_per_job' is 0"]),
         ({"gpus_per_job": "two"}, ["'gpus_per_job'", "'two'", "whole number"]),
         ({"results": 2024}, ["'results'", "2024", "quotes"]),
         ({"results": False}, ["'results'", "False", "quotes"]),

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from virnucpro import gpu_report as report_module
+from virnucpro.base.errors import UserError
 from virnucpro.cuda import attention_utils
+from virnucpro.cuda.devices import job_devices
 from virnucpro.gpu_report import advised_budgets, detect_gpu, format_report
 
 GIB = 1 << 30
@@ -75,3 +77,15 @@ def test_advice_keeps_weights_and_a_batch_within_the_memory() -> None:
     assert "esm2_t36_3B_UR50D" in small
     assert "esm2_t48_15B_UR50D" not in small
     assert "esm2_t36_3B_UR50D" not in advised_budgets(8 * GIB, cuda, torch.float32)
+
+
+def test_a_required_gpu_that_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="'require_gpu' is true, and no GPU can be used on .* set require_gpu to false"):
+        detect_gpu(tmp_path / "gpu.json", logging.getLogger("t"), require_gpu=True)
+    assert not (tmp_path / "gpu.json").exists()
+    assert job_devices(["cpu"], require_gpu=True) == ["cpu"], "who names the CPU means it"
+
+
+def test_a_required_gpu_that_is_there_is_taken(mixed_machine: None) -> None:
+    assert job_devices(None, require_gpu=True) == ["cuda:0", "cuda:1", "cuda:2"]

@@ -254,6 +254,16 @@ def test_slurms_choice_is_left_alone(tmp_path: Path, start: Start, monkeypatch: 
     assert [line[3] for line in journal(tmp_path)[1:3]] == ["0,2", "0,2"]
 
 
+def test_fewer_gpus_than_asked_for_is_said_on_slurm_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with caplog.at_level("WARNING"), lease_devices(2, directory=tmp_path, logger=LOG) as got:
+        assert got == ["1"]
+    assert "2 GPUs asked for, 1 given" in caplog.text
+
+
 def test_slurm_job_to_which_slurm_gave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     with lease_devices(1, directory=tmp_path, logger=LOG) as got:

@@ -49,7 +49,7 @@ def dry(here: Path, clone: Path, *arguments: str, **config: str) -> Result:
 def test_one_order_of_sources_and_the_log_says_which_were_read(here: Path, clone: Path) -> None:
     result = dry(here, clone)
     assert f"Settings: {clone}/config.yaml; the rest" in result.text
-    assert "Sample in_clone: 2 proteins, 13 residues" in result.text
+    assert "in_clone: 2 proteins, 13 residues" in result.text
 
     result = dry(here, clone, "--summary", samples="own.faa")
     assert f"Settings: {clone}/config.yaml, --config; the rest" in result.text
@@ -142,7 +142,7 @@ def test_as_a_module_from_a_server(here: Path, repository: Path, tmp_path: Path)
     source = 'github("me/virnucpro", path="workflow/Snakefile", tag="v1")'
     result = module(here, source, "--dry-run", "--quiet", "rules", **env)
     assert result.code == 0, result.text
-    assert "Sample own: 2 proteins" in result.text
+    assert "\nown: 2 proteins" in result.text
 
 
 def test_a_module_whose_package_is_not_installed(here: Path, repository: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from virnucpro.base.text import short
 
 _WHOLE = re.compile(r"-?(?:0|[1-9](?:_?[0-9]){0,18})")
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")
+_TRUTH = {"true": True, "True": True, "false": False, "False": False}
 _QUOTES = "YAML may have changed it on the way (007, 0o7 and 7 are one number to it, no is false): put it in quotes"
 
 
@@ -29,6 +30,7 @@ class Setting:
         words: texts that it may be.
         numbers: the smallest and the largest whole number that it may be.
         decimals: the smallest and the largest number that it may be, whole or not.
+        truth: it is true or false.
         text: it may be any text (a name, a path) that is not empty.
         several: it may be a list of such values, each named once.
         optional: that list may be empty.
@@ -40,6 +42,7 @@ class Setting:
     words: tuple[str, ...] = ()
     numbers: tuple[int, int] | None = None
     decimals: tuple[float, float] | None = None
+    truth: bool = False
     text: bool = False
     several: bool = False
     optional: bool = False
@@ -58,6 +61,8 @@ class Setting:
             kinds.append(f"a whole number of {low} or more" if low >= 0 else f"a whole number from {low} to {high}")
         if self.decimals:
             kinds.append("a number from {:g} to {:g}".format(*self.decimals))
+        if self.truth:
+            kinds.append("true or false")
         if self.text:
             kinds.append("text that is not empty")
         one = ("one of " if len(self.words) > 1 else "") + " or ".join(kinds)
@@ -69,7 +74,7 @@ class Setting:
         Raises:
             UserError: it is not one of those allowed, or is named twice.
         """
-        if not (self.words or self.numbers or self.decimals or self.text):
+        if not (self.words or self.numbers or self.decimals or self.truth or self.text):
             return value  # what reads it checks it
         if not self.several:
             return self._one(value)
@@ -87,6 +92,8 @@ class Setting:
         return UserError(f"setting {self.key!r} can't be {short(value)}: it must be {self.allowed}{hint}")
 
     def _one(self, value: Any) -> Any:
+        if self.truth and (isinstance(value, bool) or value in _TRUTH):
+            return _TRUTH.get(value, value) if isinstance(value, str) else value
         if self.text and isinstance(value, (str, os.PathLike)) and str(value).strip():
             return os.fspath(value)
         if isinstance(value, str):

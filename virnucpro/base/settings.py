@@ -211,6 +211,12 @@ SETTINGS = {
             numbers=(0, 10_000),
         ),
         Setting(
+            "require_gpu",
+            "true: where an embed job finds no GPU that it can use, the run ends with a sentence and not on a CPU.",
+            False,
+            truth=True,
+        ),
+        Setting(
             "prefer_features",
             "Node features of a Slurm cluster to prefer for GPU jobs, besides the names that are known to mean Ampere "
             "or newer (ampere, hopper, a100, h100, sm80, ...); one that the cluster does not have is left out.",

@@ -160,7 +160,7 @@ def _ask(device: Device) -> AttentionSupport:
         warnings.simplefilter("ignore")  # an old driver is reported by a warning; we give it as the reason below
         available = torch.cuda.is_available()
     if not available:
-        return AttentionSupport(STANDARD, _why_no_cuda())
+        return AttentionSupport(STANDARD, why_no_cuda())
     index = torch.cuda.current_device() if device is None or device.index is None else device.index
     device = torch.device("cuda", index)
     major, minor = torch.cuda.get_device_capability(device)
@@ -178,7 +178,8 @@ def _ask(device: Device) -> AttentionSupport:
     return AttentionSupport(FLASH, f"{name}; probe agrees to {difference:.1g}", difference)
 
 
-def _why_no_cuda() -> str:
+def why_no_cuda() -> str:
+    """Why torch can use no CUDA device here."""
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
         return "this torch is built without CUDA"
     try:

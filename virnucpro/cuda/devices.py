@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from virnucpro.base.errors import UserError
+from virnucpro.cuda.attention_utils import why_no_cuda
 
 
 def parse_device(device: str | torch.device) -> torch.device:
@@ -33,16 +35,21 @@ def parse_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", index)
 
 
-def job_devices(devices: Sequence[str] | None) -> list[str]:
+def job_devices(devices: Sequence[str] | None, *, require_gpu: bool = False) -> list[str]:
     """Devices by name: those given, or every CUDA device that this process sees, or the CPU.
 
     Raises:
-        UserError: a device that is not there.
+        UserError: a device that is not there; or no GPU can be used, and one is required.
     """
     if devices:
         return [str(parse_device(device)) for device in devices]
     if torch.cuda.is_available():
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if require_gpu:
+        raise UserError(
+            f"setting 'require_gpu' is true, and no GPU can be used on {platform.node()} ({why_no_cuda()}): run it "
+            "where one can, or set require_gpu to false for the CPU"
+        )
     return ["cpu"]
 
 

@@ -77,7 +77,9 @@ def lease_devices(
     slurm_job = os.environ.get("SLURM_JOB_ID")
     if slurm_job is not None and inherited is not None:
         wanted = visible_devices(inherited, None)  # as Slurm numbers them, whatever nvidia-smi shows inside
-        count, value, scope = len(wanted), inherited, f"slurm-{slurm_job}-"
+        if len(wanted) > count:
+            count = len(wanted)
+        value, scope = inherited, f"slurm-{slurm_job}-"
     elif count <= 0:
         with _environment({VISIBLE: ""}):
             yield []
@@ -93,7 +95,7 @@ def lease_devices(
         return
     if count > len(wanted):
         logger.warning(
-            "%d GPUs wanted, %d available (%s): continuing with those", count, len(wanted), _describe(inherited)
+            "%d GPUs asked for, %d given (%s): going on with those", count, len(wanted), _describe(inherited)
         )
         count = len(wanted)
     lock_files = _lock_paths(wanted, directory or LEASE_DIRECTORY, scope)

@@ -47,6 +47,7 @@ def embed_chunk(
     settings: EmbeddingSettings,
     *,
     devices: Sequence[str] | None = None,
+    require_gpu: bool = False,
     threads: int | None = None,
     processes: Sequence[DeviceProcess] = (),
     heard: Callable[[int], None] | None = None,
@@ -57,6 +58,7 @@ def embed_chunk(
     Args:
         devices: "cpu", "cuda:0", ...; one process each when there are several. None takes every
             CUDA device that the process sees, and the CPU where there is none.
+        require_gpu: refuse to embed on a CPU that nobody named.
         threads: of the CPU, shared among the devices; None leaves torch's own number.
         processes: of several devices, where they were started early; what is missing is started.
         heard: is told the tokens of each batch that is done, where one device does them all.
@@ -67,7 +69,7 @@ def embed_chunk(
     Raises:
         UserError: the FASTA is not the one that the manifest describes, or see :func:`embed_proteins`.
     """
-    names = job_devices(devices)
+    names = job_devices(devices, require_gpu=require_gpu)
     with ExitStack() as running:
         if len(names) > 1:
             more = (running.enter_context(DeviceProcess()) for _ in names[len(processes) :])

@@ -178,7 +178,7 @@ rule embed_dnabert_s:
         BENCHMARKS / "{sample}" / "embed_dnabert_s" / "{chunk}.tsv"
     conda:
         "../../envs/embed.yaml"
-    threads: 4
+    threads: embed_threads(NUCLEOTIDES / "chunks")
     resources:
         **GPU_JOB,
         gpu=run.gpus_per_job,
@@ -186,6 +186,7 @@ rule embed_dnabert_s:
         runtime=nucleotide_time,
     params:
         settings=asdict(run.calls.embedding),
+        require_gpu=run.require_gpu,
     script:
         "../scripts/embed_esm2.py"
 

@@ -261,6 +261,11 @@ def begin():
         if display is not None:
             display.begin("", {}, planned)
         return None
+    if run.require_gpu and run.device == "cpu":
+        return (
+            "setting 'require_gpu' is true, and no GPU is found here (virnucpro gpus says more): run it where one is, or "
+            "set require_gpu to false for the CPU"
+        )
     left = {name: planned(name, enough=ENOUGH_TO_START) for name in run.samples}
     parts = [part for sample in left.values() for part in sample]
     # The disk may not hold what the whole run makes; a part of it is refused by its own jobs.

@@ -11,7 +11,7 @@ rule embed_esm2:
         BENCHMARKS / "{sample}" / "embed_esm2" / "{chunk}.tsv"
     conda:
         "../../envs/embed.yaml"
-    threads: 4
+    threads: embed_threads(CHUNKS)
     resources:
         **GPU_JOB,
         gpu=run.gpus_per_job,
@@ -19,5 +19,6 @@ rule embed_esm2:
         runtime=embed_time,
     params:
         settings=asdict(run.embedding),
+        require_gpu=run.require_gpu,
     script:
         "../scripts/embed_esm2.py"

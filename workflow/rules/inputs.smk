@@ -128,6 +128,24 @@ def embed_memory(wildcards, input, attempt):
     )
 
 
+def embed_threads(chunks):
+    """Threads of a job that embeds one of a sample's chunks: on the CPUs of this machine, its share of the cores."""
+
+    def threads(wildcards):
+        cores = workflow.resource_settings.cores
+        if run.device == "gpu" or not workflow.local_exec or cores is None:
+            return FEW_CORES
+        folder = str(chunks).format(sample=wildcards.sample)
+        count = len(list(Path(folder).glob("chunk_*.json")))
+        return max(FEW_CORES, cores // max(1, count))
+
+    return threads
+
+
+FEW_CORES = 4
+"""Threads of a job that embeds; on a GPU they feed it."""
+
+
 def embed_time(wildcards, input, threads, attempt):
     return embed_minutes(
         planning_architecture(run.model),

@@ -37,5 +37,7 @@ rule detect_gpu:
         gpu=run.gpus_per_job,
         mem_mb=4000,
         runtime=15,
+    params:
+        require_gpu=run.require_gpu,
     script:
         "../scripts/detect_gpu.py"

@@ -21,6 +21,7 @@ with (
         Path(snakemake.input.weights[0]),
         Path(snakemake.output[0]),
         EmbeddingSettings(**snakemake.params.settings),
+        require_gpu=snakemake.params.require_gpu,
         threads=snakemake.threads,
         processes=processes,
         logger=log,
