@@ -81,7 +81,9 @@ def test_advice_keeps_weights_and_a_batch_within_the_memory() -> None:
 
 def test_a_required_gpu_that_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="'require_gpu' is true, and no GPU can be used on .* set require_gpu to false"):
+    with pytest.raises(
+        UserError, match=r"'require_gpu' is true, and no GPU can be used on .* set require_gpu to false"
+    ):
         detect_gpu(tmp_path / "gpu.json", logging.getLogger("t"), require_gpu=True)
     assert not (tmp_path / "gpu.json").exists()
     assert job_devices(["cpu"], require_gpu=True) == ["cpu"], "who names the CPU means it"
