@@ -21,7 +21,7 @@ EXIT_CODES = """exit codes:
   0    done
   1    something that you can fix: the last line says what, and how
   2    an option that there is not, or that lacks its value
-  130  Ctrl-C; 128 and the signal's number after another signal
+  130  Ctrl-C; 128 and the signal's number after another signal (virnucpro run: 1, as Snakemake has it)
 
 virnucpro --print-completion bash (zsh, tcsh) prints what completes commands and options in your shell.
 """

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any, TextIO
 
 from virnucpro.base.text import number
@@ -51,6 +53,7 @@ def take_over(workflow: Any) -> RunDisplay | None:
     display = RunDisplay(before)
     logger.addHandler(display)
     os.environ[DISPLAY] = standard_error()
+    sys.excepthook = display.interrupted
     return display
 
 
@@ -102,6 +105,14 @@ class RunDisplay(logging.Handler):
         self._line.write(f"{stopped}. Kept: {kept}. The same command goes on.")
         for reason in dict.fromkeys(self._reasons.values()):
             self._line.write(f"{ERROR}{reason}", is_folded=False)
+
+    def interrupted(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """What an exception that nobody takes prints: of Ctrl-C, which Snakemake takes while it schedules, the line."""
+        if issubclass(kind, KeyboardInterrupt):
+            self._stopped = True
+            self.end(None)
+        else:
+            sys.__excepthook__(kind, error, trace)
 
     def _new(self, lines: Sequence[str]) -> list[str]:
         """The lines of a summary without notes that were said as warnings."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from virnucpro.base.atomic import atomic_path
@@ -134,7 +135,22 @@ def _run(given: argparse.Namespace) -> None:
     if given.verbose or given.dry_run:
         os.environ[DISPLAY] = OWN_LINES if given.verbose else PLAN_ALONE
     # In the place of this process, so that signals reach Snakemake and nothing else.
-    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *command])
+    os.execv(sys.executable, [sys.executable, "-m", __name__, *command])
+
+
+def start_snakemake() -> None:
+    """Snakemake, of which Ctrl-C in the seconds before it takes that itself is a line too."""
+
+    def interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("Stopped by Ctrl-C before anything was begun.", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = interrupted
+    from snakemake.cli import main
+
+    main()
 
 
 def _init(given: argparse.Namespace) -> None:
@@ -154,3 +170,7 @@ def config_for(text: str, fasta: Sequence[str]) -> str:
     (place,) = [number for number, line in enumerate(lines) if line.startswith("samples: ")]
     lines[place] = f"samples: {_text(samples)}\n"
     return "".join(lines)
+
+
+if __name__ == "__main__":
+    start_snakemake()

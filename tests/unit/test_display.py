@@ -176,6 +176,13 @@ def test_ctrl_c_is_one_line(display: RunDisplay, screen: Screen, tmp_path: Path)
     assert screen.getvalue().splitlines()[1:] == [said]
 
 
+def test_ctrl_c_where_snakemake_does_not_take_it(display: RunDisplay, screen: Screen) -> None:
+    begin(display, chunks=4)
+    display.interrupted(KeyboardInterrupt, KeyboardInterrupt(), None)
+    said = "Stopped by Ctrl-C. Kept: 0 of 4 chunks. The same command goes on."
+    assert screen.getvalue().splitlines()[1:] == [said]
+
+
 def test_other_errors_and_warnings_of_snakemake_are_shown(display: RunDisplay, screen: Screen) -> None:
     begin(display)
     for _ in range(2):
