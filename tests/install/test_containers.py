@@ -17,7 +17,7 @@ DOCKER, APPTAINER = (ROOT / "envs" / name for name in ("Dockerfile", "apptainer.
 
 def copies(text: str) -> dict[str, str]:
     """What is copied, by the name in the clone, and where to."""
-    found = {}
+    found: dict[str, str] = {}
     for line in re.findall(r"^(?:COPY| {4})\s*(\S.* /opt/virnucpro\S*)$", text, re.MULTILINE):
         *names, target = line.split()
         found |= {name: target if len(names) == 1 else f"{target}{name}" for name in names if name != "pip"}
