@@ -16,7 +16,7 @@ from virnucpro.chunking.size import BASES, chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
 from virnucpro.options import EMBEDDING, POLICIES, RULE, add_files, add_options, embedding_settings, path, values
-from virnucpro.storage.state import SampleFiles
+from virnucpro.storage.sample_files import SampleFiles
 from virnucpro.weights.manifest import read_manifest
 
 LOG = logging.getLogger("virnucpro")

@@ -27,6 +27,7 @@ from virnucpro.base.settings import (
     InputPolicies,
     LongProteins,
     TableSettings,
+    default,
 )
 from virnucpro.base.text import brief, short
 from virnucpro.calling.rule import CallRule
@@ -102,6 +103,8 @@ class RunConfig:
     require_gpu: bool
     prefer_features: tuple[str, ...]
     calls: CallsConfig | None = None
+    metadata: Path | None = None
+    neighbours: int = 0
 
     @property
     def chunk_size(self) -> ChunkSize:
@@ -167,7 +170,8 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
         ),
         calls=_calls(chosen, origin, layers, embedding),
         device=device if chosen["gpus_per_job"] else "cpu",
-        **_fields(chosen, "input", "gpus_per_job", "require_gpu", "prefer_features"),
+        metadata=_metadata(chosen["metadata"], origin["metadata"]),
+        **_fields(chosen, "input", "gpus_per_job", "require_gpu", "prefer_features", "neighbours"),
         **_group(chosen, "nucleotide"),
     )
 
@@ -214,6 +218,18 @@ def _calls(
         ),
         CallRule(**{field.name: chosen[f"classify.{field.name}"] for field in fields(CallRule)}),
     )
+
+
+def _metadata(given: str, origin: Source) -> Path | None:
+    """The table of metadata, if there is one."""
+    if given == default("metadata"):
+        return None
+    with _named(origin):
+        what = "setting 'metadata'"
+        path = without_patterns(matching(given, what, origin.folder)[0], what)
+        if not path.is_file():
+            raise UserError(f"{what}: {brief(given)} is no file: give a table (.tsv, .csv), or none")
+        return path
 
 
 def _classifier_file(given: str, folder: Path | None) -> Path:

@@ -29,7 +29,11 @@ def run_state(run: RunConfig) -> RunState:
     also = tuple(replace(split, chunk_residues=size.residues) for size in run.chunk_sizes.values())
     window = run.window if run.input == "nucleotide" else None
     samples = {
-        name: SampleRequest(run.results / name, files, window, split, run.embedding, run.tables, run.policies, also)
+        name: SampleRequest(
+            *(run.results / name, files, window, split, run.embedding, run.tables, run.policies, also),
+            metadata=run.metadata,
+            neighbours=run.neighbours,
+        )
         for name, files in run.samples.items()
     }
     return RunState(samples, WeightsRequest.of(run.model, run.resources, digests), digests)
@@ -73,7 +77,7 @@ def end_dates_to_come(state: RunState, results: Path) -> None:
     made = [state.weights.file, results / "gpu.json", results / "summary.json"]
     for request in state.samples.values():
         made += [request.translation, request.translated, request.index, request.report]
-        made += [request.plots, *request.tensors.glob("*"), *request.chunks.glob("*")]
+        made += [request.plots, request.neighbours_record, *request.tensors.glob("*"), *request.chunks.glob("*")]
         files = CallFiles(request.folder)
         made += [files.scores, files.scores_record, *files.calls.glob("*"), files.call_plots]
     for path in made:

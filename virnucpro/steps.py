@@ -31,14 +31,8 @@ from virnucpro.options import (
     values,
 )
 from virnucpro.storage.chunk_metadata import identity
-from virnucpro.storage.state import (
-    DIGESTS,
-    SampleFiles,
-    WeightsRequest,
-    summary_origin,
-    table_settings,
-    translation_origin,
-)
+from virnucpro.storage.sample_files import SampleFiles
+from virnucpro.storage.state import DIGESTS, WeightsRequest, summary_origin, table_settings, translation_origin
 from virnucpro.weights.manifest import read_manifest
 
 LOG = logging.getLogger("virnucpro")

@@ -194,7 +194,8 @@ def _index_bytes(folder: Path) -> bytes:
     numbers = np.arange(5, dtype=np.int32)
     digests = np.arange(80, dtype=np.uint8).reshape(5, 16)
     writer = IndexWriter(path)
-    writer.write(IndexRows([f"p{n}" for n in range(5)], numbers + 3, digests, numbers * 0, numbers, numbers * 0))
+    names = [f"p{n}" for n in range(5)]
+    writer.write(IndexRows(names, numbers + 3, digests, numbers * 0, numbers, numbers * 0, names))
     writer.close()
     return path.read_bytes()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.oracle import fair_esm, oracle_residues, random_protein
+from tests.oracle import fair_esm, oracle_tokens, random_protein
 from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
@@ -53,13 +53,18 @@ def embed(folder: Path, weights: Path, settings: EmbeddingSettings, devices: lis
 
 @pytest.mark.parametrize("kernels", ["eager", "auto"])
 def test_a_chunk_on_the_gpu_is_near_fair_esm(tmp_path: Path, weights: Path, kernels: str) -> None:
-    settings = EmbeddingSettings(layers=(3, 6), pooling=("mean", "per_residue"), kernels=kernels)
+    settings = EmbeddingSettings(layers=(3, 6), pooling=("mean", "bos", "max", "per_residue"), kernels=kernels)
     file = embed(tmp_path, weights, settings, ["cuda:0"])
     state = {name: tensor.half().float() for name, tensor in random_state_dict(ARCHITECTURE, seed=1).items()}
     whole = [row for row, length in enumerate(LENGTHS) if length <= 1022][-6:]
-    expected = oracle_residues(fair_esm(state, ARCHITECTURE), [SEQUENCES[row] for row in whole], [3, 6])
-    for row, truth in zip(whole, expected, strict=True):
+    expected = oracle_tokens(fair_esm(state, ARCHITECTURE), [SEQUENCES[row] for row in whole], [3, 6])
+    for row in range(len(SEQUENCES)):  # those in windows too
+        np.testing.assert_array_equal(file.read("max.6")[row], file.residues(row, 6).max(axis=0))
+    for row, tokens in zip(whole, expected, strict=True):
+        truth = {layer: own[1:-1] for layer, own in tokens.items()}
         for layer in (3, 6):
+            bos = torch.from_numpy(file.read(f"bos.{layer}")[row])
+            torch.testing.assert_close(bos, tokens[layer][0], rtol=0, atol=3e-2)
             mean = torch.from_numpy(file.read(f"mean.{layer}")[row])
             assert torch.cosine_similarity(mean, truth[layer].mean(0), dim=0) > 0.99999
             residues = torch.from_numpy(file.residues(row, layer).copy())

@@ -21,7 +21,8 @@ from virnucpro.engine.job import embed_chunk
 from virnucpro.models.reference import ModelRef
 from virnucpro.sequences.intake import PROTEINS
 from virnucpro.sequences.translation import FRAME_BASES, translate_contigs
-from virnucpro.storage.state import SampleFiles, translation_origin
+from virnucpro.storage.sample_files import SampleFiles
+from virnucpro.storage.state import translation_origin
 from virnucpro.weights.manifest import read_manifest
 from virnucpro.weights.prepare import prepare_weights
 

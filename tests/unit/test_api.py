@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -97,6 +98,20 @@ def test_every_pooling_in_every_format_that_holds_it(tmp_path: Path, fasta: Path
         read_embeddings(table, pooling="max")
     with pytest.raises(UserError, match="virnucpro_pt holds one mean vector"):
         embed(fasta, folder, model="esm2_demo", formats=["virnucpro_pt"], pooling="bos")
+
+
+def test_the_tables_have_what_follows_the_ids_in_their_headers(tmp_path: Path) -> None:
+    fasta = tmp_path / "in.faa"
+    fasta.write_bytes(b">a\tcapsid  protein [Virus\xe9]\nMKV\n>b\nMKV\n>c x\x07y " + b"z" * 2000 + b"\nMLL\n")
+    options: dict[str, Any] = {"model": "esm2_demo", "devices": ["cpu"], "formats": ["parquet", "npy", "hdf5"]}
+    table = embed(fasta, tmp_path / "out", **options)
+    wanted = ["capsid protein [Virus\u00e9]", "", "x y " + "z" * 996]
+    assert pq.read_table(table)["description"].to_pylist() == wanted
+    assert (tmp_path / "out" / "embeddings_npy" / "description.txt").read_text().splitlines() == wanted
+    with h5py.File(tmp_path / "out" / "embeddings.h5") as file:
+        assert file.attrs["model_name"] == "esm2_demo", "ProtSpace asks for it"
+    header = embed(fasta, tmp_path / "header", model="esm2_demo", devices=["cpu"], duplicate_ids="skip")
+    assert pq.read_table(header)["id"].to_pylist() == ["a", "b", "c"]
 
 
 def test_a_changed_checkpoint_is_noticed(tmp_path: Path, fasta: Path) -> None:

@@ -188,7 +188,7 @@ def test_the_index_opens_with_pandas(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "in", some_records(30))
     split_proteins([path], tmp_path / "index", tmp_path / "chunks", chunk_residues=100)
     table = pd.read_parquet(tmp_path / "index")
-    assert table.columns.tolist() == ["id", "length", "digest", "chunk", "row", "replaced"]
+    assert table.columns.tolist() == ["id", "length", "digest", "chunk", "row", "replaced", "description"]
     assert table.digest[0] == residue_digest(next(read_fasta(path)).sequence)
     assert str(pq.read_schema(tmp_path / "index").field("digest").type) == "fixed_size_binary[16]"
 

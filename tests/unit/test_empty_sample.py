@@ -38,7 +38,7 @@ def test_tables_without_rows(control: Path) -> None:
         assert matrix.dtype == np.float32
     rows = pq.read_table(control / "out/embeddings.parquet")
     assert rows.num_rows == 0
-    assert rows.column_names == ["id", "length", "treatment", "precision", "replaced", "embedding"]
+    assert rows.column_names == ["id", "length", "description", "treatment", "precision", "replaced", "embedding"]
     assert rows.schema.field("embedding").type.list_size == 64
     content = torch.load(control / "out/virnucpro_pt/output_1_ESM.pt", weights_only=True)
     assert content == {"proteins": [], "data": []}

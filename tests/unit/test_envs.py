@@ -31,6 +31,7 @@ CONDA_TO_PYPI = {"pytorch": "torch", "pytorch-cpu": "torch"}
 NOT_FROM_PYPI = {"python", "pip", "cuda-version"}
 IMPORTED_AS = {"torch": "torch", "fair-esm": "esm", "huggingface-hub": "huggingface_hub"} | {
     "scikit-learn": "sklearn",
+    "faiss-cpu": "faiss",
     "umap-learn": "umap",
 }
 OPTIONAL = {"tqdm", "triton"}  # imported where they are there; Triton comes with torch for CUDA

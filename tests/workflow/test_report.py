@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +22,13 @@ from virnucpro.storage.report_record import SampleReport
 needs_chromium = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
 )
-CONFIG = {"samples": "my.faa,other.faa", "model": "esm2_demo", "chunk_residues": 1500}
+CONFIG = {
+    "samples": "my.faa,other.faa",
+    "model": "esm2_demo",
+    "chunk_residues": 1500,
+    "neighbours": 2,
+    "metadata": "known.tsv",
+}
 RUN_PLOTS = {"throughput", "packing"}
 SAMPLE_PLOTS = {"lengths", "map"}
 WIDTHS = {"desktop": (1280, 900, False), "phone": (390, 844, True)}
@@ -33,6 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sequences += [sequences[0], "MKJLV"]
     (folder / "my.faa").write_text("".join(f">p{number}\n{text}\n" for number, text in enumerate(sequences)))
     (folder / "other.faa").write_text(">a\nMKVLAAGIV\n>b\nMKVX\n")
+    (folder / "known.tsv").write_text("id\tsample\thost\np1\tmy\tbat\na\tother\tman\n")
     result = snakemake(folder, config=CONFIG)
     assert result.code == 0, result.text
     return folder
@@ -170,6 +180,25 @@ def test_plots_are_there_as_svg_and_png(finished: Path) -> None:
     for folder, names in (("plots", RUN_PLOTS), ("my/plots", SAMPLE_PLOTS), ("other/plots", SAMPLE_PLOTS)):
         found = {path.name for path in (finished / "results" / folder).iterdir()}
         assert found - {"plots.json", "map.html"} == {f"{name}.{end}" for name in names for end in ("svg", "png")}
+
+
+def test_neighbours_and_metadata_are_of_the_present_settings(finished: Path) -> None:
+    results = finished / "results"
+    rows = [line.split("\t") for line in (results / "my" / "neighbours.tsv").read_text().splitlines()]
+    assert [row[:2] for row in rows[:3]] == [["id", "rank"], ["p0", "1"], ["p0", "2"]]
+    assert len(rows) == 1 + 2 * 10
+    assert known(results / "my") == ["bat"]
+    assert known(results / "other") == ["man"]
+
+
+def known(sample: Path) -> list[str]:
+    """The hosts that a sample's map knows of."""
+    packed = re.search(r'id="data">([^<]+)<', (sample / "plots" / "map.html").read_text())
+    assert packed is not None
+    columns = json.loads(gzip.decompress(base64.b64decode(packed[1])))["columns"]
+    (host,) = (column for column in columns if column["name"] == "host")
+    levels: list[str] = host["levels"]
+    return levels
 
 
 def test_a_dry_run_predicts_chunks_proteins_residues_and_time(finished: Path, tmp_path: Path) -> None:

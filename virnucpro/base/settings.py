@@ -166,6 +166,20 @@ SETTINGS = {
         ),
         Setting("merge.records_per_file", "Proteins in each file of virnucpro_pt.", 10_000, numbers=(1, COUNT)),
         Setting(
+            "metadata",
+            "A table (.tsv or .csv) of what is known of the proteins, by whose columns maps are coloured: its column "
+            "id names the protein, and sample the sample, where ids are not of one sample alone; or none.",
+            "none",
+            words=("none",),
+            text=True,
+        ),
+        Setting(
+            "neighbours",
+            "How many nearest neighbours of each protein results/{sample}/neighbours.tsv lists; 0 for no such table.",
+            0,
+            numbers=(0, 1000),
+        ),
+        Setting(
             "classify.classifier",
             "What calls contigs viral or not (docs/calls.md): none, the path of VirNucPro's 500_model.pth or "
             "300_model.pth, or classifier_demo, which is random and means nothing biologically.",

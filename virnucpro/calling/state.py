@@ -23,7 +23,8 @@ from virnucpro.calling.rule import CallRule
 from virnucpro.chunking.manifest import SPLIT_RECORD
 from virnucpro.models.reference import LONGEST_NAME
 from virnucpro.storage.chunk_metadata import identity, settings_identity
-from virnucpro.storage.state import MISSING, RunState, SampleFiles, SampleRequest, reports_origin
+from virnucpro.storage.sample_files import SampleFiles
+from virnucpro.storage.state import MISSING, RunState, SampleRequest, reports_origin
 from virnucpro.weights.manifest import WeightsManifest
 
 WINDOWS = (300, 500)

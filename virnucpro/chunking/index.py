@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from virnucpro.base.errors import UserError
 
-INDEX_FORMAT = "virnucpro-index-2"
+INDEX_FORMAT = "virnucpro-index-3"
 METADATA_KEY = b"virnucpro"
 BATCH_ROWS = 1 << 16
 
@@ -30,6 +30,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("chunk", pa.int32(), nullable=False),
         pa.field("row", pa.int32(), nullable=False),
         pa.field("replaced", pa.int32(), nullable=False),
+        pa.field("description", pa.string(), nullable=False),
     ],
     metadata={METADATA_KEY: INDEX_FORMAT.encode()},
 )
@@ -37,7 +38,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class IndexRows:
-    """A run of index rows: n records in input order."""
+    """A run of index rows: n records in input order; ``descriptions`` are what follows the ids in their headers."""
 
     ids: list[str]
     length: NDArray[np.int32]
@@ -45,6 +46,7 @@ class IndexRows:
     chunk: NDArray[np.int32]
     row: NDArray[np.int32]
     replaced: NDArray[np.int32]
+    descriptions: list[str]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,6 +74,7 @@ class IndexWriter:
             pa.array(rows.chunk, pa.int32()),
             pa.array(rows.row, pa.int32()),
             pa.array(rows.replaced, pa.int32()),
+            pa.array(rows.descriptions, pa.string()),
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=INDEX_SCHEMA), row_group_size=BATCH_ROWS)
 
@@ -106,4 +109,5 @@ def _rows(batch: pa.RecordBatch) -> IndexRows:
     digests = batch.column("digest")
     raw = np.frombuffer(digests.buffers()[1], np.uint8, len(batch) * 16, digests.offset * 16)
     numbers = {name: batch.column(name).to_numpy() for name in ("length", "chunk", "row", "replaced")}
-    return IndexRows(ids=batch.column("id").to_pylist(), digest=raw.reshape(-1, 16), **numbers)
+    texts = {"ids": batch.column("id").to_pylist(), "descriptions": batch.column("description").to_pylist()}
+    return IndexRows(**texts, digest=raw.reshape(-1, 16), **numbers)

@@ -61,7 +61,7 @@ class SplitRecord:
         chunks: the digest of each chunk, in order.
     """
 
-    FORMAT: ClassVar[str] = "virnucpro-split-1"
+    FORMAT: ClassVar[str] = "virnucpro-split-2"
 
     inputs: tuple[str, ...]
     settings: SplitSettings

@@ -27,7 +27,7 @@ from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.index import BATCH_ROWS, IndexRows, IndexWriter
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name
 from virnucpro.chunking.size import chunk_count
-from virnucpro.sequences.fasta import FastaRecord
+from virnucpro.sequences.fasta import FastaRecord, description_of
 from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, Kind, skipped_table
 from virnucpro.sequences.repeats import first_of
 
@@ -145,7 +145,15 @@ def split_proteins(
         skipped_table(skipped) as skip,
         atomic_directory(chunks) as folder,
     ):
-        _write(intake.second_reading(skip), intake.changed, index_file, folder, seen, plan)
+        _write(
+            intake.second_reading(skip),
+            intake.changed,
+            index_file,
+            folder,
+            seen,
+            plan,
+            described=policies.duplicate_ids != "header",
+        )
         chunk_digests = tuple(manifest.digest for manifest in plan.manifests)
         digests = tuple(intake.digests)
         write_record(
@@ -249,13 +257,15 @@ def _write(
     folder: Path,
     seen: _Digested,
     plan: _Plan,
+    *,
+    described: bool,
 ) -> None:
-    """The second reading: the index, and the folder of chunks."""
+    """The second reading: the index, and the folder of chunks; not ``described`` where ids are the whole headers."""
     count = len(plan.first)
     with closing(IndexWriter(index)) as writer, closing(_ChunkFolder(folder)) as out:
         for start in range(0, count, BATCH_ROWS):
             rows = slice(start, min(start + BATCH_ROWS, count))
-            ids = []
+            ids, descriptions = [], []
             is_new = (plan.first[rows] == np.arange(rows.start, rows.stop)).tolist()
             lengths = seen.lengths[rows].tolist()
             for length, new, chunk in zip(lengths, is_new, plan.chunk[rows].tolist(), strict=True):
@@ -263,6 +273,7 @@ def _write(
                 if record is None or len(record.sequence) != length:
                     raise changed()
                 ids.append(record.id)
+                descriptions.append(description_of(record.header) if described else "")
                 if new:
                     out.add(chunk, record)
             writer.write(
@@ -273,6 +284,7 @@ def _write(
                     chunk=plan.chunk[rows],
                     row=plan.row[rows],
                     replaced=seen.replaced[rows],
+                    descriptions=descriptions,
                 )
             )
     if next(records, None) is not None:

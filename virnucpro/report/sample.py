@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from virnucpro.report.map import (
     umap_is_installed,
 )
 from virnucpro.report.map_page import Layout, MapData, map_page
+from virnucpro.report.metadata import read_metadata
 from virnucpro.report.read import read_sample
 from virnucpro.report.sample_plots import lengths_of, plot_lengths, plot_map, shown_of
 from virnucpro.report.style import empty_figure, short, write
@@ -40,6 +42,7 @@ def plot_sample(
     outputs: Mapping[str, Sequence[Path]],
     page: Path,
     *,
+    metadata: Path | None = None,
     most_points: int = MOST_POINTS,
     logger: logging.Logger,
 ) -> None:
@@ -49,6 +52,7 @@ def plot_sample(
         report, index, tensors: its ``embeddings.json``, its index and its chunk files.
         outputs: for each name of :data:`SAMPLE_PLOTS` the files to write (.svg, .png).
         page: the interactive map to write.
+        metadata: a table by whose columns its points can be coloured (:func:`read_metadata`).
         most_points: bound on the proteins of the map.
 
     Raises:
@@ -73,7 +77,7 @@ def plot_sample(
         umap = umap_coordinates(components.coordinates)
         clusters = clusters_of(umap)
     write(plot_map(sample, components, chosen.lengths, umap=umap, total=chosen.total), outputs["map"])
-    ids, repeats = first_records(index, chosen)
+    records = first_records(index, chosen)
     shares = [f"{100 * share:.1f} %" for share in components.explained[:2]]
     layouts = {
         "principal components": Layout(
@@ -82,7 +86,7 @@ def plot_sample(
             f"{shares[0]}, upwards {shares[1]} of the variance.",
         )
     }
-    columns: dict[str, NDArray[np.integer] | list[str]] = {"length": chosen.lengths}
+    columns: dict[str, NDArray[np.integer | np.floating] | list[str]] = {"length": chosen.lengths}
     if umap is not None and clusters is not None:
         about = (
             f"UMAP of the first {COMPONENTS_FOR_UMAP} principal components, neighbours by Euclidean distance. Close "
@@ -91,28 +95,40 @@ def plot_sample(
         )
         layouts = {"UMAP": Layout(umap, about), **layouts}
         columns["cluster"] = [f"cluster {number}" if number else "" for number in clusters.tolist()]
+    if metadata is not None:
+        columns |= read_metadata(metadata, sample.name, records.ids)
     data = MapData(
         name=sample.name,
-        shown=shown_of(len(ids), chosen.total),
+        shown=shown_of(len(records.ids), chosen.total),
         warning=sample.provenance.warning,
         layouts=layouts,
-        ids=ids,
+        ids=records.ids,
         columns=columns,
-        repeats=repeats,
+        descriptions=records.descriptions,
+        repeats=records.repeats,
     )
     with atomic_path(page) as temporary:
         temporary.write_text(map_page(data), encoding="utf-8")
 
 
-def first_records(index: Path, chosen: ChosenVectors) -> tuple[list[str], list[int]]:
-    """Of each chosen sequence the id of its first record, and how many more records have it.
+@dataclass(frozen=True)
+class Records:
+    """Of each of n sequences its first record's id and description, and how many more records have it."""
+
+    ids: list[str]
+    descriptions: list[str]
+    repeats: list[int]
+
+
+def first_records(index: Path, chosen: ChosenVectors) -> Records:
+    """The records of the chosen sequences.
 
     Raises:
         UserError: the index is missing or damaged.
     """
     wanted = chosen.chunk.astype(np.int64) << 32 | chosen.row
     order = np.argsort(wanted)
-    ids = [""] * len(wanted)
+    ids, descriptions = [""] * len(wanted), [""] * len(wanted)
     counts = np.zeros(len(wanted), np.int64)
     for rows in read_index(index):
         keys = rows.chunk.astype(np.int64) << 32 | rows.row
@@ -120,6 +136,6 @@ def first_records(index: Path, chosen: ChosenVectors) -> tuple[list[str], list[i
         here = np.flatnonzero(wanted[order[places]] == keys)
         for record, point in zip(here.tolist(), order[places[here]].tolist(), strict=True):
             if not counts[point]:
-                ids[point] = rows.ids[record]
+                ids[point], descriptions[point] = rows.ids[record], rows.descriptions[record]
             counts[point] += 1
-    return ids, (counts - 1).tolist()
+    return Records(ids, descriptions, (counts - 1).tolist())

@@ -192,16 +192,39 @@ def _raw_record(path: Path, pieces: list[bytes], line: int) -> tuple[RawRecord, 
     return RawRecord(header_text(path, line, words[0]), line, body, header), lines
 
 
+LONGEST_DESCRIPTION = 1000
+"""Letters of a header's description that are kept."""
+
+
+def description_of(header: bytes) -> str:
+    """What follows the id in a header: its words with one blank between them, signs that do not print as blanks.
+
+    >>> description_of(b"YP_009724390.1 surface glycoprotein  [SARS-CoV-2]")
+    'surface glycoprotein [SARS-CoV-2]'
+    """
+    words = header.split(None, 1)
+    if len(words) < 2:
+        return ""
+    text = _decoded(words[1])
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(text.split())[:LONGEST_DESCRIPTION]
+
+
+def _decoded(words: bytes) -> str:
+    try:
+        return words.decode("utf-8")
+    except UnicodeDecodeError:
+        return words.decode("latin-1")
+
+
 def header_text(path: Path, line: int, words: bytes) -> str:
     """Words of a header as text.
 
     Raises:
         UserError: there are control characters in it.
     """
-    try:
-        text = words.decode("utf-8")
-    except UnicodeDecodeError:
-        text = words.decode("latin-1")
+    text = _decoded(words)
     if not text.isprintable() and len(words.translate(None, _CONTROL)) != len(words):
         raise UserError(f"{path}, line {line}: the id {short(text)} holds control characters; is this a FASTA file?")
     return text

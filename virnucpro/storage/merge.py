@@ -214,6 +214,7 @@ def _rows(
         treatment=[_treatment(*fact) for fact in facts],
         precision=used,
         replaced=batch.replaced[part],
+        descriptions=batch.descriptions[part],
         mean=vectors["mean"],
         bos=vectors["bos"],
         maxima=vectors["max"],

@@ -24,6 +24,7 @@ from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord
 from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_entries, serves, settings_identity
 from virnucpro.storage.report_record import REPORT, SampleReport
+from virnucpro.storage.sample_files import SampleFiles
 from virnucpro.storage.tables import TABLES
 from virnucpro.weights.manifest import WeightsManifest, read_manifest, weights_name
 
@@ -44,53 +45,6 @@ def _gone(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class SampleFiles:
-    """A sample's files, in the ``folder`` where its results are."""
-
-    folder: Path
-
-    @property
-    def translation(self) -> Path:
-        """The record of the translated contigs."""
-        return self.folder / "translated.json"
-
-    @property
-    def translated(self) -> Path:
-        """The proteins of contigs."""
-        return self.folder / "translated.faa"
-
-    @property
-    def report(self) -> Path:
-        """The record of the tables."""
-        return self.folder / REPORT
-
-    @property
-    def index(self) -> Path:
-        return self.folder / "proteins.parquet"
-
-    @property
-    def skipped(self) -> Path:
-        """The table of skipped records."""
-        return self.folder / "skipped.tsv"
-
-    @property
-    def plots(self) -> Path:
-        """The record of the plots."""
-        return self.folder / "plots" / "plots.json"
-
-    @property
-    def chunks(self) -> Path:
-        return self.folder / "chunks"
-
-    @property
-    def tensors(self) -> Path:
-        return self.folder / "tensors"
-
-    def chunk_file(self, chunk: str) -> Path:
-        return self.tensors / f"{chunk}.safetensors"
-
-
-@dataclass(frozen=True)
 class SampleRequest(SampleFiles):
     """What is wanted of one sample.
 
@@ -99,6 +53,8 @@ class SampleRequest(SampleFiles):
         window: bases of a window that contigs are cut into; None for proteins.
         policies: what is done about records of contigs that can't simply be translated.
         also: splits that will do as well as ``split``.
+        metadata: the table that maps are coloured by.
+        neighbours: how many of each protein are listed.
     """
 
     inputs: tuple[Path, ...]
@@ -108,6 +64,8 @@ class SampleRequest(SampleFiles):
     tables: TableSettings
     policies: InputPolicies = InputPolicies()
     also: tuple[SplitSettings, ...] = ()
+    metadata: Path | None = None
+    neighbours: int = 0
 
 
 @dataclass(frozen=True)
@@ -319,14 +277,28 @@ class RunState:
             wanted["weights_sha256"] = manifest.sha256
         return why_stale(Products(report.made_from, files), request.folder, wanted, self.digests)
 
+    def _report_sha256(self, sample: str) -> dict[str, str]:
+        return {sample: self.sha256(self.samples[sample].report)}
+
     def plots_stale(self, sample: str) -> str | None:
         """Whether a sample's plots have to be drawn."""
-        record = self.samples[sample].plots
-        if not record.exists():
-            return _gone(record)
+        request = self.samples[sample]
+        if not request.plots.exists():
+            return _gone(request.plots)
         if self.tables_stale(sample) is not None:
             return "its tables have to be written again"
-        return self._stale(record, reports_origin({sample: self.sha256(self.samples[sample].report)}))
+        metadata = "" if request.metadata is None else self.sha256(request.metadata)
+        return self._stale(request.plots, plots_origin(self._report_sha256(sample), metadata))
+
+    def neighbours_stale(self, sample: str) -> str | None:
+        """Whether a sample's neighbours have to be found."""
+        request = self.samples[sample]
+        if not request.neighbours_record.exists():
+            return _gone(request.neighbours_record)
+        if self.tables_stale(sample) is not None:
+            return "its tables have to be written again"
+        wanted = neighbours_origin(self._report_sha256(sample), request.neighbours)
+        return self._stale(request.neighbours_record, wanted)
 
     def summary_stale(self, record: Path, calls: Mapping[str, str] = MappingProxyType({})) -> str | None:
         """Whether the run has to be summarised: it is of these samples, and of their present tables.
@@ -381,3 +353,13 @@ def summary_origin(reports: Mapping[str, str], calls: Mapping[str, str] = Mappin
 def reports_origin(reports: Mapping[str, str]) -> dict[str, str]:
     """What plots are made from: the sha256 of each sample's report, by the sample's name, in order."""
     return {"reports": json.dumps(list(reports.items()))}
+
+
+def plots_origin(reports: Mapping[str, str], metadata: str = "") -> dict[str, str]:
+    """What a sample's plots are made from: its report, and the sha256 of the table of metadata, where there is one."""
+    return {**reports_origin(reports), **({"metadata": metadata} if metadata else {})}
+
+
+def neighbours_origin(reports: Mapping[str, str], count: int) -> dict[str, str]:
+    """What a table of so many neighbours is made from."""
+    return {**reports_origin(reports), "neighbours": str(count)}

@@ -69,16 +69,34 @@ def tables_of(wildcards):
     )
 
 
-def plots_of(wildcards):
-    """What a sample's plots are made from."""
+def of_a_merged_sample(wildcards, why_stale, given=()):
+    """What is made of a sample once it is merged: from its report, its index and its chunk files."""
     files = chunk_files(wildcards)
     sample = state.samples[wildcards.sample]
     return tied(
-        partial(state.plots_stale, wildcards.sample),
+        partial(why_stale, wildcards.sample),
+        given,
         sample_report=sample.report,
         index=sample.index,
         chunk_files=files,
     )
+
+
+def plots_of(wildcards):
+    """What a sample's plots are made from."""
+    return of_a_merged_sample(
+        wildcards, state.plots_stale, [run.metadata] if run.metadata else []
+    )
+
+
+def neighbours_of(wildcards):
+    """What a sample's neighbours are found among."""
+    return of_a_merged_sample(wildcards, state.neighbours_stale)
+
+
+def all_neighbours():
+    names = ["neighbours.tsv", "neighbours.json"] if run.neighbours else []
+    return expand(SAMPLE / "{name}", sample=run.samples, name=names)
 
 
 def reports_of_all(wildcards):

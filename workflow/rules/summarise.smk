@@ -101,5 +101,30 @@ rule plot_sample:
     resources:
         mem_mb=lambda wildcards, attempt: attempt * 4000,
         runtime=lambda wildcards, attempt: attempt * 60,
+    params:
+        metadata=str(run.metadata or ""),
     script:
         "../scripts/plot_sample.py"
+
+
+# Needs: the same of each sample. Makes: a table of each protein's nearest neighbours, where neighbours is set.
+rule find_neighbours:
+    input:
+        unpack(neighbours_of),
+    output:
+        table=SAMPLE / "neighbours.tsv",
+        record=SAMPLE / "neighbours.json",
+    log:
+        LOGS / "{sample}" / "find_neighbours.log",
+    benchmark:
+        BENCHMARKS / "{sample}" / "find_neighbours.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 4
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt * 16000,
+        runtime=lambda wildcards, attempt: attempt * 240,
+    params:
+        neighbours=run.neighbours,
+    script:
+        "../scripts/find_neighbours.py"

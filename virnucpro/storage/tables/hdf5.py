@@ -48,6 +48,24 @@ _CACHE = 1 << 25
 """Bytes of headers and names that HDF5 keeps in memory; with the 2 MiB that it begins with it reads names again."""
 
 
+def _write_text(file: h5py.File, name: str, text: str) -> None:
+    """An attribute of the file, of fixed length where it fits into the file's own header, which has a checksum.
+
+    h5py's usual texts lie in a heap without one, and HDF5 (seen with 2.0) reads some damaged heaps without end.
+    """
+    raw = text.encode("utf-8")
+    if len(raw) > _LARGEST_COMPACT:
+        file.attrs[name] = text
+    else:
+        file.attrs.create(name, np.array(raw, h5py.string_dtype("utf-8", len(raw))))
+
+
+def _text(file: h5py.File, name: str) -> str:
+    """What :func:`_write_text` wrote, or an earlier version."""
+    found = file.attrs[name]
+    return found.decode("utf-8") if isinstance(found, bytes) else str(found)
+
+
 class Hdf5Table:
     """Writes one dataset a record and column, through h5py's low-level calls (a third of the time).
 
@@ -65,8 +83,9 @@ class Hdf5Table:
         cache = self._file.id.get_mdc_config()
         cache.set_initial_size, cache.initial_size, cache.min_size = True, _CACHE, _CACHE
         self._file.id.set_mdc_config(cache)
-        self._file.attrs["virnucpro"] = record_text(provenance)
-        self._file.attrs["columns"] = json.dumps(list(layout.names.values()))
+        _write_text(self._file, "virnucpro", record_text(provenance))
+        _write_text(self._file, "columns", json.dumps(list(layout.names.values())))
+        self._file.attrs["model_name"] = provenance.model  # a text of the usual kind, which ProtSpace asks for
         self._links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         self._links.set_create_intermediate_group(True)
         self._links.set_char_encoding(h5py.h5t.CSET_UTF8)
@@ -176,8 +195,8 @@ def _read(path: Path, word: str, layer: int | None) -> tuple[list[str], list[NDA
         with h5py.File(path, "r") as file:
             if "columns" not in file.attrs or "virnucpro" not in file.attrs:
                 raise UserError(f"{path} was not written by virnucpro; read it with h5py")
-            provenance = read_provenance(file.attrs["virnucpro"], path)
-            columns = json.loads(file.attrs["columns"])
+            provenance = read_provenance(_text(file, "virnucpro"), path)
+            columns = json.loads(_text(file, "columns"))
             column = column_name(word, layer, columns, provenance, path)
             ids, arrays = _read_column(file, column if len(columns) > 1 else None)
             if len(ids) != provenance.counts["records"]:

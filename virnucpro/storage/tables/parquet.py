@@ -1,6 +1,6 @@
 """Merged table as Parquet: one row a record, embeddings as fixed-size lists.
 
-Columns: ``id``, ``length``, ``treatment``, ``precision``, ``replaced``, ``embedding``
+Columns: ``id``, ``length``, ``description``, ``treatment``, ``precision``, ``replaced``, ``embedding``
 (``fixed_size_list<float>[D]``; ``embedding_{layer}`` for several layers), ``bos`` and ``max`` the same and,
 with per-residue pooling,
 ``residues`` (``large_list<fixed_size_list<float>[D]>``: values and offsets). The schema's metadata entry
@@ -33,7 +33,7 @@ from virnucpro.storage.tables.rows import (
     read_provenance,
 )
 
-_COMPRESSED = ("id", "length", "treatment", "precision", "replaced")
+_COMPRESSED = ("id", "length", "description", "treatment", "precision", "replaced")
 
 
 class ParquetTable:
@@ -45,6 +45,7 @@ class ParquetTable:
         fields = [
             pa.field("id", pa.string(), nullable=False),
             pa.field("length", pa.int32(), nullable=False),
+            pa.field("description", pa.string(), nullable=False),
             pa.field("treatment", pa.string(), nullable=False),
             pa.field("precision", pa.string(), nullable=False),
             pa.field("replaced", pa.int32(), nullable=False),
@@ -69,6 +70,7 @@ class ParquetTable:
         columns = [
             pa.array(rows.ids, pa.string()),
             pa.array(rows.length, pa.int32()),
+            pa.array(rows.descriptions or [""] * len(rows), pa.string()),
             pa.array(rows.treatment, pa.string()),
             pa.array(rows.precision, pa.string()),
             pa.array(rows.replaced, pa.int32()),

@@ -64,7 +64,7 @@ class Rows:
 
     ``mean``, ``bos`` and ``maxima`` have (n, D) for each layer; ``residues`` (sum of embedded, D), record i's being
     ``offsets[i]:offsets[i + 1]``. Record i is row ``row[i]`` of chunk file number ``chunk[i]``. ``treatment`` is
-    ``whole``, ``windows:K`` or ``truncated:RESIDUES``.
+    ``whole``, ``windows:K`` or ``truncated:RESIDUES``. ``descriptions`` are what follows the ids in their headers.
     """
 
     ids: list[str]
@@ -79,6 +79,7 @@ class Rows:
     row: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     bos: dict[int, Floats] = field(default_factory=dict)
     maxima: dict[int, Floats] = field(default_factory=dict)
+    descriptions: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,0 +1,125 @@
+"""The nearest neighbours of each protein among the other sequences of its sample, as a table."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.base.atomic import atomic_path
+from virnucpro.base.errors import UserError
+from virnucpro.chunking.index import read_index
+from virnucpro.report.map import choose_vectors
+from virnucpro.report.read import read_sample
+
+MOST_WITHOUT_FAISS = 20_000
+"""Sequences that NumPy compares all with all; more take FAISS, which is many times faster."""
+
+MOST_COMPARED = 100_000
+"""Sequences that FAISS compares all with all; more are searched through a graph, which finds nearly all neighbours."""
+
+BLOCK = 1024
+
+HEADER = "id\trank\tneighbour\tcosine\tneighbour_description\n"
+
+
+def find_neighbours(
+    report: Path, index: Path, tensors: Sequence[Path], output: Path, count: int, *, logger: logging.Logger
+) -> None:
+    """Write the ``count`` nearest neighbours of each record, the nearest first, as a tab-separated table.
+
+    Near is what has a large cosine once the mean of all is taken off, which ESM-2's vectors share. Each different
+    sequence is a neighbour once, under the id of its first record, and never of itself; so records with the same
+    sequence have the same neighbours.
+
+    Args:
+        report, index, tensors: the sample's ``embeddings.json``, its index and its chunk files.
+
+    Raises:
+        UserError: an input is missing or damaged, or there are too many sequences and FAISS is not installed.
+    """
+    sample = read_sample(report)
+    with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(HEADER)
+        if not sample.chunks:
+            return
+        chosen = choose_vectors(tensors, sample.provenance.layers[-1], 1 << 40)
+        key = chosen.chunk.astype(np.int64) << 32 | chosen.row  # sorted, as they were chosen
+        neighbours, cosines = nearest(chosen.vectors, count)
+        logger.info("%d neighbours of %d different sequences", neighbours.shape[1], len(key))
+        names, words = [""] * len(key), [""] * len(key)
+        for rows in read_index(index):
+            for place, name, text in zip(_places(key, rows.chunk, rows.row), rows.ids, rows.descriptions, strict=True):
+                if not names[place]:
+                    names[place], words[place] = name, text
+        for rows in read_index(index):
+            for name, place in zip(rows.ids, _places(key, rows.chunk, rows.row), strict=True):
+                for rank, other in enumerate(neighbours[place].tolist(), start=1):
+                    file.write(f"{name}\t{rank}\t{names[other]}\t{cosines[place, rank - 1]:.6f}\t{words[other]}\n")
+
+
+def _places(key: NDArray[np.int64], chunk: NDArray[np.int32], row: NDArray[np.int32]) -> list[int]:
+    """Which of the sequences, by chunk and row, each record has."""
+    places: list[int] = np.searchsorted(key, chunk.astype(np.int64) << 32 | row).tolist()
+    return places
+
+
+def nearest(vectors: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The others of n vectors, (n, D), with the largest cosine after their mean is taken off.
+
+    Returns:
+        Their numbers and cosines, (n, count), the nearest first; fewer columns where there are not so many others.
+
+    Raises:
+        UserError: too many for NumPy, and FAISS is not installed.
+    """
+    n = len(vectors)
+    count = min(count, n - 1)
+    if count <= 0:
+        return np.empty((n, 0), np.int64), np.empty((n, 0), np.float32)
+    units = (vectors - vectors.mean(axis=0, dtype=np.float64)).astype(np.float32)
+    units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-30)
+    if importlib.util.find_spec("faiss") is not None:
+        return _by_faiss(units, count)
+    if n > MOST_WITHOUT_FAISS:
+        raise UserError(
+            f"neighbours of {n:,} sequences are searched by FAISS, which is not installed: "
+            'pip install "virnucpro[neighbours]", or set neighbours to 0'
+        )
+    return by_numpy(units, count)
+
+
+def by_numpy(units: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """All compared with all: neighbours of unit vectors, as :func:`nearest` gives them."""
+    found, cosines = [], []
+    for start in range(0, len(units), BLOCK):
+        products = units[start : start + BLOCK] @ units.T
+        own = np.arange(len(products))
+        products[own, start + own] = -np.inf
+        best = np.argpartition(-products, count - 1, axis=1)[:, :count]
+        values = np.take_along_axis(products, best, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        found.append(np.take_along_axis(best, order, axis=1))
+        cosines.append(np.take_along_axis(values, order, axis=1))
+    return np.concatenate(found), np.concatenate(cosines)
+
+
+def _by_faiss(units: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    import faiss
+
+    index: Any = faiss.IndexFlatIP(units.shape[1])
+    if len(units) > MOST_COMPARED:
+        index = faiss.IndexHNSWFlat(units.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efSearch = max(128, 2 * count)
+    index.add(units)
+    cosines, found = index.search(units, count + 1)
+    # A vector's own place is taken out; where equal ones have pushed it out, the last.
+    is_own = found == np.arange(len(units))[:, None]
+    is_own[~is_own.any(axis=1), -1] = True
+    shape = (len(units), count)
+    return found[~is_own].reshape(shape), cosines[~is_own].reshape(shape)

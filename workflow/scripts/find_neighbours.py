@@ -1,0 +1,23 @@
+"""List the nearest neighbours of each protein of a sample."""
+
+from pathlib import Path
+
+from virnucpro.jobs import job
+
+with job(f"find_neighbours {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+    from virnucpro.base.digest import file_sha256, write_products
+    from virnucpro.report.neighbours import find_neighbours
+    from virnucpro.storage.state import neighbours_origin
+
+    report, table = Path(snakemake.input.sample_report[0]), Path(snakemake.output.table)
+    count = snakemake.params.neighbours
+    origin = neighbours_origin({report.parent.name: file_sha256(report)}, count)
+    find_neighbours(
+        report,
+        Path(snakemake.input.index[0]),
+        [Path(file) for file in snakemake.input.chunk_files],
+        table,
+        count,
+        logger=log,
+    )
+    write_products(Path(snakemake.output.record), origin, [table])
