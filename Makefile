@@ -14,7 +14,7 @@ TORCH_INDEX := https://download.pytorch.org/whl
 ALONE := tests/workflow/test_faults.py tests/slurm
 
 .DEFAULT_GOAL := help
-.PHONY: help env another-build demo test coverage fuzz test-slow test-index test-gpu lint format bench clean
+.PHONY: help env another-build demo test coverage fuzz test-slow test-index test-gpu lint docs format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -74,6 +74,9 @@ lint: env ## ruff, mypy (package, tests, benchmarks), snakefmt, snakemake --lint
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
 
+docs: env ## the pages as a site, in the folder site; every link is checked
+	$(BIN)/mkdocs build --quiet --strict
+
 format: env ## put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -83,5 +86,5 @@ bench: env ## speed beside fair-esm and others, on this machine
 	$(BIN)/python -m benchmarks.bench_esm2
 
 clean: ## remove what the other targets made here; results/ and resources/ are yours and stay
-	rm -rf .venv demo build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv demo build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find virnucpro workflow tests -name __pycache__ -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def test_every_decision_is_short_and_in_the_list() -> None:
         assert f"- [{lines[0].removeprefix('# ')}]({record.name})" in listed
         assert "**Decision.**" in record.read_text(encoding="utf-8"), record.name
     assert listed.count("](2") == len(RECORDS)
+
+
+def test_the_site_is_built_and_no_link_leads_nowhere(tmp_path: Path) -> None:
+    mkdocs = Path(sys.executable).with_name("mkdocs")
+    command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert "Embed proteins and write tables of them" in api, "docstrings are there"
+    assert 'class="mermaid"' in (tmp_path / "site" / "architecture" / "index.html").read_text(encoding="utf-8")
 
 
 def with_examples() -> list[str]:

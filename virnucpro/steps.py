@@ -12,7 +12,15 @@ import sys
 from dataclasses import replace
 
 from virnucpro.base.digest import FileDigests, file_sha256, write_products
-from virnucpro.base.settings import DEMO_CLASSIFIER, EmbeddingSettings, InputPolicies, LongProteins, TableSettings
+from virnucpro.base.settings import (
+    DEMO_CLASSIFIER,
+    SETTINGS,
+    EmbeddingSettings,
+    InputPolicies,
+    LongProteins,
+    TableSettings,
+    checked,
+)
 from virnucpro.calling.rule import CallRule
 from virnucpro.chunking.size import chunk_sizes
 from virnucpro.cuda.visible import has_gpu
@@ -71,6 +79,12 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     summarise.add_argument("samples", nargs="+", type=path, metavar="FOLDER", help="folders of merged samples")
     summarise.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="where summaries go")
     summarise.set_defaults(run=_summarise)
+
+    drawn = commands.add_parser("map", help="step: draw a merged sample, with a map to look into; list neighbours")
+    drawn.add_argument("folder", type=path, metavar="FOLDER", help="the sample's folder")
+    drawn.add_argument("--metadata", type=path, metavar="TABLE", help=SETTINGS["metadata"].about)
+    drawn.add_argument("--neighbours", type=int, default=0, metavar="K", help="how many of each protein; default: none")
+    drawn.set_defaults(run=_map)
 
     classify = commands.add_parser(
         "classify", help="call contigs viral or not, from features in VirNucPro's files and its classifier"
@@ -200,6 +214,24 @@ def _classify(given: argparse.Namespace) -> None:
     policies = InputPolicies(**values(given, POLICIES))
     classify(given.fasta, features, classifier, given.output, window=window, rule=rule, policies=policies, logger=LOG)
     print(given.output / "contigs.tsv")
+
+
+def _map(given: argparse.Namespace) -> None:
+    from virnucpro.report.neighbours import find_neighbours
+    from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
+
+    files = SampleFiles(given.folder)
+    count = checked("neighbours", given.neighbours)
+    tensors = sorted(files.tensors.glob("chunk_*.safetensors"))
+    plots = files.plots.parent
+    pictures = {name: [plots / f"{name}.{kind}" for kind in ("svg", "png")] for name in SAMPLE_PLOTS}
+    page = plots / "map.html"
+    plot_sample(files.report, files.index, tensors, pictures, page, metadata=given.metadata, logger=LOG)
+    print(page)
+    if count:
+        table = files.folder / "neighbours.tsv"
+        find_neighbours(files.report, files.index, tensors, table, count, logger=LOG)
+        print(table)
 
 
 def _summarise(given: argparse.Namespace) -> None:

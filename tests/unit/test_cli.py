@@ -52,6 +52,10 @@ def test_the_steps_one_by_one_give_the_table_of_the_whole(
     for chunk in chunks:
         step("embed-chunk", "by_hand", chunk, "--weights", weights, "--devices", "cpu", *settings)
     table = step("merge", "by_hand", "--weights", weights, *settings, *tables)
+    Path("known.tsv").write_text("id\thost\np1\tbat\n")
+    drawn = step("map", "by_hand", "--metadata", "known.tsv", "--neighbours", "1").splitlines()
+    assert drawn == ["by_hand/plots/map.html", "by_hand/neighbours.tsv"]
+    assert len(Path(drawn[1]).read_text().splitlines()) == 4
     text = step("summarise", "by_hand", "-o", "summary")
     assert text.startswith("Embedded 3 proteins of sample by_hand")
     assert {path.name for path in Path("summary").iterdir()} >= {"summary.tsv", "summary.html", "chunks.tsv", "plots"}
