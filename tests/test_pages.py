@@ -69,7 +69,7 @@ def test_every_decision_is_short_and_in_the_list() -> None:
 
 def test_the_site_is_built_and_no_link_leads_nowhere(tmp_path: Path) -> None:
     mkdocs = Path(sys.executable).with_name("mkdocs")
-    command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    command = [str(mkdocs), "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")

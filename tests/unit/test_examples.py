@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -97,3 +98,16 @@ def test_genes_on_the_contigs_translate_to_the_proteins(accession: str) -> None:
                 assert found in protein
             checked += 1
     assert checked == {"NC_001416.1": 13, "MN908947.3": 4, "KX369547.1": 2}[accession]
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    notebook = json.loads((EXAMPLES / "from_fasta_to_map.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(compile(cell, "from_fasta_to_map.ipynb", "exec"), names)
+    assert "(70, 64)" in capsys.readouterr().out
+    assert (tmp_path / "notebook_results" / "map.html").stat().st_size > 200_000
