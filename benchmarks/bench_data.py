@@ -125,13 +125,12 @@ def merge(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     from virnucpro.storage.chunk_metadata import header_entries
     from virnucpro.storage.merge import merge_embeddings
 
-    tensors = sorted((folder / "tensors").glob("*.safetensors"))
     outputs = {name: folder / FILES[name] for name in options.formats.split(",")}
     expected = header_entries(stub_identity(options))
     counts = merge_embeddings(
         folder / "index.parquet",
         folder / "chunks",
-        tensors,
+        folder / "tensors",
         outputs,
         folder / "report.json",
         expected=expected,

@@ -44,6 +44,7 @@ HOLDS = {
         "display",
         "doctor",
         "embed_command",
+        "foreseen",
         "gpu_report",
         "in_memory",
         "jobs",
@@ -55,6 +56,7 @@ HOLDS = {
         "run_plan",
         "run_progress",
         "steps",
+        "store",
     ),
 }
 """Rooms that are not the folder of their name. ``models`` is its ``__init__`` alone, which offers ``esm2_flash``."""

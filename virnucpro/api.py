@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virnucpro.base.atomic import alone_in
 from virnucpro.base.digest import FileDigests
@@ -26,15 +26,19 @@ from virnucpro.base.settings import (
 )
 from virnucpro.base.space import check_space
 from virnucpro.base.text import short
-from virnucpro.chunking.manifest import ChunkManifest, SplitSettings, chunk_name, read_split
+from virnucpro.chunking.manifest import ChunkManifest, SplitRecord, SplitSettings
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_sizes
 from virnucpro.models.reference import ModelRef
 from virnucpro.options import in_arguments, speaking
 from virnucpro.storage.chunk_metadata import identity
+from virnucpro.storage.request import REUSE_INDEX, PoolRequest, SampleRequest, WeightsRequest, sources_text
 from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
-from virnucpro.storage.state import DIGESTS, RunState, SampleRequest, WeightsRequest, table_settings
+from virnucpro.storage.state import DIGESTS, RunState, table_settings
 from virnucpro.storage.tables import TABLES, check_formats
 from virnucpro.weights.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from virnucpro.storage.reuse import Reuse
 
 SAMPLE = "sample"
 """The one sample of a call, for messages."""
@@ -59,6 +63,8 @@ def embed(
     dtype: str = default("merge.dtype"),
     records_per_file: int = default("merge.records_per_file"),
     chunk_residues: int | str = default("chunk_residues"),
+    reuse: Sequence[str | Path] | str | Path = default("reuse"),
+    reuse_devices: str = default("reuse_devices"),
     devices: Sequence[str] | None = None,
     threads: int | None = None,
     weights_folder: str | Path | None = None,
@@ -74,7 +80,8 @@ def embed(
     Args:
         fasta: one or several protein FASTA files, plain or packed.
         folder: where results go.
-        model, adapter, layers, pooling, precision, formats, dtype, records_per_file, chunk_residues: as in config.yaml;
+        model, adapter, layers, pooling, precision, formats, dtype, records_per_file, chunk_residues, reuse,
+            reuse_devices: as in config.yaml;
             ``virnucpro.base.settings.SETTINGS`` says what each may be. One alone stands for a list of one.
         long_proteins: what is done to proteins of more than ``longest`` residues; a mapping of its fields, or the
             policy alone, will do.
@@ -94,11 +101,12 @@ def embed(
     """
     let_waiting_threads_sleep()
     # torch takes seconds to load, so nothing of it is imported with the package.
-    from virnucpro.chunking.split import split_proteins
+    from virnucpro.chunking.split import ToSplit, split_samples
     from virnucpro.cuda.devices import job_devices
     from virnucpro.engine.job import embed_chunk
     from virnucpro.storage.chunk_file import why_not_chunk
     from virnucpro.storage.merge import merge_embeddings
+    from virnucpro.storage.pool import Finder, remove_others
     from virnucpro.weights.prepare import prepare_weights
 
     log = logger or logging.getLogger(__name__)
@@ -119,11 +127,12 @@ def embed(
     wanted = checked("chunk_residues", chunk_residues)
     model = ModelRef.of(model, adapter)
     tables.check(model.resolve(settings.layers), settings.pooling)
+    earlier = _earlier([reuse] if isinstance(reuse, (str, Path)) else reuse, reuse_devices, folder, devices)
     inputs = _files([fasta] if isinstance(fasta, (str, Path)) else fasta)
     with alone_in(folder):
         digests = FileDigests(folder / DIGESTS)
         weights = WeightsRequest.of(model, weights_folder, digests)
-        if RunState({}, weights, digests).weights_stale() is not None:
+        if weights.prepared() is None:
             prepare_weights(model, weights.file, digests=weights.digests, log=log.info)
         manifest = read_manifest(weights.file)
         kept = len(resolve_layers(settings.layers, manifest.layers))
@@ -137,42 +146,34 @@ def embed(
         size = sizes["cpu" if job_devices(devices)[0] == "cpu" else "gpu"]
         split = SplitSettings(*size, manifest.embed_dim, settings.long_proteins, policies)
         also = tuple(replace(split, chunk_residues=other.residues) for other in sizes.values())
-        request = SampleRequest(folder, inputs, None, split, settings, tables, also=also)
-        state = RunState({SAMPLE: request}, weights, digests)
-        if (reason := state.split_stale(SAMPLE)) is not None:
+        request = SampleRequest(folder, inputs, None, tables)
+        sources = sources_text(earlier.sources, reuse_devices) if earlier else ""
+        state = RunState({SAMPLE: request}, weights, digests, PoolRequest(folder, split, settings, also, sources))
+        pool = state.pool
+        if (reason := state.split_stale()) is not None:
             log.info("splitting %s (%s)", ", ".join(map(str, inputs)), reason)
-            split_proteins(
-                inputs,
-                request.index,
-                request.chunks,
-                chunk_residues=size.residues,
-                multiple_of=size.multiple_of,
-                embed_dim=manifest.embed_dim,
-                long_proteins=settings.long_proteins,
-                policies=policies,
-                logger=log,
-            )
-        record = read_split(request.chunks)
+            sample = ToSplit(inputs, request.index, request.skipped)
+            find = Finder(pool.tensors, settings, weights, reuse=earlier, logger=log)
+            split_samples({SAMPLE: sample}, pool.chunks, split, find=find, logger=log)
+        record = state.split()
         expected = identity(manifest, settings)
         merged = state.tables_stale(SAMPLE) is None
         if not merged:
-            _check_space(request, record.counts, manifest.embed_dim, kept)
-        chunk_files, left = [], {}
-        for number, digest in enumerate(record.chunks):
-            chunk = chunk_name(number)
-            output = request.chunk_file(chunk)
-            chunk_files.append(output)
-            reason = state.chunk_stale(SAMPLE, chunk)
+            _check_space(state, record, manifest.embed_dim, kept)
+        left = {}
+        for chunk in record.to_embed():
+            output = pool.chunk_file(chunk)
+            reason = state.chunk_stale(chunk)
             if reason is None and not merged:
-                reason = why_not_chunk(output, chunk, digest, expected)
+                reason = why_not_chunk(output, chunk, record.chunks[chunk].digest, expected)
             if reason is None:
                 log.info("%s is there already", output)
             else:
                 left[chunk] = reason
-        told = _Told(progress, [read_record(request.chunks / f"{chunk}.json", ChunkManifest) for chunk in left])
+        told = _Told(progress, [read_record(pool.chunks / f"{chunk}.json", ChunkManifest) for chunk in left])
         for chunk, reason in left.items():
             log.info("embedding %s (%s)", chunk, reason)
-            source, output = request.chunks / f"{chunk}.fasta", request.chunk_file(chunk)
+            source, output = pool.chunks / f"{chunk}.fasta", pool.chunk_file(chunk)
             manifest_file = source.with_suffix(".json")
             chosen: dict[str, Any] = {"devices": devices, "threads": threads, "heard": told.batch}
             embed_chunk(source, manifest_file, weights.file, output, settings, **chosen, logger=log)
@@ -182,8 +183,8 @@ def embed(
             log.info("writing %s (%s)", ", ".join(map(str, outputs.values())), reason)
             merge_embeddings(
                 request.index,
-                request.chunks,
-                chunk_files,
+                pool.chunks,
+                pool.tensors,
                 outputs,
                 request.report,
                 expected=expected,
@@ -193,6 +194,7 @@ def embed(
                 command=f"virnucpro.embed({list(map(str, inputs))}, {str(folder)!r}, model={str(model)!r}, ...)",
                 logger=log,
             )
+        remove_others(pool.tensors, record, expected, log)
         digests.save()
     return outputs[tables.formats[0]]
 
@@ -220,15 +222,29 @@ class _Told:
             self._progress(self._done, self._ends[-1])
 
 
-def _check_space(request: SampleRequest, counts: Mapping[str, int], embed_dim: int, layers: int) -> None:
+def _earlier(given: Sequence[str | Path], which: str, folder: Path, devices: Sequence[str] | None) -> Reuse | None:
+    """The earlier results to use, if any."""
+    if not given:
+        return None
+    from virnucpro.cuda.devices import device_name, job_devices, parse_device
+    from virnucpro.storage.reuse import Reuse
+
+    names = tuple(device_name(parse_device(device)) for device in job_devices(devices))
+    is_any = checked("reuse_devices", which) == "any"
+    sources = tuple(user_path(path, "reuse") for path in given)
+    return Reuse(sources, folder / REUSE_INDEX, names, is_any)
+
+
+def _check_space(state: RunState, record: SplitRecord, embed_dim: int, layers: int) -> None:
     """Refuse, before anything is embedded, what the disk can't hold."""
-    if request.embedding.long_proteins.policy == "truncate":
+    pool, request, counts = state.pool, state.samples[SAMPLE], record.samples[SAMPLE].counts
+    if pool.embedding.long_proteins.policy == "truncate":
         return  # how many residues stay is known chunk by chunk
-    kept: dict[str, Any] = {"embed_dim": embed_dim, "layers": layers, "pooling": request.embedding.pooling}
+    kept: dict[str, Any] = {"embed_dim": embed_dim, "layers": layers, "pooling": pool.embedding.pooling}
     tables = request.tables
-    dtype = request.embedding.residue_dtype
+    dtype = pool.embedding.residue_dtype
     needed = chunk_file_bytes(counts["unique"], counts["unique_residues"], **kept, residue_dtype=dtype)
-    needed -= sum(path.stat().st_size for path in request.tensors.glob("chunk_*.safetensors"))
+    needed -= sum(path.stat().st_size for path in pool.tensors.glob("chunk_*.safetensors"))
     sizes = table_bytes(tables.formats, counts["records"], counts["residues"], dtype=tables.dtype, **kept)
     check_space(request.folder, max(0, needed) + sum(sizes.values()), f"embedding {counts['records']:,} records")
 

@@ -8,15 +8,16 @@ import logging
 from pathlib import Path
 
 from virnucpro.base.atomic import scratch_directory
+from virnucpro.base.call_settings import DEMO_CLASSIFIER
 from virnucpro.base.digest import recorded
-from virnucpro.base.settings import DEMO_CLASSIFIER, EmbeddingSettings, InputPolicies, LongProteins
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins
 from virnucpro.calling.rule import CallRule
 from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
 from virnucpro.chunking.size import BASES, chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
 from virnucpro.options import EMBEDDING, POLICIES, RULE, add_files, add_options, embedding_settings, path, values
-from virnucpro.storage.sample_files import SampleFiles
+from virnucpro.storage.sample_files import PoolFiles
 from virnucpro.weights.manifest import read_manifest
 
 LOG = logging.getLogger("virnucpro")
@@ -78,7 +79,7 @@ def _split(given: argparse.Namespace) -> None:
     split_proteins(
         [sample.translated],
         sample.index,
-        sample.chunks,
+        sample.pool.chunks,
         sample.skipped,
         chunk_residues=size.residues,
         multiple_of=size.multiple_of,
@@ -89,14 +90,14 @@ def _split(given: argparse.Namespace) -> None:
         kind=FRAME_BASES,
         logger=LOG,
     )
-    print(sample.chunks)
+    print(sample.pool.chunks)
 
 
 def _embed_chunk(given: argparse.Namespace) -> None:
     from virnucpro.engine.job import embed_chunk
 
-    sample = NucleotideFiles(given.folder)
-    chunk, output = sample.chunks / given.chunk, sample.chunk_file(given.chunk)
+    pool = NucleotideFiles(given.folder).pool
+    chunk, output = pool.chunks / given.chunk, pool.chunk_file(given.chunk)
     fasta, manifest = chunk.with_suffix(".fasta"), chunk.with_suffix(".json")
     settings = _whole(**values(given, ["precision"]))
     embed_chunk(fasta, manifest, given.weights, output, settings, devices=given.devices, logger=LOG)
@@ -107,25 +108,23 @@ def _score(given: argparse.Namespace) -> None:
     from virnucpro.calling.classifier import load_classifier
     from virnucpro.calling.classifier_file import prepare_classifier
     from virnucpro.calling.join import Embedded, classify_frames
-    from virnucpro.chunking.manifest import chunk_name, read_split
 
     (window,) = values(given, ["nucleotide.window"]).values()
     settings = embedding_settings(given)
 
-    def embedded(sample: SampleFiles, weights: Path, settings: EmbeddingSettings) -> Embedded:
-        count = len(read_split(sample.chunks).chunks)
-        tensors = [sample.chunk_file(chunk_name(number)) for number in range(count)]
+    def embedded(index: Path, pool: PoolFiles, weights: Path, settings: EmbeddingSettings) -> Embedded:
         manifest = read_manifest(weights)
-        return Embedded(sample.index, sample.chunks, tensors, frame_identity(manifest, manifest.model, settings))
+        return Embedded(index, pool.chunks, pool.tensors, frame_identity(manifest, manifest.model, settings))
 
+    frames = NucleotideFiles(given.folder)
     files = CallFiles(given.folder)
     source = None if given.classifier.name == DEMO_CLASSIFIER else given.classifier
     with scratch_directory(files.scores) as folder:
         prepared = folder / "classifier.safetensors"
         prepare_classifier(source, given.weights, given.nucleotide_weights, prepared, window, logger=LOG)
         classify_frames(
-            embedded(files, given.weights, settings),
-            embedded(NucleotideFiles(given.folder), given.nucleotide_weights, _whole(settings.precision)),
+            embedded(files.index, PoolFiles(given.folder), given.weights, settings),
+            embedded(frames.index, frames.pool, given.nucleotide_weights, _whole(settings.precision)),
             load_classifier(prepared),
             files.scores,
             logger=LOG,

@@ -16,6 +16,7 @@ from virnucpro.jobs import job
 from virnucpro.launch import add_run
 from virnucpro.options import in_options, speaking
 from virnucpro.steps import add_steps
+from virnucpro.store import add_store
 
 EXIT_CODES = """exit codes:
   0    done
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run(commands)
     add_steps(commands)
     add_call_steps(commands)
+    add_store(commands)
     return parser
 
 

@@ -16,12 +16,11 @@ from typing import Any
 
 import yaml
 
+from virnucpro.base.call_settings import DEMO_CLASSIFIER, NO_CLASSIFIER
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import matching, own_folder, without_patterns
 from virnucpro.base.setting import Setting
 from virnucpro.base.settings import (
-    DEMO_CLASSIFIER,
-    NO_CLASSIFIER,
     SETTINGS,
     EmbeddingSettings,
     InputPolicies,
@@ -66,6 +65,9 @@ FORMS = {
 
 DEFAULT = Source("default", {})
 
+MOST_DRAWN = 100
+"""Samples that are drawn one by one when nobody says so: their plots take longer than all else of small samples."""
+
 
 @dataclass(frozen=True)
 class CallsConfig:
@@ -102,6 +104,9 @@ class RunConfig:
     gpus_per_job: int
     require_gpu: bool
     prefer_features: tuple[str, ...]
+    reuse: tuple[Path, ...] = ()
+    reuse_devices: str = "same"
+    sample_plots: str = "auto"
     calls: CallsConfig | None = None
     metadata: Path | None = None
     neighbours: int = 0
@@ -110,6 +115,11 @@ class RunConfig:
     def chunk_size(self) -> ChunkSize:
         """The size of chunks for the devices that will embed them."""
         return self.chunk_sizes[self.device]
+
+    @property
+    def draws_samples(self) -> bool:
+        """Whether there are plots of each sample."""
+        return self.sample_plots == "all" or (self.sample_plots == "auto" and len(self.samples) <= MOST_DRAWN)
 
     @property
     def split_policies(self) -> InputPolicies:
@@ -168,12 +178,23 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
             layers=len(layers),
             pooling=embedding.pooling,
         ),
+        reuse=_reused(chosen["reuse"], origin["reuse"]),
         calls=_calls(chosen, origin, layers, embedding),
         device=device if chosen["gpus_per_job"] else "cpu",
         metadata=_metadata(chosen["metadata"], origin["metadata"]),
         **_fields(chosen, "input", "gpus_per_job", "require_gpu", "prefer_features", "neighbours"),
+        **_fields(chosen, "reuse_devices", "sample_plots"),
         **_group(chosen, "nucleotide"),
     )
+
+
+def _reused(given: Sequence[str], origin: Source) -> tuple[Path, ...]:
+    """The folders and files of earlier results."""
+    with _named(origin):
+        found = [path for text in given for path in matching(text, "setting 'reuse'", origin.folder)]
+        if missing := [path for path in found if not path.exists()]:
+            raise UserError(f"setting 'reuse': there is no {brief(str(missing[0]))}")
+    return tuple(dict.fromkeys(found))
 
 
 def _calls(

@@ -75,15 +75,13 @@ class RunDisplay(logging.Handler):
 
     # What the Snakefile says.
 
-    def begin(
-        self, text: str, planned: Mapping[str, Sequence[Planned]], left_of: Callable[[str], Sequence[Planned]]
-    ) -> None:
+    def begin(self, text: str, planned: Sequence[Planned], left_of: Callable[[], Sequence[Planned]]) -> None:
         """Say the plan, and watch the run from now on.
 
         Args:
             text: the plan in words (see :func:`virnucpro.run_plan.plan_text`).
-            planned: what it counts, by sample.
-            left_of: gives the same of one sample, once more is known.
+            planned: what it counts.
+            left_of: gives the same again, once more is known.
         """
         self._line.write(text)
         self.progress = RunProgress(left_of)

@@ -16,7 +16,7 @@ from virnucpro.base.text import clock_time, duration, number
 from virnucpro.moving_line import MovingLine
 from virnucpro.options import EMBEDDING, LONG_PROTEINS, POLICIES, TABLES, add_options, path, values
 
-OPTIONS = ("model", "adapter", *EMBEDDING, *POLICIES, "chunk_residues", *TABLES)
+OPTIONS = ("model", "adapter", *EMBEDDING, *POLICIES, "chunk_residues", "reuse", "reuse_devices", *TABLES)
 """Settings of the workflow that ``virnucpro embed`` has too."""
 
 STDIN, STDIN_FILE = Path("-"), "stdin.fasta"

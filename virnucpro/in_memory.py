@@ -20,7 +20,7 @@ from virnucpro.chunking.size import SPECIAL_TOKENS
 from virnucpro.models.reference import ModelRef
 from virnucpro.options import in_arguments, speaking
 from virnucpro.sequences.residues import clean_residues
-from virnucpro.storage.state import RunState, WeightsRequest
+from virnucpro.storage.request import WeightsRequest
 from virnucpro.weights.manifest import read_manifest
 
 
@@ -81,7 +81,7 @@ def embed_sequences(
     folder = user_path(weights_folder or user_cache() / "weights", "weights_folder")
     digests = FileDigests()
     weights = WeightsRequest.of(ref, folder, digests)
-    if RunState({}, weights, digests).weights_stale() is not None:
+    if weights.prepared() is None:
         prepare_weights(ref, weights.file, digests=weights.digests, log=log.info)
     manifest = read_manifest(weights.file)
     if not pairs:

@@ -52,8 +52,8 @@ def _chunk_tokens(manifest: Path, rule: str) -> int:
 
 
 @dataclass
-class _Sample:
-    """Chunks and tokens of one sample: done in this run, and left when they were last counted."""
+class _Work:
+    """Chunks and tokens: done in this run, and left when they were last counted."""
 
     chunks_done: int = 0
     tokens_done: int = 0
@@ -66,25 +66,23 @@ class RunProgress:
     """What is done and what is left.
 
     Attributes:
-        left_of: gives what is left of a sample; asked again once it is split.
+        left_of: gives what is left; asked again once the samples are split.
         steps: how many of Snakemake's jobs are done, and how many there are.
     """
 
-    left_of: Callable[[str], Sequence[Planned]]
+    left_of: Callable[[], Sequence[Planned]]
     clock: Callable[[], float] = time.monotonic
     steps: tuple[int, int] = (0, 0)
     running: dict[int, RunningJob] = field(default_factory=dict)
-    _samples: dict[str, _Sample] = field(default_factory=dict)
+    _work: _Work = field(default_factory=_Work)
     _began: float = 0.0
     _embedding_since: float | None = None
     _partial: float = 0.0
 
-    def begin(self, planned: Mapping[str, Sequence[Planned]]) -> None:
-        """Take what the plan has counted, by sample."""
+    def begin(self, planned: Sequence[Planned]) -> None:
+        """Take what the plan has counted."""
         self._began = self.clock()
-        for sample, parts in planned.items():
-            self._samples[sample] = _Sample()
-            self._count(sample, parts)
+        self._count(planned)
 
     def started(self, number: int, job: RunningJob) -> None:
         self.running[number] = job
@@ -98,15 +96,11 @@ class RunProgress:
     def finished(self, number: int) -> RunningJob | None:
         """Count a job that is done."""
         job = self.ended(number)
-        sample = self._samples.get(job.wildcards.get("sample", "")) if job else None
-        if job is None or sample is None:
-            return job
-        if job.rule in EMBEDS:
-            sample.chunks_done += 1
-            sample.tokens_done += job.tokens
-        elif job.rule in SPLITS:
-            name = job.wildcards["sample"]
-            self._count(name, self.left_of(name), since=sample)
+        if job is not None and job.rule in EMBEDS:
+            self._work.chunks_done += 1
+            self._work.tokens_done += job.tokens
+        elif job is not None and job.rule in SPLITS:
+            self._count(self.left_of())
         return job
 
     def look(self) -> None:
@@ -114,22 +108,17 @@ class RunProgress:
         jobs = [job for job in self.running.values() if job.tokens and job.log is not None]
         self._partial = sum(job.tokens * read_job_log(job.log).share for job in jobs if job.log)
 
-    def _count(self, name: str, parts: Iterable[Planned], since: _Sample | None = None) -> None:
-        sample = self._samples[name]
-        sample.chunks_left = sample.tokens_left = 0
+    def _count(self, parts: Iterable[Planned]) -> None:
+        work = self._work
+        work.chunks_left, work.tokens_left = work.chunks_done, work.tokens_done  # and what was done before the count
         for part in parts:
-            sample.chunks_left += part.chunks
-            sample.tokens_left += part.tokens // BASES.a_token if part.of_bases else part.tokens
-        if since is not None:  # what was done before the count
-            sample.chunks_left += sample.chunks_done
-            sample.tokens_left += sample.tokens_done
+            work.chunks_left += part.chunks
+            work.tokens_left += part.tokens // BASES.a_token if part.of_bases else part.tokens
 
     @property
     def chunks(self) -> tuple[int, int]:
         """How many are done, and how many this run has to do."""
-        samples = self._samples.values()
-        done = sum(sample.chunks_done for sample in samples)
-        return done, max(done, sum(sample.chunks_left for sample in samples))
+        return self._work.chunks_done, max(self._work.chunks_done, self._work.chunks_left)
 
     @property
     def seconds(self) -> float:
@@ -144,9 +133,8 @@ class RunProgress:
         return self.steps[0] / self.steps[1] if self.steps[1] else 0.0
 
     def _tokens(self) -> tuple[float, int]:
-        samples = self._samples.values()
-        done = sum(sample.tokens_done for sample in samples)
-        wanted = max(done, sum(sample.tokens_left for sample in samples))
+        done = self._work.tokens_done
+        wanted = max(done, self._work.tokens_left)
         return min(done + self._partial, wanted), wanted
 
     def words(self) -> str:

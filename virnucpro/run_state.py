@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virnucpro.base.digest import FileDigests
-from virnucpro.calling.state import CallFiles, CallsState, ClassifierRequest, NucleotideRequest
+from virnucpro.calling.state import NUCLEOTIDES, CallFiles, CallsState, ClassifierRequest, NucleotideRequest
 from virnucpro.chunking.manifest import SplitSettings
 from virnucpro.models.reference import planning_architecture
+from virnucpro.samples import COMPRESSION_ENDINGS
 from virnucpro.storage.report_record import REPORT
-from virnucpro.storage.state import DIGESTS, MISSING, RunState, SampleRequest, WeightsRequest
+from virnucpro.storage.request import PoolRequest, SampleRequest, WeightsRequest, sources_text
+from virnucpro.storage.state import DIGESTS, MISSING, RunState
 
 if TYPE_CHECKING:
     from virnucpro.config import RunConfig  # reads YAML, which the package in Python does without
@@ -30,13 +32,17 @@ def run_state(run: RunConfig) -> RunState:
     window = run.window if run.input == "nucleotide" else None
     samples = {
         name: SampleRequest(
-            *(run.results / name, files, window, split, run.embedding, run.tables, run.policies, also),
+            *(run.results / name, files, window, run.tables, run.policies),
             metadata=run.metadata,
             neighbours=run.neighbours,
         )
         for name, files in run.samples.items()
     }
-    return RunState(samples, WeightsRequest.of(run.model, run.resources, digests), digests)
+    weights = WeightsRequest.of(run.model, run.resources, digests)
+    sources = sources_text(run.reuse, run.reuse_devices)
+    return RunState(
+        samples, weights, digests, PoolRequest(run.results, split, run.embedding, also, sources), run.draws_samples
+    )
 
 
 def calls_state(run: RunConfig, state: RunState) -> CallsState | None:
@@ -51,20 +57,51 @@ def calls_state(run: RunConfig, state: RunState) -> CallsState | None:
     }
     also = tuple(replace(splits[run.device], chunk_residues=split.chunk_residues) for split in splits.values())
     samples = {
-        name: NucleotideRequest(
-            *(run.results / name, files, run.window, splits[run.device], calls.embedding),
-            *(run.tables, run.policies, also),
-        )
+        name: NucleotideRequest(run.results / name, files, run.window, run.tables, run.policies)
         for name, files in run.samples.items()
     }
+    pool = PoolRequest(run.results / NUCLEOTIDES, splits[run.device], calls.embedding, also, state.pool.sources)
     weights = WeightsRequest.of(calls.model, run.resources, state.digests)
     models = (state.weights.model, weights.model)
     return CallsState(
         state,
-        RunState(samples, weights, state.digests),
+        RunState(samples, weights, state.digests, pool),
         ClassifierRequest.of(calls.classifier, models, run.resources, state.digests),
         calls.rule,
     )
+
+
+SMALL = 4_000_000
+"""Bytes of a sample's FASTA files: a job of its own costs seconds to start, and so many are merged in one."""
+
+TOGETHER = 100
+"""Small samples that one job does, at most."""
+
+FEWEST_JOBS = 4
+"""So many jobs at least do them, side by side."""
+
+FEW = 16
+"""So many small samples, or fewer, have jobs of their own."""
+
+
+def samples_together(run: RunConfig) -> list[tuple[str, ...]]:
+    """The samples of each job that does several: small ones, where there are many, in the order of the run."""
+    small = [name for name, files in run.samples.items() if sum(map(_bytes, files)) <= SMALL]
+    if len(small) <= FEW:
+        return []
+    jobs = max(FEWEST_JOBS, -(-len(small) // TOGETHER))
+    return [tuple(small[len(small) * job // jobs : len(small) * (job + 1) // jobs]) for job in range(jobs)]
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size * (PACKED if path.suffix in COMPRESSION_ENDINGS else 1)
+    except OSError:
+        return 0
+
+
+PACKED = 3
+"""How many times larger a packed file is when it is read, about."""
 
 
 def end_dates_to_come(state: RunState, results: Path) -> None:
@@ -75,9 +112,10 @@ def end_dates_to_come(state: RunState, results: Path) -> None:
     """
     now = time.time()
     made = [state.weights.file, results / "gpu.json", results / "summary.json"]
+    made += [*state.pool.tensors.glob("*"), *state.pool.chunks.glob("*")]
     for request in state.samples.values():
         made += [request.translation, request.translated, request.index, request.report]
-        made += [request.plots, request.neighbours_record, *request.tensors.glob("*"), *request.chunks.glob("*")]
+        made += [request.plots, request.neighbours_record]
         files = CallFiles(request.folder)
         made += [files.scores, files.scores_record, *files.calls.glob("*"), files.call_plots]
     for path in made:

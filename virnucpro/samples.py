@@ -19,7 +19,7 @@ SPREADSHEET_ENDINGS = (".xlsx", ".xls", ".ods")
 SEPARATORS = ("\t", ",", ";")
 
 OURS = (
-    *("gpu.json", "logs", "benchmarks", "plots", "chunks.tsv"),
+    *("gpu.json", "logs", "benchmarks", "plots", "chunks", "tensors", "nucleotides", "chunks.tsv"),
     *("summary.tsv", "summary.txt", "summary.html", "summary.json"),
 )
 """Names in the results folder that are not samples'."""

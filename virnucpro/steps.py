@@ -11,9 +11,9 @@ import shlex
 import sys
 from dataclasses import replace
 
+from virnucpro.base.call_settings import DEMO_CLASSIFIER
 from virnucpro.base.digest import FileDigests, file_sha256, write_products
 from virnucpro.base.settings import (
-    DEMO_CLASSIFIER,
     SETTINGS,
     EmbeddingSettings,
     InputPolicies,
@@ -39,8 +39,9 @@ from virnucpro.options import (
     values,
 )
 from virnucpro.storage.chunk_metadata import identity
-from virnucpro.storage.sample_files import SampleFiles
-from virnucpro.storage.state import DIGESTS, WeightsRequest, summary_origin, table_settings, translation_origin
+from virnucpro.storage.request import WeightsRequest
+from virnucpro.storage.sample_files import PoolFiles, SampleFiles
+from virnucpro.storage.state import DIGESTS, summary_origin, table_settings, translation_origin
 from virnucpro.weights.manifest import read_manifest
 
 LOG = logging.getLogger("virnucpro")
@@ -137,7 +138,7 @@ def _translate(given: argparse.Namespace) -> None:
 def _split(given: argparse.Namespace) -> None:
     from virnucpro.chunking.split import split_proteins
 
-    sample = SampleFiles(given.output)
+    sample, pool = SampleFiles(given.output), PoolFiles(given.output)
     model = ModelRef.of(given.model)
     wanted = values(given, ["layers", "pooling", "chunk_residues"])
     width = planning_architecture(model).embed_dim
@@ -152,7 +153,7 @@ def _split(given: argparse.Namespace) -> None:
     split_proteins(
         given.fasta,
         sample.index,
-        sample.chunks,
+        pool.chunks,
         chunk_residues=size.residues,
         multiple_of=size.multiple_of,
         embed_dim=width,
@@ -160,32 +161,33 @@ def _split(given: argparse.Namespace) -> None:
         policies=InputPolicies(**values(given, POLICIES)),
         logger=LOG,
     )
-    print(sample.chunks)
+    print(pool.chunks)
 
 
 def _embed_chunk(given: argparse.Namespace) -> None:
     from virnucpro.engine.job import embed_chunk
 
-    sample = SampleFiles(given.folder)
-    chunk, output = sample.chunks / given.chunk, sample.chunk_file(given.chunk)
+    pool = PoolFiles(given.folder)
+    chunk, output = pool.chunks / given.chunk, pool.chunk_file(given.chunk)
     fasta, manifest = chunk.with_suffix(".fasta"), chunk.with_suffix(".json")
     embed_chunk(fasta, manifest, given.weights, output, _embedding(given), devices=given.devices, logger=LOG)
     print(output)
 
 
 def _merge(given: argparse.Namespace) -> None:
-    from virnucpro.chunking.manifest import chunk_name, read_split
+    from virnucpro.chunking.manifest import read_split
     from virnucpro.storage.merge import merge_embeddings
     from virnucpro.storage.tables import TABLES as FILES
 
-    sample = SampleFiles(given.folder)
+    sample, pool = SampleFiles(given.folder), PoolFiles(given.folder)
     settings, tables = _embedding(given), TableSettings(**values(given, TABLES))
     tables.check(settings.layers, settings.pooling)
+    split = read_split(pool.chunks)
     outputs = {name: given.folder / FILES[name].name for name in tables.formats}
     merge_embeddings(
         sample.index,
-        sample.chunks,
-        [sample.chunk_file(chunk_name(number)) for number in range(len(read_split(sample.chunks).chunks))],
+        pool.chunks,
+        pool.tensors,
         outputs,
         sample.report,
         expected=identity(read_manifest(given.weights), settings),
@@ -193,6 +195,7 @@ def _merge(given: argparse.Namespace) -> None:
         dtype=tables.dtype,
         records_per_file=tables.records_per_file,
         command=f"virnucpro {shlex.join(sys.argv[1:])}",
+        split=split,
         logger=LOG,
     )
     print(*outputs.values(), sep="\n")
@@ -222,15 +225,16 @@ def _map(given: argparse.Namespace) -> None:
 
     files = SampleFiles(given.folder)
     count = checked("neighbours", given.neighbours)
-    tensors = sorted(files.tensors.glob("chunk_*.safetensors"))
+    pool = PoolFiles(given.folder)
+    folders = (files.index, pool.chunks, pool.tensors)
     plots = files.plots.parent
     pictures = {name: [plots / f"{name}.{kind}" for kind in ("svg", "png")] for name in SAMPLE_PLOTS}
     page = plots / "map.html"
-    plot_sample(files.report, files.index, tensors, pictures, page, metadata=given.metadata, logger=LOG)
+    plot_sample(files.report, *folders, pictures, page, metadata=given.metadata, logger=LOG)
     print(page)
     if count:
         table = files.folder / "neighbours.tsv"
-        find_neighbours(files.report, files.index, tensors, table, count, logger=LOG)
+        find_neighbours(files.report, *folders, table, count, logger=LOG)
         print(table)
 
 

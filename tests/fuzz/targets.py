@@ -29,7 +29,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import Record, parse_record, record_text
 from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.index import INDEX_SCHEMA, IndexRows, IndexWriter, read_index
-from virnucpro.chunking.manifest import ChunkManifest, SplitRecord, SplitSettings
+from virnucpro.chunking.manifest import ChunkManifest, SampleSplit, SplitChunk, SplitRecord, SplitSettings
 from virnucpro.config import load_config
 from virnucpro.config_files import Source, read_file
 from virnucpro.samples import find_samples
@@ -136,11 +136,13 @@ PROVENANCE = Provenance(
 RECORDS: tuple[Record, ...] = (
     ChunkManifest("chunk_00000", 3, 30, 36, "d" * 32),
     SplitRecord(
-        ("a" * 64,), SplitSettings(150, 1, 8, LongProteins(), InputPolicies()), {"records": 3}, PROOF, ("d" * 32,),
+        SplitSettings(150, 1, 8, LongProteins(), InputPolicies()),
+        {"own": SampleSplit(("a" * 64,), {"records": 3}, PROOF, (0,))},
+        {"chunk_00000": SplitChunk("d" * 32, 3)}, {"unique": 3},
     ),
     SampleReport(
-        {"split": "a"}, PROVENANCE, MergeCounts(3, 3, 0, 0, 8), {"parquet": {"embeddings.parquet": PROOF}},
-        (ChunkRun("chunk_00000", "cpu", "standard_attention", "sdpa", ("float32",), STATISTICS),),
+        {"index": "a"}, PROVENANCE, MergeCounts(3, 3, 0, 0, 8), {"parquet": {"embeddings.parquet": PROOF}},
+        (ChunkRun("chunk_00000", "cpu", "standard_attention", "sdpa", ("float32",), STATISTICS, 3, "d" * 32),),
     ),
     PROVENANCE,
 )  # fmt: skip

@@ -8,20 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virnucpro.base.digest import write_products
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins
 from virnucpro.calling.classifier import load_classifier
 from virnucpro.calling.classifier_file import prepare_classifier
 from virnucpro.calling.classify import call_contigs
 from virnucpro.calling.join import Embedded, classify_frames
 from virnucpro.calling.rule import CallRule
-from virnucpro.calling.state import CallFiles, NucleotideRequest, frame_identity
-from virnucpro.chunking.manifest import SplitSettings
+from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
 from virnucpro.chunking.split import split_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.models.reference import ModelRef
 from virnucpro.sequences.intake import PROTEINS
 from virnucpro.sequences.translation import FRAME_BASES, translate_contigs
-from virnucpro.storage.sample_files import SampleFiles
+from virnucpro.storage.sample_files import PoolFiles, SampleFiles
 from virnucpro.storage.state import translation_origin
 from virnucpro.weights.manifest import read_manifest
 from virnucpro.weights.prepare import prepare_weights
@@ -47,11 +46,11 @@ class Steps:
     def __post_init__(self) -> None:
         self.weights = (self.folder / "proteins.safetensors", self.folder / "nucleotides.safetensors")
         self.files = CallFiles(self.folder)
-        split = SplitSettings(1, 1, 1, LongProteins())
         self.requests: tuple[SampleFiles, SampleFiles] = (
             self.files,
-            NucleotideRequest(self.folder, (), None, split, EmbeddingSettings(), TableSettings()),
+            NucleotideFiles(self.folder),
         )
+        self.pools = (PoolFiles(self.folder), NucleotideFiles(self.folder).pool)
 
     def embed(self) -> None:
         for model, weights in zip(self.models, self.weights, strict=True):
@@ -69,7 +68,7 @@ class Steps:
         split_proteins(
             [request.translated],
             request.index,
-            request.chunks,
+            self.pools[place].chunks,
             request.skipped,
             chunk_residues=self.chunk_letters[place],
             long_proteins=SETTINGS[place].long_proteins,
@@ -82,18 +81,17 @@ class Steps:
         return EmbeddingSettings(precision=self.precisions[place], long_proteins=policy)
 
     def embed_chunks(self, place: int) -> None:
-        request = self.requests[place]
-        for fasta in sorted(request.chunks.glob("*.fasta")):
-            output = request.chunk_file(fasta.stem)
+        pool = self.pools[place]
+        for fasta in sorted(pool.chunks.glob("*.fasta")):
+            output = pool.chunk_file(fasta.stem)
             if not output.exists():
                 manifest, weights = fasta.with_suffix(".json"), self.weights[place]
                 embed_chunk(fasta, manifest, weights, output, self.settings(place), devices=["cpu"], logger=LOGGER)
 
     def embedded(self, place: int) -> Embedded:
-        request, manifest = self.requests[place], read_manifest(self.weights[place])
-        tensors = [request.chunk_file(fasta.stem) for fasta in sorted(request.chunks.glob("*.fasta"))]
+        pool, manifest = self.pools[place], read_manifest(self.weights[place])
         identity = frame_identity(manifest, manifest.model, self.settings(place))
-        return Embedded(request.index, request.chunks, tensors, identity)
+        return Embedded(self.requests[place].index, pool.chunks, pool.tensors, identity)
 
     def classify(self) -> int:
         prepared = self.folder / "classifier.safetensors"

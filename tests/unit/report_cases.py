@@ -56,9 +56,13 @@ def chunk(number: int, **changes: Any) -> dict[str, Any]:
         "host": "node7",
         "ended": "2026-11-28T04:45:10.000Z",
         "statistics": statistics,
+        "proteins": 10,
+        "digest": "d" * 32,
+        "reused_from": "",
     }
     for key, value in changes.items():
         (statistics if key in statistics else entry)[key] = value
+    entry["proteins"] = statistics["proteins"]
     return entry
 
 

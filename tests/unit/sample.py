@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +70,10 @@ class Sample:
     def merge(self, *formats: str, **options: Any) -> MergeCounts:
         outputs = {name: self.folder / name for name in formats or ("parquet",)}
         expected = {**EXPECTED, **options.pop("expected", {})}
-        tensors: Sequence[Path] = options.pop("tensors", self.tensors)
         return merge_embeddings(
             self.index,
             self.folder / "chunks",
-            tensors,
+            self.folder / "tensors",
             outputs,
             self.folder / "report.json",
             expected=expected,

@@ -127,7 +127,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Steps:
     steps.embed()
     steps.classify()
     steps.call()
-    assert len(list(steps.requests[1].tensors.iterdir())) > 2
+    assert len(list(steps.pools[1].tensors.iterdir())) > 2
     return steps
 
 
@@ -189,7 +189,7 @@ def flipped(path: Path) -> None:
 def test_a_bad_chunk_file_is_named_and_its_recomputation_gives_the_same_calls(
     damage: Callable[[Path], object], words: str, place: int, steps: Steps, finished: Steps
 ) -> None:
-    path = steps.requests[place].chunk_file("chunk_00001")
+    path = steps.pools[place].chunk_file("chunk_00001")
     damage(path)
     steps.files.scores.unlink()
     with pytest.raises(UserError, match=words) as error:
@@ -230,7 +230,7 @@ def test_the_steps_as_commands_give_the_same_calls(steps: Steps, finished: Steps
 
 
 def test_numbers_that_are_not_finite_are_no_scores(steps: Steps) -> None:
-    rewritten(steps.requests[1].chunk_file("chunk_00000"), not_finite)
+    rewritten(steps.pools[1].chunk_file("chunk_00000"), not_finite)
     with pytest.raises(UserError, match="not finite"):
         steps.classify()
 
@@ -245,7 +245,7 @@ def test_frames_are_paired_by_id_and_never_by_place(change: str, steps: Steps) -
     fasta.write_text("".join(records[1:] if change == "a frame fewer" else [] if change == "none" else records))
     if change == "none":
         fasta.write_text(">x_chunk_1F1\nACGT\n")
-    shutil.rmtree(steps.requests[1].tensors)
+    shutil.rmtree(steps.pools[1].tensors)
     steps.split(1)
     steps.embed_chunks(1)
     before = steps.files.scores.read_bytes()
@@ -326,7 +326,7 @@ def test_a_frame_of_gaps_alone_is_embedded_as_unknown_bases(tmp_path: Path) -> N
 def test_no_frame_at_all_gives_tables_without_rows(steps: Steps) -> None:
     for place, request in enumerate(steps.requests):
         request.translated.write_text("")
-        shutil.rmtree(request.tensors)
+        shutil.rmtree(steps.pools[place].tensors)
         steps.split(place)
     assert steps.classify() == 0
     assert pq.read_table(steps.files.scores).num_rows == 0

@@ -23,11 +23,11 @@ from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record
 from virnucpro.base.settings import InputPolicies, LongProteins
-from virnucpro.chunking.cost import protein_costs
+from virnucpro.chunking.cost import assign_chunks, protein_costs
 from virnucpro.chunking.index import read_index
 from virnucpro.chunking.manifest import ChunkManifest, read_split
 from virnucpro.chunking.size import chunk_count
-from virnucpro.chunking.split import SplitCounts, assign_chunks, split_proteins
+from virnucpro.chunking.split import SplitCounts, split_proteins
 from virnucpro.engine.batch import cut_into_pieces
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.sequences.repeats import first_of
@@ -66,14 +66,16 @@ def check(inputs: Sequence[Path], folder: Path, counts: SplitCounts) -> None:
         first.setdefault(record.sequence, record.id)
     assert [(r.sequence, r.id) for chunk in embedded for r in chunk] == list(first.items())
     split = read_split(folder / "chunks")
-    assert split.inputs == tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs)
-    assert split.counts == asdict(counts)
-    for chunk, rows, digest in zip(chunks, embedded, split.chunks, strict=True):
+    (own,) = split.samples.values()
+    assert own.inputs == tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs)
+    assert own.counts == asdict(counts)
+    assert own.chunks == tuple(range(counts.chunks))
+    for chunk, rows, digest in zip(chunks, embedded, split.chunks.values(), strict=True):
         manifest = read_record(chunk.with_suffix(".json"), ChunkManifest)
         assert manifest.chunk == chunk.stem
         assert manifest.proteins == len(rows)
         assert manifest.residues == sum(len(record.sequence) for record in rows)
-        assert manifest.digest == digest == digest_of_digests(residue_digest(record.sequence) for record in rows)
+        assert manifest.digest == digest.digest == digest_of_digests(residue_digest(record.sequence) for record in rows)
     assert counts.records == len(records)
     assert counts.unique == len(first)
     assert counts.residues == sum(len(record.sequence) for record in records)

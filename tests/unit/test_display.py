@@ -84,7 +84,7 @@ def chunk(folder: Path, number: int, residues: int = 980) -> str:
 def begin(display: RunDisplay, chunks: int = 2) -> None:
     tell(display, "Workflow has started!", Event.WORKFLOW_STARTED)
     part = Planned("", 1000 * chunks, chunks, True)
-    display.begin("my: 20 proteins", {"my": [part]}, lambda sample: [part])
+    display.begin("my: 20 proteins", [part], lambda: [part])
 
 
 def test_blocks_and_statistics_are_left_to_the_log_file(display: RunDisplay, screen: Screen, tmp_path: Path) -> None:
@@ -211,8 +211,8 @@ def test_a_terminal_has_one_line_that_moves_and_is_gone_at_the_end(tmp_path: Pat
 def test_several_jobs_at_once_add_up(tmp_path: Path) -> None:
     now = [0.0]
     left = [Planned("", 4000, 4, True)]
-    progress = RunProgress(lambda sample: left, clock=lambda: now[0])
-    progress.begin({"my": left})
+    progress = RunProgress(lambda: left, clock=lambda: now[0])
+    progress.begin(left)
     assert progress.words() == "waiting"
     for number in (1, 2):
         log = tmp_path / f"{number}.log"
@@ -229,11 +229,11 @@ def test_several_jobs_at_once_add_up(tmp_path: Path) -> None:
 
 
 def test_a_split_tells_how_many_chunks_there_are() -> None:
-    left = {"my": [Planned("", 900, 1, False)]}
-    progress = RunProgress(left.__getitem__)
+    left = [Planned("", 900, 1, False)]
+    progress = RunProgress(lambda: left)
     progress.begin(left)
-    progress.started(1, RunningJob("split_proteins", {"sample": "my"}, None))
-    left["my"] = [Planned("", 5000, 3, True), Planned("", 400, 1, True, of_bases=True)]
+    progress.started(1, RunningJob("split_proteins", {}, None))
+    left = [Planned("", 5000, 3, True), Planned("", 400, 1, True, of_bases=True)]
     progress.finished(1)
     assert progress.chunks == (0, 4)
 

@@ -38,7 +38,16 @@ def test_tables_without_rows(control: Path) -> None:
         assert matrix.dtype == np.float32
     rows = pq.read_table(control / "out/embeddings.parquet")
     assert rows.num_rows == 0
-    assert rows.column_names == ["id", "length", "description", "treatment", "precision", "replaced", "embedding"]
+    assert rows.column_names == [
+        "id",
+        "length",
+        "description",
+        "treatment",
+        "precision",
+        "origin",
+        "replaced",
+        "embedding",
+    ]
     assert rows.schema.field("embedding").type.list_size == 64
     content = torch.load(control / "out/virnucpro_pt/output_1_ESM.pt", weights_only=True)
     assert content == {"proteins": [], "data": []}
@@ -77,9 +86,9 @@ def test_proteins_that_come_later_are_embedded(control: Path) -> None:
 def test_plots_and_summary(control: Path, tmp_path: Path) -> None:
     report = control / "out/embeddings.json"
     outputs = {name: [tmp_path / f"{name}.svg"] for name in SAMPLE_PLOTS}
-    plot_sample(
-        report, control / "out/proteins.parquet", [], outputs, tmp_path / "map.html", logger=logging.getLogger()
-    )
+    folders = (control / "out/chunks", control / "out/tensors")
+    index = control / "out/proteins.parquet"
+    plot_sample(report, index, *folders, outputs, tmp_path / "map.html", logger=logging.getLogger())
     plot_run([report], {name: [tmp_path / f"{name}.svg"] for name in RUN_PLOTS})
     assert len(list(tmp_path.glob("*.svg"))) == len(SAMPLE_PLOTS) + len(RUN_PLOTS)
     table, text, chunks = (tmp_path / name for name in ("summary.tsv", "summary.txt", "chunks.tsv"))

@@ -17,7 +17,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings
 from virnucpro.chunking.manifest import SplitSettings, read_split
-from virnucpro.chunking.split import split_proteins
+from virnucpro.chunking.split import ToSplit, split_samples
 from virnucpro.engine.job import embed_chunk
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
@@ -27,7 +27,8 @@ from virnucpro.storage.chunk_file import read_chunk_file
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.report_record import SampleReport
-from virnucpro.storage.state import RunState, SampleRequest, WeightsRequest, table_settings, translation_origin
+from virnucpro.storage.request import PoolRequest, SampleRequest, WeightsRequest
+from virnucpro.storage.state import RunState, table_settings, translation_origin
 from virnucpro.weights.manifest import read_manifest
 from virnucpro.weights.prepare import prepare_weights
 
@@ -35,6 +36,7 @@ LOGGER = logging.getLogger("flipped")
 WINDOW, CHUNK_RESIDUES = 90, 150
 POLICIES, SETTINGS, TABLES = InputPolicies(), EmbeddingSettings(), TableSettings()
 TINY = Architecture(layers=2, embed_dim=32, heads=4)
+SPLIT = SplitSettings(CHUNK_RESIDUES, 1, TINY.embed_dim, SETTINGS.long_proteins, POLICIES)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Finished:
 
     request: SampleRequest
     weights: WeightsRequest
+    pool: PoolRequest
 
     @property
     def folder(self) -> Path:
@@ -53,7 +56,7 @@ class Finished:
         return self.folder / "translated.faa"
 
     def state(self) -> RunState:
-        return RunState({"own": self.request}, self.weights, FileDigests())
+        return RunState({"own": self.request}, self.weights, FileDigests(), self.pool)
 
     def translate(self) -> None:
         contigs, sample = self.request.inputs, self.request
@@ -64,18 +67,12 @@ class Finished:
     def split(self, folder: Path) -> object:
         made_as = [recorded(self.request.translation, self.translated).sha256]
         chunks = folder / "chunks"
-        split_proteins(
-            [self.translated],
-            folder / "proteins.parquet",
-            chunks,
-            chunk_residues=CHUNK_RESIDUES,
-            embed_dim=TINY.embed_dim,
-            made_as=made_as,
-        )
+        sample = ToSplit([self.translated], folder / "proteins.parquet", folder / "skipped.tsv", made_as)
+        split_samples({"own": sample}, chunks, SPLIT)
         return read_split(chunks)
 
     def embed(self, chunk: str, output: Path) -> dict[str, bytes]:
-        fasta = self.request.chunks / f"{chunk}.fasta"
+        fasta = self.pool.chunks / f"{chunk}.fasta"
         manifest = fasta.with_suffix(".json")
         embed_chunk(fasta, manifest, self.weights.file, output, SETTINGS, devices=["cpu"], logger=LOGGER)
         file = read_chunk_file(output)
@@ -83,11 +80,10 @@ class Finished:
 
     def merge(self, folder: Path) -> list[object]:
         request = self.request
-        tensors = [request.chunk_file(path.stem) for path in sorted(request.chunks.glob("*.fasta"))]
         merge_embeddings(
             request.index,
-            request.chunks,
-            tensors,
+            self.pool.chunks,
+            self.pool.tensors,
             {"parquet": folder / "embeddings.parquet"},
             folder / "embeddings.json",
             expected=identity(read_manifest(self.weights.file), SETTINGS),
@@ -110,19 +106,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     write_checkpoint(folder / "my.pt", TINY)
     weights = WeightsRequest.of(ModelRef.of(folder / "my.pt"), folder, FileDigests())
     prepare_weights(str(folder / "my.pt"), weights.file, log=lambda line: None)
-    split = SplitSettings(CHUNK_RESIDUES, 1, TINY.embed_dim, SETTINGS.long_proteins, POLICIES)
     sample = folder / "own"
-    request = SampleRequest(sample, (folder / "contigs.fna",), WINDOW, split, SETTINGS, TABLES, POLICIES)
-    run = Finished(request, weights)
+    request = SampleRequest(sample, (folder / "contigs.fna",), WINDOW, TABLES, POLICIES)
+    pool = PoolRequest(sample, SPLIT, SETTINGS)
+    run = Finished(request, weights, pool)
     run.translate()
     run.split(sample)
-    chunks = [path.stem for path in sorted(request.chunks.glob("*.fasta"))]
+    chunks = [path.stem for path in sorted(pool.chunks.glob("*.fasta"))]
     assert len(chunks) > 2
     for chunk in chunks:
-        run.embed(chunk, request.chunk_file(chunk))
+        run.embed(chunk, pool.chunk_file(chunk))
     assert len(run.merge(sample)) > 10
     state = run.state()
-    reasons = [state.translation_stale("own"), state.split_stale("own"), state.tables_stale("own")]
+    reasons = [state.translation_stale("own"), state.split_stale(), state.tables_stale("own")]
     assert reasons == [None, None, None]
     return run
 
@@ -170,8 +166,8 @@ def test_a_flipped_bit_is_refused_or_says_nothing(
     for place, bit in [*((end, bit) for end in (0, size - 1) for bit in range(8)), *random_places]:
         with flipped(path, place, bit):
             state = finished.state()
-            reasons = [state.weights_stale(), state.translation_stale("own"), state.split_stale("own")]
-            reasons += [state.chunk_stale("own", "chunk_00001"), state.tables_stale("own")]
+            reasons = [state.weights_stale(), state.translation_stale("own"), state.split_stale()]
+            reasons += [state.chunk_stale("chunk_00001"), state.tables_stale("own")]
             try:
                 found = step(finished, tmp_path)
             except UserError:

@@ -173,8 +173,9 @@ def test_missing_chunk_files_are_named_and_nothing_is_written(tmp_path: Path, fa
         UserError, match=r"1 of \d+ chunk files are missing \(.*chunk_00001.safetensors\); run the same"
     ):
         sample.merge(*FORMATS)
-    with pytest.raises(UserError, match=r"chunk_00000\.safetensors"):
-        sample.merge(*FORMATS, tensors=sample.tensors[2:])
+    sample.tensors[0].unlink()
+    with pytest.raises(UserError, match=r"2 of \d+ .*chunk_00000\.safetensors"):
+        sample.merge(*FORMATS)
     assert not any((tmp_path / name).exists() for name in (*FORMATS, "report.json"))
     assert not list(tmp_path.glob(".*"))
 
@@ -229,10 +230,11 @@ def test_a_file_with_right_digests_in_the_wrong_order_is_found(tmp_path: Path, f
 def test_chunks_that_disagree_with_each_other_are_found(tmp_path: Path, fasta: Path) -> None:
     sample = Sample(tmp_path, fasta)
     write_stub_chunk(sample.fastas[1], sample.tensors[1], precision="fp32")
+    folders = (tmp_path / "chunks", tmp_path / "tensors")
     with pytest.raises(
         UserError, match=r"chunk_00001\.safetensors: it was made with precision fp32, the others with auto"
     ):
-        merge_embeddings(sample.index, sample.folder / "chunks", sample.tensors, {}, tmp_path / "report", expected={})
+        merge_embeddings(sample.index, *folders, {}, tmp_path / "report", expected={})
 
 
 def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path: Path, fasta: Path) -> None:

@@ -73,9 +73,9 @@ def test_the_table_names_neighbours_of_every_record(tmp_path: Path) -> None:
         write_stub_chunk(manifest.with_suffix(".fasta"), folder / "tensors" / f"{manifest.stem}.safetensors")
     report = write_report(tmp_path, "own", [chunk(0)], layers=[6])
     table = folder / "neighbours.tsv"
-    tensors = sorted((folder / "tensors").iterdir())
-    assert len(tensors) > 1
-    find_neighbours(report, folder / "proteins.parquet", tensors, table, 2, logger=LOGGER)
+    assert len(list((folder / "tensors").iterdir())) > 1
+    folders = (folder / "proteins.parquet", folder / "chunks", folder / "tensors")
+    find_neighbours(report, *folders, table, 2, logger=LOGGER)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [(row["id"], row["rank"]) for row in rows] == [(f"p{n}", str(rank)) for n in range(5) for rank in (1, 2)]

@@ -16,7 +16,7 @@ import pytest
 from tests.unit.sample import Sample, write_input
 from tests.unit.stub_chunks import stub_vectors
 
-COLUMNS = ["id", "length", "description", "treatment", "precision", "replaced", "embedding"]
+COLUMNS = ["id", "length", "description", "treatment", "precision", "origin", "replaced", "embedding"]
 
 
 def rows_of(query: str) -> list[Any]:

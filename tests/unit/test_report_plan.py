@@ -13,8 +13,9 @@ import pytest
 from tests.unit.stub_chunks import stub_statistics, write_stub_chunk
 from tests.unit.test_report_plots import protein
 from virnucpro.base.digest import file_sha256, write_products
+from virnucpro.chunking.manifest import SplitRecord, SplitSettings
 from virnucpro.chunking.size import ChunkSize
-from virnucpro.chunking.split import split_proteins
+from virnucpro.chunking.split import ToSplit, split_proteins, split_samples
 from virnucpro.config import RunConfig, load_config
 from virnucpro.config_files import Source
 from virnucpro.report.plan import H200_TOKENS_PER_SECOND, Planned, plan, planned_text
@@ -47,15 +48,21 @@ def text_of(run: RunConfig) -> str:
 
 
 def split(run: RunConfig) -> list[Path]:
-    folder = run.results / "own"
-    split_proteins([Path("own.faa")], folder / "proteins.parquet", folder / "chunks", chunk_residues=200)
-    return sorted((folder / "chunks").glob("chunk_*.json"))
+    settings = replace(run_state(run).pool.split_settings, chunk_residues=200)
+    split_as(run, settings)
+    return sorted((run.results / "chunks").glob("chunk_*.json"))
+
+
+def split_as(run: RunConfig, settings: SplitSettings) -> SplitRecord:
+    sample = run_state(run).samples["own"]
+    sequences = sample.translated if sample.window else Path("own.faa")
+    return split_samples({"own": ToSplit([sequences], sample.index, sample.skipped)}, run.results / "chunks", settings)
 
 
 def finish(manifest: Path, run: RunConfig, **changes: Any) -> None:
     statistics = json.dumps(stub_statistics(1, 998) | {"seconds": 2.0})
     metadata = {"model": run.model.name, "statistics": statistics, "device": "NVIDIA A100"}
-    output = run.results / "own" / "tensors" / f"{manifest.stem}.safetensors"
+    output = run.results / "tensors" / f"{manifest.stem}.safetensors"
     write_stub_chunk(manifest.with_suffix(".fasta"), output, **(metadata | changes))
 
 
@@ -116,17 +123,9 @@ def test_chunks_are_sized_by_model_and_device_and_a_split_for_the_other_device_s
     gpu, cpu = run(chunk_residues="auto"), run(chunk_residues="auto", gpus_per_job=0)
     assert (gpu.chunk_size, cpu.chunk_size) == (ChunkSize(20_000_000, 8), ChunkSize(21_000, 8))
     assert (planned(gpu)[0].chunks, planned(cpu)[0].chunks) == (1, 8)
-    folder, size = cpu.results / "own", cpu.chunk_size
-    counts = split_proteins(
-        [Path("own.faa")],
-        folder / "proteins.parquet",
-        folder / "chunks",
-        chunk_residues=size.residues,
-        multiple_of=size.multiple_of,
-    )
-    assert counts.chunks == 8
+    assert len(split_as(cpu, run_state(cpu).pool.split_settings).chunks) == 8
     assert [planned(config)[0].chunks for config in (cpu, gpu)] == [8, 8], "what is done on a CPU counts on a GPU"
-    assert run_state(run(chunk_residues=20_000_000)).split_stale("own") == "made with another chunk residues"
+    assert run_state(run(chunk_residues=20_000_000)).split_stale() == "made with another chunk residues"
     sizes = {
         model: run(chunk_residues="auto", model=model).chunk_sizes
         for model in ("esm2_t48_15B_UR50D", "esm2_t33_650M_UR50D", "esm2_demo")

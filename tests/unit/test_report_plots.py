@@ -22,7 +22,7 @@ from tests.unit.report_cases import chunk, write_report
 from tests.unit.stub_chunks import write_stub_chunk
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.split import split_proteins
-from virnucpro.report.map import FEWEST_FOR_UMAP, choose_vectors, principal_components
+from virnucpro.report.map import FEWEST_FOR_UMAP, ChosenVectors, choose_vectors, principal_components
 from virnucpro.report.read import Sample, read_sample
 from virnucpro.report.run_plots import (
     RUN_PLOTS,
@@ -141,10 +141,14 @@ def test_components_of_hardly_any_proteins(n: int) -> None:
     assert np.isfinite(found.explained).all()
 
 
+def vectors_of(sample: Sample, most: int = 1000, tensors: Path | None = None) -> ChosenVectors:
+    folder = sample.folder
+    return choose_vectors(folder / "proteins.parquet", folder / "chunks", tensors or folder / "tensors", 6, most)
+
+
 def test_the_map_shows_the_embeddings_of_different_proteins(sample: Sample) -> None:
-    tensors = sorted((sample.folder / "tensors").iterdir())
-    assert len(tensors) > 1
-    rows = choose_vectors(tensors, 6, 1000)
+    assert len(list((sample.folder / "tensors").iterdir())) > 1
+    rows = vectors_of(sample)
     assert rows.vectors.shape == (45, 8)
     assert sorted(rows.lengths.tolist()) == sorted(LENGTHS)
     components = principal_components(rows.vectors)
@@ -156,8 +160,7 @@ def test_the_map_shows_the_embeddings_of_different_proteins(sample: Sample) -> N
 
 
 def test_drawn_rows_are_bounded_the_same_each_time_and_have_their_own_lengths(sample: Sample) -> None:
-    tensors = sorted((sample.folder / "tensors").iterdir())
-    all_rows, some, again = (choose_vectors(tensors[::-1], 6, most) for most in (1000, 11, 11))
+    all_rows, some, again = (vectors_of(sample, most) for most in (1000, 11, 11))
     assert some.vectors.shape == (11, 8)
     assert some.total == 45
     np.testing.assert_array_equal(some.vectors, again.vectors)
@@ -169,7 +172,7 @@ def test_a_map_of_per_residue_chunks_takes_their_means(sample: Sample) -> None:
     folder = sample.folder / "residues"
     for fasta in sorted((sample.folder / "chunks").glob("*.fasta")):
         write_stub_chunk(fasta, folder / f"{fasta.stem}.safetensors", pooling=("per_residue",))
-    rows = choose_vectors(sorted(folder.iterdir()), 6, 1000)
+    rows = vectors_of(sample, tensors=folder)
     assert rows.vectors.shape == (45, 8)
     # Means of standard normal numbers: the longer the protein, the nearer to 0.
     assert np.abs(rows.vectors[rows.lengths > 1000]).max() < np.abs(rows.vectors[rows.lengths < 10]).max()
@@ -177,20 +180,20 @@ def test_a_map_of_per_residue_chunks_takes_their_means(sample: Sample) -> None:
 
 def test_files_are_whole_drawn_and_equal_each_time(sample: Sample, tmp_path: Path) -> None:
     report, index = sample.folder / "embeddings.json", sample.folder / "proteins.parquet"
-    tensors = sorted((sample.folder / "tensors").iterdir())
+    folders = (sample.folder / "chunks", sample.folder / "tensors")
     places = {name: [tmp_path / f"{name}.png"] for name in [*SAMPLE_PLOTS, *RUN_PLOTS]}
     drawn_here = {name: places[name] for name in SAMPLE_PLOTS}
-    plot_sample(report, index, tensors, drawn_here, tmp_path / "map.html", logger=logging.getLogger("test"))
+    plot_sample(report, index, *folders, drawn_here, tmp_path / "map.html", logger=logging.getLogger("test"))
     plot_run([report], {name: places[name] for name in RUN_PLOTS})
     for (png,) in places.values():
         colours = Image.open(png).convert("RGB").getcolors(1 << 24)
         assert colours is not None
         assert len(colours) > 10, f"{png} is empty"
-    drawn = [tmp_path / "first.svg", tmp_path / "second.svg"]
-    for svg in drawn:
+    svgs = [tmp_path / "first.svg", tmp_path / "second.svg"]
+    for svg in svgs:
         plot_run([report], {"throughput": [svg]})
-    assert ElementTree.parse(drawn[0]).getroot().tag.endswith("svg")
-    assert drawn[0].read_bytes() == drawn[1].read_bytes()
+    assert ElementTree.parse(svgs[0]).getroot().tag.endswith("svg")
+    assert svgs[0].read_bytes() == svgs[1].read_bytes()
 
 
 def test_an_ending_without_a_format_is_an_error(tmp_path: Path) -> None:
@@ -213,8 +216,8 @@ def test_umap_and_clusters_are_shown_where_there_are_proteins_enough(tmp_path: P
         write_stub_chunk(manifest.with_suffix(".fasta"), folder / "tensors" / f"{manifest.stem}.safetensors")
     report = write_report(tmp_path, "many", [chunk(0)], layers=[6])
     places = {name: [tmp_path / f"{name}.png"] for name in SAMPLE_PLOTS}
-    index, tensors = folder / "proteins.parquet", sorted((folder / "tensors").iterdir())
-    plot_sample(report, index, tensors, places, tmp_path / "map.html", logger=logging.getLogger("test"))
+    folders = (folder / "proteins.parquet", folder / "chunks", folder / "tensors")
+    plot_sample(report, *folders, places, tmp_path / "map.html", logger=logging.getLogger("test"))
     packed = re.search(r'id="data">([^<]+)<', (tmp_path / "map.html").read_text())
     assert packed is not None
     shown = json.loads(gzip.decompress(base64.b64decode(packed[1])))

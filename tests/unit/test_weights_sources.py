@@ -25,7 +25,7 @@ from virnucpro.checkpoints.hub import HubId
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
 from virnucpro.storage.report_record import SampleReport
-from virnucpro.storage.state import RunState, WeightsRequest
+from virnucpro.storage.request import WeightsRequest
 from virnucpro.weights.manifest import WeightsManifest
 from virnucpro.weights.prepare import prepare_weights
 
@@ -42,7 +42,7 @@ def prepared(model: str | Path | ModelRef, folder: Path, log: Callable[[str], No
     reference = ModelRef.of(model)
     wanted = WeightsRequest.of(reference, folder, FileDigests())
     manifest = prepare_weights(reference, wanted.file, digests=wanted.digests, log=log)
-    assert RunState({}, wanted, FileDigests()).weights_stale() is None
+    assert wanted.prepared() is not None
     again = WeightsRequest.of(ModelRef.of(*reference.given), folder, FileDigests())  # as its job gets it
     assert again == wanted
     return manifest
@@ -100,7 +100,7 @@ def test_any_file_of_a_folder_that_changes_makes_the_weights_stale(tmp_path: Pat
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content + b" ")
         wanted = WeightsRequest.of(ModelRef.of(folder), tmp_path, FileDigests())
-        assert RunState({}, wanted, FileDigests()).weights_stale() is not None
+        assert wanted.prepared() is None
         (folder / name).write_bytes(content)
     assert planning_parameters(ModelRef.of(folder)) > 10_000
 

@@ -60,7 +60,7 @@ class Run:
 
     @property
     def tensors(self) -> Path:
-        return self.folder / "results" / "own" / "tensors"
+        return self.folder / "results" / "tensors"
 
     @property
     def table(self) -> Path:

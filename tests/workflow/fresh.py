@@ -14,7 +14,7 @@ from virnucpro.engine.job import embed_chunk
 from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.merge import merge_embeddings
-from virnucpro.storage.state import WeightsRequest
+from virnucpro.storage.request import WeightsRequest
 from virnucpro.storage.tables import TABLES
 from virnucpro.weights.prepare import prepare_weights
 
@@ -49,10 +49,10 @@ def write_fresh_tables(folder: Path, inputs: Sequence[Path], width: int, setting
         long_proteins=embedding.long_proteins,
         policies=InputPolicies(**{name: settings[name] for name in POLICIES if name in settings}),
     )
-    tensors = []
+    tensors = folder / "tensors"
     for fasta in sorted(chunks.glob("*.fasta")):
-        tensors.append(folder / f"{fasta.stem}.safetensors")
-        embed_chunk(fasta, fasta.with_suffix(".json"), weights, tensors[-1], embedding, devices=["cpu"], logger=LOGGER)
+        output = tensors / f"{fasta.stem}.safetensors"
+        embed_chunk(fasta, fasta.with_suffix(".json"), weights, output, embedding, devices=["cpu"], logger=LOGGER)
     merge_embeddings(
         index,
         chunks,

@@ -186,7 +186,7 @@ def test_two_workflows_with_one_folder_of_results(tmp_path: Path, trials: int) -
     def split(name: str, results: Path, delay: float) -> Result:
         time.sleep(delay)
         config = {"samples": "own.faa", "model": "esm2_demo", "results": results}
-        return snakemake(tmp_path / name, f"{results}/own/proteins.parquet", config=config, cores=1)
+        return snakemake(tmp_path / name, f"{results}/chunks", config=config, cores=1)
 
     for trial in range(trials):
         results = tmp_path / f"results{trial}"
@@ -199,7 +199,7 @@ def test_two_workflows_with_one_folder_of_results(tmp_path: Path, trials: int) -
         for name in set("ab") - set(fine):
             assert f"error: another process writes to {results}" in ended[name].text
             assert "Traceback" not in ended[name].text
-        written = "".join(path.read_text() for path in sorted((results / "own" / "chunks").glob("*.fasta")))
+        written = "".join(path.read_text() for path in sorted((results / "chunks").glob("*.fasta")))
         assert written in [FASTA[name] for name in fine], trial
 
 

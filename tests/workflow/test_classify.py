@@ -40,7 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(folder, config)
     result = run.call(target="")
     assert result.code == 0, result.text
-    chunks = len(list((folder / "results/own/nucleotides/tensors").iterdir()))
+    chunks = len(list((folder / "results/nucleotides/tensors").iterdir()))
     assert chunks > 3
     assert result.jobs == Counter(
         prepare_weights=1,
@@ -80,7 +80,7 @@ def tables_of(run: Run) -> dict[str, bytes]:
 
 
 def nucleotide_chunk(run: Run, number: int) -> Path:
-    return files(run).folder / "nucleotides" / "tensors" / f"chunk_{number:05d}.safetensors"
+    return files(run).folder.parent / "nucleotides" / "tensors" / f"chunk_{number:05d}.safetensors"
 
 
 def test_every_contig_and_frame_that_came_in_is_there(finished: Run) -> None:
@@ -135,7 +135,7 @@ def test_kills_and_bad_chunk_files_cost_what_they_hit(run: Run, finished: Run) -
 
     (classifier,) = (run.folder / "resources").glob("classifier_demo-*")
     classifier.unlink()
-    (files(run).folder / "nucleotides" / "chunks" / "split.json").unlink()
+    (files(run).folder.parent / "nucleotides" / "chunks" / "split.json").unlink()
     files(run).scores.unlink()
     nucleotide_chunk(run, 0).unlink()
     cut = nucleotide_chunk(run, 1)

@@ -206,7 +206,7 @@ def lost_file(scene: Scene) -> str:
 
 
 def lost_folder(scene: Scene) -> str:
-    name = scene.chance.choice([".snakemake", "resources", "results/own/chunks", "results/own/tensors", "out/tensors"])
+    name = scene.chance.choice([".snakemake", "resources", "results/chunks", "results/tensors", "out/tensors"])
     shutil.rmtree(scene.folder / name, ignore_errors=True)
     return f"lost {name}"
 

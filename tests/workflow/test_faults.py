@@ -71,7 +71,7 @@ def test_terminated_with_a_clean_end(run: Run, undisturbed: Run) -> None:
 @pytest.mark.parametrize(
     ("output", "log"),
     [
-        ("results/own/tensors/chunk_00003.safetensors", "own/embed_esm2/chunk_00003.log"),
+        ("results/tensors/chunk_00003.safetensors", "embed_esm2/chunk_00003.log"),
         (TARGET, "own/merge_embeddings.log"),
     ],
     ids=["embed", "merge"],

@@ -40,12 +40,12 @@ def test_no_two_jobs_on_one_gpu(run: Run, gpus: set[str], undisturbed: Run) -> N
     chunks = [1, 3, 5, 7]
     run.forget(*chunks)
     for chunk in chunks:
-        (run.folder / f"results/logs/own/embed_esm2/chunk_{chunk:05d}.log").unlink()
+        (run.folder / f"results/logs/embed_esm2/chunk_{chunk:05d}.log").unlink()
         run.order(run.chunk(chunk), "hold")
     process = run.start()
 
     def said(words: str) -> list[int]:
-        logs = {chunk: run.folder / f"results/logs/own/embed_esm2/chunk_{chunk:05d}.log" for chunk in chunks}
+        logs = {chunk: run.folder / f"results/logs/embed_esm2/chunk_{chunk:05d}.log" for chunk in chunks}
         return [chunk for chunk, log in logs.items() if log.exists() and words in log.read_text()]
 
     wait_until(lambda: len(said("Leased GPU")) == 2 and len(said("Waiting for 1 free GPU")) == 2)

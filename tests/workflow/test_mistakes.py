@@ -52,9 +52,9 @@ def assert_one_sentence(folder: Path, config: dict[str, object], words: list[str
 def test_a_wrong_fasta(text: bytes, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "own.faa").write_bytes(text)
     config: dict[str, object] = {"samples": "own.faa", "model": "esm2_demo"}
-    assert_one_sentence(tmp_path, config, words, log="own/split_proteins.log")
+    assert_one_sentence(tmp_path, config, words, log="split_proteins.log")
     assert not (tmp_path / "results/own/proteins.parquet").exists()
-    assert not (tmp_path / "results/own/chunks").exists()
+    assert not (tmp_path / "results/chunks").exists()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_layer_that_the_checkpoint_does_not_have(tmp_path: Path) -> None:
     (tmp_path / "own.faa").write_text(GOOD)
     write_checkpoint(tmp_path / "model.pt", DEMO_ARCHITECTURE)
     config: dict[str, object] = {"samples": "own.faa", "model": "model.pt", "layers": 5}
-    assert_one_sentence(tmp_path, config, ["layer 5", "4 layers"], log="own/embed_esm2/chunk_00000.log")
+    assert_one_sentence(tmp_path, config, ["layer 5", "4 layers"], log="embed_esm2/chunk_00000.log")
 
 
 def test_without_network_the_shipped_config_says_which_file_to_put_where(tmp_path: Path) -> None:

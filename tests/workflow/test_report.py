@@ -204,7 +204,7 @@ def known(sample: Path) -> list[str]:
 def test_a_dry_run_predicts_chunks_proteins_residues_and_time(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, symlinks=True)
-    tensors = sorted((folder / "results" / "my" / "tensors").iterdir())
+    tensors = sorted((folder / "results" / "tensors").iterdir())
     tensors[0].unlink()
     result = snakemake(folder, "--dry-run", config=CONFIG)
     assert result.code == 0, result.text

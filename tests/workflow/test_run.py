@@ -46,7 +46,7 @@ def sample(folder: Path) -> Path:
 
 
 def chunks(folder: Path) -> list[Path]:
-    return sorted((sample(folder) / "tensors").glob("*.safetensors"))
+    return sorted((folder / "results" / "tensors").glob("*.safetensors"))
 
 
 def test_one_row_for_every_protein_in_input_order(finished: tuple[Path, Result]) -> None:
@@ -149,13 +149,9 @@ def test_a_touched_fasta_costs_no_embedding(tmp_path: Path) -> None:
     own.write_text(EXAMPLE.read_text() + ">one_more\nMKVLAAGIV\n")
     result = snakemake(tmp_path, config=config)
     assert result.code == 0, result.text
-    assert 0 < result.jobs["embed_esm2"] < len(chunks_of(tmp_path, "own"))
+    assert 0 < result.jobs["embed_esm2"] < len(chunks(tmp_path))
     table = pd.read_parquet(tmp_path / "results" / "own" / "embeddings.parquet")
     assert list(table["id"]) == [*example_ids(), "one_more"]
-
-
-def chunks_of(folder: Path, name: str) -> list[Path]:
-    return sorted((folder / "results" / name / "tensors").glob("*.safetensors"))
 
 
 def test_another_sample_embeds_that_sample_only(again: Path) -> None:

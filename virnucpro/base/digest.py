@@ -162,7 +162,7 @@ def files_of(paths: Iterable[Path], folder: Path) -> dict[str, FileProof]:
     ]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads of Python run
         proofs = list(pool.map(FileProof.of, files))
-    return {file.relative_to(folder).as_posix(): proof for file, proof in zip(files, proofs, strict=True)}
+    return {os.path.relpath(file, folder): proof for file, proof in zip(files, proofs, strict=True)}
 
 
 def recorded(record: Path, path: Path) -> FileProof:

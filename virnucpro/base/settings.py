@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from virnucpro.base.call_settings import CALL_SETTINGS
 from virnucpro.base.errors import UserError
 from virnucpro.base.setting import Setting
 from virnucpro.base.text import short
@@ -21,9 +22,6 @@ COUNT = 2**31 - 1
 
 VECTORS = ("mean", "bos", "max")
 """What pooling leaves one vector a protein; the names of their tensors begin with these words."""
-
-NO_CLASSIFIER, DEMO_CLASSIFIER = "none", "classifier_demo"
-"""No calls are wanted; and a random classifier, the same each time, whose calls mean nothing."""
 
 SETTINGS = {
     setting.key: setting
@@ -83,6 +81,21 @@ SETTINGS = {
             "Folder that converted model weights are kept in; may be shared by many runs.",
             "resources",
             text=True,
+        ),
+        Setting(
+            "reuse",
+            "Folders of earlier results, or chunk files: what they have of a sequence, from the same weights and "
+            "settings, is copied and not computed again (docs/reuse.md).",
+            (),
+            text=True,
+            several=True,
+            optional=True,
+        ),
+        Setting(
+            "reuse_devices",
+            "Whose numbers are taken: those of the same kinds of device as this run's (fp32 of any), or of any.",
+            "same",
+            words=("same", "any"),
         ),
         Setting(
             "model",
@@ -165,6 +178,7 @@ SETTINGS = {
             words=("float32", "float16"),
         ),
         Setting("merge.records_per_file", "Proteins in each file of virnucpro_pt.", 10_000, numbers=(1, COUNT)),
+        *CALL_SETTINGS,
         Setting(
             "metadata",
             "A table (.tsv or .csv) of what is known of the proteins, by whose columns maps are coloured: its column "
@@ -180,43 +194,10 @@ SETTINGS = {
             numbers=(0, 1000),
         ),
         Setting(
-            "classify.classifier",
-            "What calls contigs viral or not (docs/calls.md): none, the path of VirNucPro's 500_model.pth or "
-            "300_model.pth, or classifier_demo, which is random and means nothing biologically.",
-            NO_CLASSIFIER,
-            words=(NO_CLASSIFIER, DEMO_CLASSIFIER),
-            text=True,
-        ),
-        Setting(
-            "classify.nucleotide_model",
-            "What embeds the frames' nucleotides: dnabert_s, the path of its folder or file, its repository on "
-            "huggingface.co, or dnabert_s_demo, which has random weights.",
-            "dnabert_s",
-            text=True,
-        ),
-        Setting(
-            "classify.chunk_bases",
-            "Bases in a chunk of the frames' nucleotides. auto is 200 million on a GPU, and some ten minutes on a CPU.",
+            "sample_plots",
+            "Whether plots of each sample are drawn: auto where there are 100 samples or fewer.",
             "auto",
-            words=("auto",),
-            numbers=(1, 2**53),
-        ),
-        Setting("classify.viral_over", "A contig's score over which it is called viral.", 0.3, decimals=(-1, 1)),
-        Setting(
-            "classify.non_viral_under",
-            "A contig's score under which it is called non-viral; between the two it is ambiguous.",
-            -0.3,
-            decimals=(-1, 1),
-        ),
-        Setting(
-            "classify.sure_over",
-            "A window is surely of a class when its score is over this, and the other's under sure_under.",
-            0.8,
-            decimals=(0, 1),
-        ),
-        Setting("classify.sure_under", "See sure_over.", 0.3, decimals=(0, 1)),
-        Setting(
-            "classify.ambiguous_over", "A window is ambiguous when both scores are over this.", 0.7, decimals=(0, 1)
+            words=("auto", "all", "none"),
         ),
         Setting(
             "gpus_per_job",

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from virnucpro.base.atomic import atomic_path, remove
-from virnucpro.base.digest import FileProof, file_sha256, write_products
+from virnucpro.base.atomic import atomic_path
+from virnucpro.base.digest import write_products
 from virnucpro.base.errors import UserError
 from virnucpro.base.space import check_space
 from virnucpro.base.text import short
@@ -22,7 +22,7 @@ from virnucpro.calling.classifier import Classifier
 from virnucpro.calling.frames import OTHERS, VIRUS
 from virnucpro.calling.state import scores_origin
 from virnucpro.chunking.index import IndexRows, read_index
-from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
+from virnucpro.chunking.manifest import SampleSplit, read_split
 from virnucpro.storage.chunk_file import ChunkFile, verify_chunks
 from virnucpro.storage.row_reader import RowReader
 
@@ -38,26 +38,33 @@ class Embedded:
 
     Attributes:
         index, chunks: as the split wrote them.
-        tensors: the chunk files, in any order.
+        tensors: the folder of chunk files.
         identity: what every chunk file must say of itself, and ``layers_asked_for``.
     """
 
     index: Path
     chunks: Path
-    tensors: Sequence[Path]
+    tensors: Path
     identity: Mapping[str, str]
 
+    def split(self) -> SampleSplit:
+        """What the split says of the sample.
+
+        Raises:
+            UserError: the index is missing or bad.
+        """
+        return read_split(self.chunks).of_index(self.index)
+
     def verified(self, threads: int) -> list[ChunkFile]:
-        """The chunk files, every byte of them and of the index checked.
+        """The sample's chunk files, every byte of them and of the index checked.
 
         Raises:
             UserError: the index or a chunk file is missing or bad (then renamed to ``NAME.bad``).
         """
-        split = read_split(self.chunks)
-        if FileProof.of(self.index) != split.index:
-            raise UserError(f"{self.index} is not what the split wrote, so it was damaged: run the same command again")
         wanted = {name: value for name, value in self.identity.items() if name != "layers_asked_for"}
-        return verify_chunks(split, self.tensors, wanted, threads=threads)
+        numbers = self.split().chunks
+        found = verify_chunks(read_split(self.chunks), self.tensors, wanted, numbers=numbers, threads=threads)
+        return list(found.values())
 
 
 def classify_frames(
@@ -85,7 +92,7 @@ def classify_frames(
     """
     both = (nucleotides, proteins)  # in the order of the classifier's features
     verified = [kind.verified(threads) for kind in both]
-    splits = [read_split(kind.chunks) for kind in (proteins, nucleotides)]
+    splits = [kind.split() for kind in (proteins, nucleotides)]
     check_space(output.parent, 40 * splits[0].counts["records"], "writing the scores of frames")
     count = 0
     with (
@@ -94,7 +101,7 @@ def classify_frames(
         atomic_path(output) as beside,
         pq.ParquetWriter(beside, SCORES) as out,
     ):
-        for of_bases, of_proteins in _paired(nucleotides.index, proteins.index):
+        for of_bases, of_proteins in _paired(nucleotides, proteins):
             features = np.concatenate([bases.vectors(of_bases), residues.vectors(of_proteins)], axis=1)
             out.write_batch(_batch(of_proteins.ids, classifier.scores(features)))
             count += len(of_proteins)
@@ -103,27 +110,27 @@ def classify_frames(
     if count != splits[0].counts["records"]:
         raise UserError(f"{proteins.index} has {count} rows where {splits[0].counts['records']} are promised")
     origin = scores_origin(
-        [file_sha256(kind.chunks / SPLIT_RECORD) for kind in (proteins, nucleotides)],
+        [split.index.sha256 for split in splits],
         [proteins.identity, nucleotides.identity],
         classifier.sha256,
     )
     write_products(output.with_suffix(".json"), origin, [output])
-    _remove_other_chunks(nucleotides.tensors, logger)
     logger.info("%d frames scored", count)
     return count
 
 
-def _paired(bases: Path, proteins: Path) -> Iterator[tuple[IndexRows, IndexRows]]:
+def _paired(bases: Embedded, proteins: Embedded) -> Iterator[tuple[IndexRows, IndexRows]]:
     """The rows of both indices, so many at a time, every id compared with its partner's."""
-    for one, other in zip_longest(read_index(bases, AT_ONCE), read_index(proteins, AT_ONCE)):
+    both = (read_index(kind.index, AT_ONCE, chunks=kind.split().chunks) for kind in (bases, proteins))
+    for one, other in zip_longest(*both):
         ids = [rows.ids if rows is not None else [] for rows in (one, other)]
         if ids[0] != ids[1]:
             pairs = zip_longest(*ids)
             base, protein = next((a, b) for a, b in pairs if a != b)
             lone = short(base if base is not None else protein)
             raise UserError(
-                f"{bases} and {proteins} are not of the same frames (where one has {lone} the other has not): "
-                "delete both and run the same command again"
+                f"{bases.index} and {proteins.index} are not of the same frames (where one has {lone} the other has "
+                "not): delete both and run the same command again"
             )
         yield one, other
 
@@ -131,13 +138,3 @@ def _paired(bases: Path, proteins: Path) -> Iterator[tuple[IndexRows, IndexRows]
 def _batch(ids: Sequence[str], scores: NDArray[np.float32]) -> pa.RecordBatch:
     columns = [pa.array(ids, pa.string()), pa.array(scores[:, OTHERS]), pa.array(scores[:, VIRUS])]
     return pa.record_batch(columns, schema=SCORES)
-
-
-def _remove_other_chunks(tensors: Sequence[Path], logger: logging.Logger) -> None:
-    """Chunk files that are none of the sample's any more; those of proteins the merge removes."""
-    kept = {path.resolve() for path in tensors}
-    for parent in {path.parent for path in kept}:
-        for path in sorted(parent.glob("chunk_*.safetensors")):
-            if path not in kept:
-                remove(path)
-                logger.info("removed %s, which is of earlier settings or inputs", path)

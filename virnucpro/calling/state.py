@@ -14,17 +14,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from virnucpro.base.call_settings import DEMO_CLASSIFIER
 from virnucpro.base.digest import FileDigests, FileProof, Products, read_products, why_stale
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
-from virnucpro.base.settings import DEMO_CLASSIFIER, EmbeddingSettings, InputPolicies
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies
 from virnucpro.calling.rule import CallRule
-from virnucpro.chunking.manifest import SPLIT_RECORD
 from virnucpro.models.reference import LONGEST_NAME
 from virnucpro.storage.chunk_metadata import identity, settings_identity
-from virnucpro.storage.sample_files import SampleFiles
-from virnucpro.storage.state import MISSING, RunState, SampleRequest, reports_origin
+from virnucpro.storage.request import SampleRequest
+from virnucpro.storage.sample_files import PoolFiles, SampleFiles
+from virnucpro.storage.state import MISSING, RunState, reports_origin
 from virnucpro.weights.manifest import WeightsManifest
 
 WINDOWS = (300, 500)
@@ -121,6 +122,10 @@ class CallFiles(SampleFiles):
         return self.folder / "plots" / RECORD
 
 
+NUCLEOTIDES = "nucleotides"
+"""The folder of what is made of nucleotides, in a sample's folder and in that of the results."""
+
+
 @dataclass(frozen=True)
 class NucleotideFiles(SampleFiles):
     """The files of the nucleotides of a sample's frames: a split of their own, of the proteins' translation."""
@@ -132,19 +137,16 @@ class NucleotideFiles(SampleFiles):
 
     @property
     def index(self) -> Path:
-        return self.folder / "nucleotides" / "nucleotides.parquet"
+        return self.folder / NUCLEOTIDES / "nucleotides.parquet"
 
     @property
     def skipped(self) -> Path:
-        return self.folder / "nucleotides" / "skipped.tsv"
+        return self.folder / NUCLEOTIDES / "skipped.tsv"
 
     @property
-    def chunks(self) -> Path:
-        return self.folder / "nucleotides" / "chunks"
-
-    @property
-    def tensors(self) -> Path:
-        return self.folder / "nucleotides" / "tensors"
+    def pool(self) -> PoolFiles:
+        """The chunks of a sample that was split by itself."""
+        return PoolFiles(self.folder / NUCLEOTIDES)
 
 
 @dataclass(frozen=True)
@@ -211,16 +213,16 @@ class CallsState:
         return "of another classifier"
 
     def scores_stale(self, sample: str) -> str | None:
-        """Whether a sample's frames have to be classified: its two splits, weights, settings and classifier."""
+        """Whether a sample's frames have to be classified: its two indices, weights, settings and classifier."""
         files = self.files(sample)
         if not files.scores.exists() and not files.scores_record.exists():
             return MISSING
         requests = [(state, state.samples[sample]) for state in (self.proteins, self.nucleotides)]
-        if any(state.split_stale(sample) is not None for state, _ in requests):
+        if any(state.sample_stale(sample) is not None for state, _ in requests):
             return "its frames have to be split again"
         wanted = scores_origin(
-            [self.proteins.sha256(request.chunks / SPLIT_RECORD) for _, request in requests],
-            [frame_identity(state.manifest(), state.weights.model, request.embedding) for state, request in requests],
+            [self.proteins.sha256(request.index) for _, request in requests],
+            [frame_identity(state.manifest(), state.weights.model, state.pool.embedding) for state, _ in requests],
             self.classifier.source_sha256,
         )
         return self._stale(files.scores_record, wanted)
@@ -283,7 +285,7 @@ def scores_origin(splits: Iterable[str], identities: Iterable[Mapping[str, str]]
     """What scores of frames are made from: of proteins, then of nucleotides.
 
     Args:
-        splits: the sha256 of each split's record.
+        splits: the sha256 of each index.
         identities: what the chunk files of each say of themselves.
         classifier: the sha256 of VirNucPro's file; empty for the random one.
     """

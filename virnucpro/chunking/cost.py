@@ -53,3 +53,19 @@ def protein_costs(lengths: NDArray[np.integer], *, embed_dim: int, long_proteins
     """
     tokens = (piece_lengths(lengths, long_proteins) + SPECIAL_TOKENS).astype(np.float64)
     return piece_counts(lengths, long_proteins) * tokens * (1 + tokens / (6 * embed_dim))
+
+
+def assign_chunks(costs: NDArray[np.float64], count: int) -> NDArray[np.int32]:
+    """The chunk of each protein, (n,), rising from 0 without gaps.
+
+    Each chunk ends where its share of the total cost ends: a protein goes where its middle is, so no
+    chunk is off its share by more than one protein. A protein that costs more than a whole share leaves fewer
+    chunks than asked for, not empty ones.
+    """
+    if costs.size == 0:
+        return np.zeros(0, np.int32)
+    middle = np.cumsum(costs) - costs / 2
+    total = float(middle[-1] + costs[-1] / 2)
+    wanted = np.minimum((middle * (count / total)).astype(np.int64), count - 1)
+    steps = np.diff(wanted, prepend=wanted[0]) > 0
+    return np.cumsum(steps).astype(np.int32)

@@ -7,8 +7,8 @@ the whole file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +82,11 @@ class IndexWriter:
         self._writer.close()
 
 
-def read_index(path: Path, batch_rows: int = BATCH_ROWS) -> Iterator[IndexRows]:
+def read_index(path: Path, batch_rows: int = BATCH_ROWS, *, chunks: Sequence[int] | None = None) -> Iterator[IndexRows]:
     """Read an index's rows in order, so many at a time.
+
+    Args:
+        chunks: the numbers of the sample's chunks, rising: rows then have the chunk's place among these as its number.
 
     Raises:
         UserError: missing, damaged, or not an index.
@@ -100,9 +103,18 @@ def read_index(path: Path, batch_rows: int = BATCH_ROWS) -> Iterator[IndexRows]:
             raise UserError(f"{path} is not an index of this program's version; {way_out}")
         try:
             for batch in file.iter_batches(batch_size=batch_rows, use_threads=False):
-                yield _rows(batch)
+                rows = _rows(batch)
+                yield rows if chunks is None else replace(rows, chunk=_places(rows.chunk, chunks, path))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); {way_out}") from None
+
+
+def _places(numbers: NDArray[np.int32], chunks: Sequence[int], path: Path) -> NDArray[np.int32]:
+    known = np.array(chunks, np.int32)
+    places = np.searchsorted(known, numbers)
+    if len(numbers) and not (np.append(known, -1)[places] == numbers).all():
+        raise UserError(f"{path} names chunks that its split does not have: run the same command again")
+    return places.astype(np.int32)
 
 
 def _rows(batch: pa.RecordBatch) -> IndexRows:

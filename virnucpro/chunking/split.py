@@ -1,18 +1,19 @@
-"""Read a sample's proteins, embed equal ones once, and cut the work into chunks of equal cost.
+"""Read the proteins of samples, embed equal ones once, and cut the work into chunks of equal cost.
 
-The files are read twice: once for digests and lengths (40 bytes a record are kept, in arrays), once to
-write. So memory does not grow with the residues, and hardly with the records.
+All samples of a run are split together: what two of them share is embedded once, and small ones share chunks. What is
+embedded already (:class:`Found`) is cut no more. The files are read twice: once for digests and lengths (40 bytes a
+record are kept, in arrays), once to write. So memory does not grow with the residues, and hardly with the records.
 """
 
 from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
+from itertools import count as count_from
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,28 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.base.space import check_space
-from virnucpro.chunking.cost import protein_costs
+from virnucpro.chunking.chunk_folder import ChunkFolder
+from virnucpro.chunking.cost import assign_chunks, protein_costs
 from virnucpro.chunking.index import BATCH_ROWS, IndexRows, IndexWriter
-from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name
+from virnucpro.chunking.manifest import (
+    SPLIT_RECORD,
+    ChunkManifest,
+    SampleSplit,
+    SplitChunk,
+    SplitRecord,
+    SplitSettings,
+    chunk_name,
+)
 from virnucpro.chunking.size import chunk_count
 from virnucpro.sequences.fasta import FastaRecord, description_of
 from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, Kind, skipped_table
 from virnucpro.sequences.repeats import first_of
+
+MOST_LINES = 20
+"""Samples of which the log has a line each."""
+
+ONE = "sample"
+"""What the record calls the sample of a split of one."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +82,58 @@ class _Digested:
 
 
 @dataclass(frozen=True)
+class ToSplit:
+    """A sample that is to be split.
+
+    Attributes:
+        inputs: FASTA files, in the order that their records are to have.
+        index: the Parquet file to write (see :mod:`virnucpro.chunking.index`).
+        skipped: the table of skipped records to write.
+        made_as: the sha256 of each file, where another step has made them and recorded it.
+    """
+
+    inputs: Sequence[Path]
+    index: Path
+    skipped: Path
+    made_as: Sequence[str] | None = None
+
+
+@dataclass
+class Found:
+    """Which of n different sequences are embedded already, and where.
+
+    ``chunk`` is the number of the chunk file, -1 where there is none, and ``row`` the row there, each int32 (n,);
+    ``chunks`` describes the chunk files by their numbers, ``taken`` are all numbers that no new chunk may have, and
+    ``reused`` says which sequences came from elsewhere, bool (n,).
+    """
+
+    chunk: NDArray[np.int32]
+    row: NDArray[np.int32]
+    chunks: dict[int, SplitChunk] = field(default_factory=dict)
+    taken: frozenset[int] = frozenset()
+    reused: NDArray[np.bool_] | None = None
+    sources: str = ""
+
+
+Find = Callable[[NDArray[np.uint8], NDArray[np.int32]], Found]
+"""Looks for sequences by their digests, (n, 16), and lengths, (n,)."""
+
+
+@dataclass(frozen=True)
 class _Plan:
-    """Where each record's embedding will be, (n,); and for each chunk where its unique proteins begin and end."""
+    """Where each record's embedding will be, by place in the order of all samples' records.
+
+    ``first`` is the place of the first record with the same sequence, int64 (n,); ``chunk`` and ``row`` are int32 (n,).
+    ``manifests`` are of the chunks that are to be embedded, ``chunks`` of all, by number.
+    """
 
     first: NDArray[np.int64]
     chunk: NDArray[np.int32]
     row: NDArray[np.int32]
     manifests: list[ChunkManifest]
+    chunks: dict[int, SplitChunk]
+    counts: dict[str, int]
+    sources: str
 
 
 def split_proteins(
@@ -88,100 +149,139 @@ def split_proteins(
     policies: InputPolicies = InputPolicies(),
     made_as: Sequence[str] | None = None,
     kind: Kind = PROTEINS,
+    find: Find | None = None,
     logger: logging.Logger | None = None,
 ) -> SplitCounts:
-    """Write a sample's index, its folder of chunks (``chunk_00000.fasta`` and ``.json`` each), and what was skipped.
+    """Split one sample by itself; arguments as for :func:`split_samples`, :class:`ToSplit` and :class:`SplitSettings`.
 
-    Equal input gives equal chunks, byte for byte. The outputs appear when all of it was read and is right. A sample
-    without proteins (see ``policies``) has an index without rows and no chunks.
+    The table of skipped records is :data:`SKIPPED_TABLE` beside ``chunks`` where nothing else is said.
+    """
+    settings = SplitSettings(chunk_residues, multiple_of, embed_dim, long_proteins, policies)
+    sample = ToSplit(inputs, index, skipped or Path(chunks).with_name(SKIPPED_TABLE), made_as)
+    record = split_samples({ONE: sample}, chunks, settings, kind=kind, find=find, logger=logger)
+    return SplitCounts(**record.samples[ONE].counts)
+
+
+def split_samples(
+    samples: Mapping[str, ToSplit],
+    chunks: Path,
+    settings: SplitSettings,
+    *,
+    kind: Kind = PROTEINS,
+    find: Find | None = None,
+    logger: logging.Logger | None = None,
+) -> SplitRecord:
+    """Write each sample's index and what was skipped of it, and the chunks that are left to embed.
+
+    The folder ``chunks`` gets ``chunk_00000.fasta`` and ``.json`` for each and the record of the split; an older one is
+    replaced. Equal input gives equal chunks, byte for byte. The outputs appear when all of it was read and is right.
+    Samples without proteins (see ``policies``) have an index without rows and no chunks.
 
     Args:
-        inputs: FASTA files, in the order that their records are to have.
-        index: the Parquet file to write (see :mod:`virnucpro.chunking.index`).
-        chunks: the folder to write; an older one is replaced.
-        skipped: the table of skipped records to write; by default :data:`SKIPPED_TABLE` beside ``chunks``.
-        chunk_residues: residues in a chunk, about.
-        embed_dim: the model's width, for the quadratic part of the cost.
-        multiple_of: round the number of chunks up to a multiple of this (see :func:`chunk_count`).
-        long_proteins: how they will be run (see :func:`protein_costs`).
-        policies: what is done about empty records, repeated ids and the like; by default they are errors.
         kind: what the records are, where they are no proteins.
-        made_as: the sha256 of each file, where another step has made them and recorded it.
+        find: looks for what is embedded already; None where nothing is.
 
     Raises:
         UserError: a file that cannot be read or is not FASTA, or is not as it was made; or what the policies refuse.
     """
-    if chunk_residues < 1:
-        raise UserError(f"chunk_residues is {chunk_residues}; give a number of residues over 0")
-    intake = Intake(inputs, kind, policies)
-    seen = _digest_records(intake)
-    if made_as is not None and intake.digests != list(made_as):
-        raise UserError(
-            f"{', '.join(map(str, inputs))}: changed or damaged since it was made: run the same command again"
+    if settings.chunk_residues < 1:
+        raise UserError(f"chunk_residues is {settings.chunk_residues}; give a number of residues over 0")
+    log = logger or logging.getLogger(__name__)
+    intakes = {name: Intake(sample.inputs, kind, settings.policies) for name, sample in samples.items()}
+    seen = {name: _digest_records(intake) for name, intake in intakes.items()}
+    for name, sample in samples.items():
+        if sample.made_as is not None and intakes[name].digests != list(sample.made_as):
+            listed = ", ".join(map(str, sample.inputs))
+            raise UserError(f"{listed}: changed or damaged since it was made: run the same command again")
+    plan = _plan(list(seen.values()), settings, find)
+    places = _places(seen)
+    counts = {
+        name: _counts(seen[name], intakes[name].skipped, plan.chunk[place], plan.row[place])
+        for name, place in places.items()
+    }
+    # Each different sequence with ">", an id and two line ends, and a digest a record that hardly packs.
+    needed = sum(manifest.residues + 4 * manifest.proteins for manifest in plan.manifests)
+    needed += 16 * sum(count.records for count in counts.values())
+    check_space(Path(chunks).parent, needed, f"splitting {sum(count.records for count in counts.values()):,} records")
+    with ExitStack() as stack:
+        # Written first and in place last: the record names everything else.
+        folder = stack.enter_context(atomic_directory(chunks))
+        out = stack.enter_context(closing(ChunkFolder(folder, {chunk.chunk for chunk in plan.manifests})))
+        done = {}
+        for name, sample in samples.items():
+            with atomic_path(sample.index) as index, skipped_table(sample.skipped) as skip:
+                records, changed = intakes[name].second_reading(skip), intakes[name].changed
+                described = settings.policies.duplicate_ids != "header"
+                _write(records, changed, index, out, seen[name], plan, places[name], described=described)
+                proof = FileProof.of(index)
+            used = tuple(np.unique(plan.chunk[places[name]]).tolist())
+            done[name] = SampleSplit(tuple(intakes[name].digests), asdict(counts[name]), proof, used)
+        out.close()
+        for manifest in plan.manifests:
+            write_record(folder / f"{manifest.chunk}.json", manifest)
+        named = {chunk_name(number): plan.chunks[number] for number in sorted(plan.chunks)}
+        record = SplitRecord(settings, done, named, plan.counts, plan.sources)
+        write_record(folder / SPLIT_RECORD, record)
+    for name, sample in samples.items():
+        _log(name if len(samples) > 1 else "", counts[name], sample.skipped, log, short=len(samples) > MOST_LINES)
+    if len(samples) > 1 or plan.counts["kept"] or plan.counts["reused"]:
+        log.info(
+            "%d different sequences in all: %d embedded before in this folder, %d taken from earlier results, %d to "
+            "embed in %d chunks",
+            *(plan.counts[name] for name in ("unique", "kept", "reused")),
+            plan.counts["unique"] - plan.counts["kept"] - plan.counts["reused"],
+            len(plan.manifests),
         )
-    costs = protein_costs(seen.lengths, embed_dim=embed_dim, long_proteins=long_proteins)
-    plan = _plan(seen, costs, chunk_residues, multiple_of)
-    is_new = plan.first == np.arange(len(plan.first))
-    counts = SplitCounts(
+    return record
+
+
+def _places(seen: Mapping[str, _Digested]) -> dict[str, slice]:
+    """Each sample's records in the order of all."""
+    places, end = {}, 0
+    for name, sample in seen.items():
+        places[name] = slice(end, end + len(sample.lengths))
+        end += len(sample.lengths)
+    return places
+
+
+def _counts(seen: _Digested, skipped: int, chunk: NDArray[np.int32], row: NDArray[np.int32]) -> SplitCounts:
+    _, first = np.unique(chunk.astype(np.int64) << 32 | row, return_index=True)
+    return SplitCounts(
         records=len(seen.lengths),
-        unique=int(is_new.sum()),
+        unique=len(first),
         residues=int(seen.lengths.sum(dtype=np.int64)),
-        unique_residues=int(seen.lengths[is_new].sum(dtype=np.int64)),
+        unique_residues=int(seen.lengths[first].sum(dtype=np.int64)),
         longest=int(seen.lengths.max(initial=0)),
         replaced=int(seen.replaced.sum(dtype=np.int64)),
         replaced_records=int((seen.replaced > 0).sum()),
-        chunks=len(plan.manifests),
-        skipped=intake.skipped,
+        chunks=len(np.unique(chunk)),
+        skipped=skipped,
         gapped=int(seen.is_gapped.sum()),
         unknown=int(seen.is_unknown.sum()),
     )
-    # Each different sequence with ">", an id and two line ends, and a digest a record that hardly packs.
-    needed = counts.unique_residues + 4 * counts.unique + 16 * counts.records
-    check_space(Path(chunks).parent, needed, f"splitting {counts.records:,} records")
-    skipped = skipped or Path(chunks).with_name(SKIPPED_TABLE)
-    settings = SplitSettings(chunk_residues, multiple_of, embed_dim, long_proteins, policies)
-    with (
-        atomic_path(index) as index_file,
-        skipped_table(skipped) as skip,
-        atomic_directory(chunks) as folder,
-    ):
-        _write(
-            intake.second_reading(skip),
-            intake.changed,
-            index_file,
-            folder,
-            seen,
-            plan,
-            described=policies.duplicate_ids != "header",
-        )
-        chunk_digests = tuple(manifest.digest for manifest in plan.manifests)
-        digests = tuple(intake.digests)
-        write_record(
-            folder / SPLIT_RECORD,
-            SplitRecord(digests, settings, asdict(counts), FileProof.of(index_file), chunk_digests),
-        )
-    _log(counts, skipped, logger or logging.getLogger(__name__))
-    return counts
 
 
-def _log(counts: SplitCounts, skipped: Path, log: logging.Logger) -> None:
-    log.info(
-        "%d records of %d residues: %d different sequences in %d chunks, the longest of %d residues",
-        *(counts.records, counts.residues, counts.unique, counts.chunks, counts.longest),
-    )
+def _log(name: str, counts: SplitCounts, skipped: Path, log: logging.Logger, *, short: bool) -> None:
+    """Say what was read; ``short`` where it must be known alone."""
+    of = f"{name}: " if name else ""
+    if not short:
+        log.info(
+            "%s%d records of %d residues: %d different sequences in %d chunks, the longest of %d residues",
+            *(of, counts.records, counts.residues, counts.unique, counts.chunks, counts.longest),
+        )
     if not counts.records:
-        log.warning("no protein in this sample: its tables will have no rows")
+        log.warning("%sno protein in this sample: its tables will have no rows", of)
     if counts.skipped:
-        log.warning("%d records were skipped: %s lists them", counts.skipped, skipped)
+        log.warning("%s%d records were skipped: %s lists them", of, counts.skipped, skipped)
     if counts.replaced:
         log.warning(
-            "%d residues (inner '*' or 'J') in %d records have no token and became X",
-            *(counts.replaced, counts.replaced_records),
+            "%s%d residues (inner '*' or 'J') in %d records have no token and became X",
+            *(of, counts.replaced, counts.replaced_records),
         )
     if counts.gapped:
-        log.warning("%d records hold gaps ('-' or '.'), which are embedded as such", counts.gapped)
+        log.warning("%s%d records hold gaps ('-' or '.'), which are embedded as such", of, counts.gapped)
     if counts.unknown:
-        log.warning("%d records are mostly X (unknown residues): their embeddings say little", counts.unknown)
+        log.warning("%s%d records are mostly X (unknown residues): their embeddings say little", of, counts.unknown)
 
 
 def _digest_records(intake: Intake) -> _Digested:
@@ -205,70 +305,67 @@ def _digest_records(intake: Intake) -> _Digested:
     )
 
 
-def _plan(seen: _Digested, costs: NDArray[np.float64], chunk_residues: int, multiple_of: int) -> _Plan:
-    first = first_of(seen.digests)
+def _plan(samples: Sequence[_Digested], settings: SplitSettings, find: Find | None) -> _Plan:
+    digests = np.concatenate([sample.digests for sample in samples])
+    lengths = np.concatenate([sample.lengths for sample in samples])
+    first = first_of(digests)
     unique = np.flatnonzero(first == np.arange(len(first)))
-    lengths = seen.lengths[unique].astype(np.int64)
-    count = chunk_count(int(lengths.sum()), len(unique), chunk_residues, multiple_of)
-    chunk_of = assign_chunks(costs[unique], count)
+    if find is not None and len(unique):
+        found = find(digests[unique], lengths[unique])
+    else:
+        found = Found(np.full(len(unique), -1, np.int32), np.zeros(len(unique), np.int32))
+    chunk, row, chunks = found.chunk.copy(), found.row.copy(), dict(found.chunks)
+    left = np.flatnonzero(chunk < 0)
+    rows = unique[left]
+    count = chunk_count(
+        int(lengths[rows].sum(dtype=np.int64)), len(rows), settings.chunk_residues, settings.multiple_of
+    )
+    costs = protein_costs(lengths[rows], embed_dim=settings.embed_dim, long_proteins=settings.long_proteins)
+    chunk_of = assign_chunks(costs, count)
     starts = np.flatnonzero(np.diff(chunk_of, prepend=-1))
-    ends = np.append(starts, len(unique))[1:]
-    row_of = (np.arange(len(unique)) - starts[chunk_of]).astype(np.int32)
+    ends = np.append(starts, len(rows))[1:]
+    free = (number for number in count_from(0) if number not in found.taken)
     manifests = []
-    for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        rows = unique[start:end]
-        manifests.append(
-            ChunkManifest(
-                chunk=chunk_name(number),
-                proteins=end - start,
-                residues=int(lengths[start:end].sum()),
-                cost=round(float(costs[rows].sum())),
-                digest=digest_of_digests([seen.digests[rows].tobytes()]),
-            )
+    for start, end, number in zip(starts.tolist(), ends.tolist(), free, strict=False):
+        manifest = ChunkManifest(
+            chunk=chunk_name(number),
+            proteins=end - start,
+            residues=int(lengths[rows[start:end]].sum(dtype=np.int64)),
+            cost=round(float(costs[start:end].sum())),
+            digest=digest_of_digests([digests[rows[start:end]].tobytes()]),
         )
+        manifests.append(manifest)
+        chunks[number] = SplitChunk(manifest.digest, manifest.proteins)
+        chunk[left[start:end]], row[left[start:end]] = number, np.arange(end - start)
+    is_reused = np.zeros(len(unique), bool) if found.reused is None else found.reused
+    is_kept = (found.chunk >= 0) & ~is_reused
+    counts = {"unique": len(unique), "unique_residues": int(lengths[unique].sum(dtype=np.int64))}
+    for name, are in (("kept", is_kept), ("reused", is_reused)):
+        counts |= {name: int(are.sum()), f"{name}_residues": int(lengths[unique[are]].sum(dtype=np.int64))}
     rank = np.searchsorted(unique, first)
-    return _Plan(first, chunk_of[rank], row_of[rank], manifests)
-
-
-class _ChunkFolder:
-    """Writes unique proteins to their chunks' FASTA files, one open at a time: chunks are runs of the input."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._number = -1
-        self._out: BinaryIO | None = None
-
-    def add(self, chunk: int, record: FastaRecord) -> None:
-        if self._out is None or chunk != self._number:
-            self.close()
-            self._number = chunk
-            self._out = (self._folder / f"{chunk_name(chunk)}.fasta").open("wb")
-        self._out.write(b">%b\n%b\n" % (record.id.encode(), record.sequence))
-
-    def close(self) -> None:
-        if self._out is not None:
-            self._out.close()
+    return _Plan(first, chunk[rank], row[rank], manifests, chunks, counts, found.sources)
 
 
 def _write(
     records: Iterator[FastaRecord],
     changed: Callable[[], UserError],
     index: Path,
-    folder: Path,
+    out: ChunkFolder,
     seen: _Digested,
     plan: _Plan,
+    place: slice,
     *,
     described: bool,
 ) -> None:
-    """The second reading: the index, and the folder of chunks; not ``described`` where ids are the whole headers."""
-    count = len(plan.first)
-    with closing(IndexWriter(index)) as writer, closing(_ChunkFolder(folder)) as out:
-        for start in range(0, count, BATCH_ROWS):
-            rows = slice(start, min(start + BATCH_ROWS, count))
+    """The second reading of a sample: its index, and its part of the chunks; ``described`` unless ids are headers."""
+    first, chunks, in_chunk = plan.first[place], plan.chunk[place], plan.row[place]
+    with closing(IndexWriter(index)) as writer:
+        for start in range(0, len(first), BATCH_ROWS):
+            rows = slice(start, min(start + BATCH_ROWS, len(first)))
             ids, descriptions = [], []
-            is_new = (plan.first[rows] == np.arange(rows.start, rows.stop)).tolist()
+            is_new = (first[rows] == np.arange(place.start + rows.start, place.start + rows.stop)).tolist()
             lengths = seen.lengths[rows].tolist()
-            for length, new, chunk in zip(lengths, is_new, plan.chunk[rows].tolist(), strict=True):
+            for length, new, chunk in zip(lengths, is_new, chunks[rows].tolist(), strict=True):
                 record = next(records, None)
                 if record is None or len(record.sequence) != length:
                     raise changed()
@@ -281,29 +378,11 @@ def _write(
                     ids,
                     length=seen.lengths[rows],
                     digest=seen.digests[rows],
-                    chunk=plan.chunk[rows],
-                    row=plan.row[rows],
+                    chunk=chunks[rows],
+                    row=in_chunk[rows],
                     replaced=seen.replaced[rows],
                     descriptions=descriptions,
                 )
             )
     if next(records, None) is not None:
         raise changed()
-    for manifest in plan.manifests:
-        write_record(folder / f"{manifest.chunk}.json", manifest)
-
-
-def assign_chunks(costs: NDArray[np.float64], count: int) -> NDArray[np.int32]:
-    """The chunk of each protein, (n,), rising from 0 without gaps.
-
-    Each chunk ends where its share of the total cost ends: a protein goes where its middle is, so no
-    chunk is off its share by more than one protein. A protein that costs more than a whole share leaves fewer
-    chunks than asked for, not empty ones.
-    """
-    if costs.size == 0:
-        return np.zeros(0, np.int32)
-    middle = np.cumsum(costs) - costs / 2
-    total = float(middle[-1] + costs[-1] / 2)
-    wanted = np.minimum((middle * (count / total)).astype(np.int64), count - 1)
-    steps = np.diff(wanted, prepend=wanted[0]) > 0
-    return np.cumsum(steps).astype(np.int32)

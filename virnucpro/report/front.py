@@ -8,13 +8,14 @@ from pathlib import Path
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.text import duration, number
+from virnucpro.report.chunk_table import chunk_rows
 from virnucpro.report.page import Fact, Front, Map, front_page
 from virnucpro.report.read import Sample, read_samples
 from virnucpro.report.summary import (
     ALL,
     attention_of,
-    chunk_row,
     chunks_by,
+    chunks_of,
     count_of,
     notes,
     one_or_list,
@@ -57,7 +58,7 @@ def write_front_page(page: Path, reports: Sequence[Path], calls: Sequence[Path] 
             if sample.chunks and (sample.folder / MAP_PICTURE).is_file()
         ],
         rows=[row([sample], sample.name) for sample in samples] + [row(samples, ALL)],
-        chunks=[chunk_row(sample, chunk) for sample in samples for chunk in sample.chunks],
+        chunks=chunk_rows(samples),
         origin=_origin(samples),
     )
     with atomic_path(page) as temporary:
@@ -72,7 +73,7 @@ def _title(samples: Sequence[Sample]) -> str:
 
 def _facts(samples: Sequence[Sample]) -> list[Fact]:
     settings = samples[0].provenance
-    runs = [chunk for sample in samples for chunk in sample.chunks]
+    runs = chunks_of(samples)
     work, times = work_of(runs), times_of(runs)
     unique, records = count_of(samples, "unique"), count_of(samples, "records")
     longest = max((sample.counts.get("longest", 0) for sample in samples), default=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.settings import VECTORS
+from virnucpro.chunking.manifest import chunk_name, read_split
 from virnucpro.storage.chunk_file import read_chunk_file
-from virnucpro.storage.row_reader import RowReader
+from virnucpro.storage.row_reader import RowReader, rows_used
 
 BLOCK = 4096
 """Vectors that are centred at a time, so that no second copy of all is made."""
@@ -125,41 +125,46 @@ class ChosenVectors:
     total: int
 
 
-def choose_vectors(tensors: Sequence[Path], layer: int, most: int) -> ChosenVectors:
+def choose_vectors(index: Path, chunks: Path, tensors: Path, layer: int, most: int) -> ChosenVectors:
     """Read one vector each of at most ``most`` proteins, chosen evenly with a fixed seed, in bounded memory.
 
     The chunk files hold each different sequence once, whatever tables were written. Means are taken where they
     are, else BOS or maxima; where there are residues alone, their means.
 
     Args:
-        tensors: a sample's chunk files.
+        index: a sample's index.
+        chunks, tensors: the folders of chunks and of chunk files.
         layer: the layer to read.
         most: bound on n.
 
     Raises:
         ChunkError: a chunk file that cannot be read.
+        UserError: the index is not what the split wrote.
     """
-    chunks = [read_chunk_file(path) for path in sorted(tensors)]
-    starts = np.concatenate([[0], np.cumsum([chunk.proteins for chunk in chunks])])
+    split = read_split(chunks).of_index(index)
+    files = [read_chunk_file(tensors / f"{chunk_name(number)}.safetensors") for number in split.chunks]
+    rows_of = rows_used(index, split.chunks)
+    starts = np.concatenate([[0], np.cumsum([len(rows) for rows in rows_of])]).astype(np.int64)
     total = int(starts[-1])
     chosen = np.arange(total)
     if total > most:
         chosen = np.sort(np.random.default_rng(0).choice(total, most, replace=False))
-    vectors, lengths = [], []
-    with RowReader(chunks) as reader:
-        for number, chunk in enumerate(chunks):
-            rows = chosen[(chosen >= starts[number]) & (chosen < starts[number + 1])] - starts[number]
+    vectors, lengths, places, rows_read = [], [], [], []
+    with RowReader(files) as reader:
+        for number, chunk in enumerate(files):
+            rows = rows_of[number][chosen[(chosen >= starts[number]) & (chosen < starts[number + 1])] - starts[number]]
             if not len(rows):
                 continue
             lengths.append(reader.rows(number, "lengths", rows))
+            places.append(np.full(len(rows), number, np.int32))
+            rows_read.append(rows)
             own = next((name for kind in VECTORS if (name := f"{kind}.{layer}") in chunk.names), None)
             if own is not None:
                 vectors.append(reader.rows(number, own, rows))
             else:
                 vectors.append(_means(reader, number, f"residues.{layer}", rows))
-    numbers = (np.searchsorted(starts, chosen, side="right") - 1).astype(np.int32)
-    own_rows = (chosen - starts[numbers]).astype(np.int32)
-    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), numbers, own_rows, total)
+    where = (np.concatenate(places), np.concatenate(rows_read))
+    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), *where, total)
 
 
 def _means(reader: RowReader, number: int, name: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.index import read_index
+from virnucpro.chunking.manifest import read_split
 from virnucpro.report.map import choose_vectors
 from virnucpro.report.read import read_sample
 
@@ -29,7 +29,7 @@ HEADER = "id\trank\tneighbour\tcosine\tneighbour_description\n"
 
 
 def find_neighbours(
-    report: Path, index: Path, tensors: Sequence[Path], output: Path, count: int, *, logger: logging.Logger
+    report: Path, index: Path, chunks: Path, tensors: Path, output: Path, count: int, *, logger: logging.Logger
 ) -> None:
     """Write the ``count`` nearest neighbours of each record, the nearest first, as a tab-separated table.
 
@@ -38,7 +38,8 @@ def find_neighbours(
     sequence have the same neighbours.
 
     Args:
-        report, index, tensors: the sample's ``embeddings.json``, its index and its chunk files.
+        report, index: the sample's ``embeddings.json`` and its index.
+        chunks, tensors: the folders of chunks and of chunk files.
 
     Raises:
         UserError: an input is missing or damaged, or there are too many sequences and FAISS is not installed.
@@ -48,16 +49,17 @@ def find_neighbours(
         file.write(HEADER)
         if not sample.chunks:
             return
-        chosen = choose_vectors(tensors, sample.provenance.layers[-1], 1 << 40)
+        chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], 1 << 40)
         key = chosen.chunk.astype(np.int64) << 32 | chosen.row  # sorted, as they were chosen
         neighbours, cosines = nearest(chosen.vectors, count)
         logger.info("%d neighbours of %d different sequences", neighbours.shape[1], len(key))
         names, words = [""] * len(key), [""] * len(key)
-        for rows in read_index(index):
+        numbers = read_split(chunks).of_index(index).chunks
+        for rows in read_index(index, chunks=numbers):
             for place, name, text in zip(_places(key, rows.chunk, rows.row), rows.ids, rows.descriptions, strict=True):
                 if not names[place]:
                     names[place], words[place] = name, text
-        for rows in read_index(index):
+        for rows in read_index(index, chunks=numbers):
             for name, place in zip(rows.ids, _places(key, rows.chunk, rows.row), strict=True):
                 for rank, other in enumerate(neighbours[place].tolist(), start=1):
                     file.write(f"{name}\t{rank}\t{names[other]}\t{cosines[place, rank - 1]:.6f}\t{words[other]}\n")

@@ -16,7 +16,7 @@ from virnucpro.base.records import read_record
 from virnucpro.base.space import free_bytes, no_room
 from virnucpro.base.text import duration, number, size
 from virnucpro.calling.state import CallsState
-from virnucpro.chunking.manifest import ChunkManifest, chunk_name, read_split
+from virnucpro.chunking.manifest import ChunkManifest, chunk_name
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_count
 from virnucpro.config import RunConfig
 from virnucpro.models.reference import KNOWN
@@ -91,16 +91,11 @@ def plan(run: RunConfig, state: RunState, calls: CallsState | None = None, *, en
         calls: the state of the calls, where they are asked for.
         enough: bytes of each of those files that are read; a larger one is judged by its beginning.
     """
-    return [part for name in run.samples for part in plan_sample(run, state, calls, name, enough=enough)]
-
-
-def plan_sample(
-    run: RunConfig, state: RunState, calls: CallsState | None, name: str, *, enough: int = ENOUGH
-) -> list[Planned]:
-    """The same of one sample: its proteins and, where it is called, the nucleotides of its frames."""
-    is_split = state.split_stale(name) is None
-    planned = [_split(run, state, name) if is_split else _not_split(run, state, name, run.samples[name], enough)]
-    return planned if calls is None else [*planned, _nucleotides(calls, name)]
+    if state.split_stale() is None:
+        planned = _split(run, state)
+    else:
+        planned = [_not_split(run, state, name, files, enough) for name, files in run.samples.items()]
+    return planned if calls is None else [*planned, *_nucleotides(calls)]
 
 
 def why_no_room(run: RunConfig, samples: Sequence[Planned]) -> str | None:
@@ -160,57 +155,62 @@ class _Kept:
         return {"embed_dim": self.embed_dim, "layers": len(embedding.layers), "pooling": embedding.pooling}
 
 
-def _split(run: RunConfig, state: RunState, name: str) -> Planned:
-    """A sample whose chunks are known."""
-    folder = state.samples[name].chunks
-    split = read_split(folder)
-    left, finished, disk = [], [], 0
-    kept = _Kept.of(run, state)
-    for count in range(len(split.chunks)):
-        chunk = chunk_name(count)
-        if state.chunk_stale(name, chunk) is not None:
-            left.append(entry := read_record(folder / f"{chunk}.json", ChunkManifest))
-            new = kept.chunk(entry.proteins, entry.residues) if kept else 0
-            disk += max(0, new - _size(state.samples[name].chunk_file(chunk)))
-        elif (done := state.chunk_run(name, chunk)) is not None:
-            finished.append(done)
-    tokens = sum(entry.residues + SPECIAL_TOKENS * entry.proteins for entry in left)
-    chunks = len(split.chunks)
-    line = (
-        f"{name}: {number(chunks, 'chunk')} of {number(split.counts['unique'], 'different protein')}, "
-        f"{number(split.counts['unique_residues'], 'residue')}; {chunks - len(left):,} done, {len(left):,} to embed."
-    )
-    if kept and state.tables_stale(name) is not None:
-        disk += kept.tables(split.counts["records"], split.counts["residues"])
-    return Planned(line, tokens, len(left), True, tuple(finished), disk, disk if kept and kept.is_exact else 0)
+def _split(run: RunConfig, state: RunState) -> list[Planned]:
+    """Samples whose chunks are known; what is left of a chunk that several share counts with the first of them."""
+    split, kept = state.split(), _Kept.of(run, state)
+    left = {name for name in state.names(split) if state.chunk_stale(name) is not None}
+    counted: set[str] = set()
+    planned = []
+    for name in run.samples:
+        sample = split.samples[name]
+        names = [chunk_name(number) for number in sample.chunks]
+        new = [chunk for chunk in names if chunk not in counted]
+        counted |= set(new)
+        entries = [read_record(state.pool.chunks / f"{chunk}.json", ChunkManifest) for chunk in new if chunk in left]
+        runs = (state.chunk_run(chunk) for chunk in new if chunk not in left)
+        disk = 0
+        if kept:
+            sizes = ((kept.chunk(entry.proteins, entry.residues), entry.chunk) for entry in entries)
+            disk = sum(max(0, size - _size(state.pool.chunk_file(chunk))) for size, chunk in sizes)
+            if state.tables_stale(name) is not None:
+                disk += kept.tables(sample.counts["records"], sample.counts["residues"])
+        to_embed = len(left.intersection(names))
+        line = (
+            f"{name}: {number(len(names), 'chunk')} of {number(sample.counts['unique'], 'different protein')}, "
+            f"{number(sample.counts['unique_residues'], 'residue')}; {len(names) - to_embed:,} done, "
+            f"{to_embed:,} to embed."
+        )
+        tokens = sum(entry.residues + SPECIAL_TOKENS * entry.proteins for entry in entries)
+        finished = tuple(run for run in runs if run is not None)
+        planned.append(Planned(line, tokens, len(entries), True, finished, disk, disk if kept and kept.is_exact else 0))
+    return planned
 
 
-def _nucleotides(calls: CallsState, name: str) -> Planned:
-    """The nucleotides of a sample's frames, and the calls."""
+def _nucleotides(calls: CallsState) -> list[Planned]:
+    """The nucleotides of samples' frames, and the calls."""
     state = calls.nucleotides
-    if state.split_stale(name) is not None:
-        line = f"{name}: chunks of nucleotides are known once its contigs are translated and split."
-        return Planned(line, 0, 0, False, of_bases=True)
-    request = state.samples[name]
-    split = read_split(request.chunks)
-    names = [chunk_name(count) for count in range(len(split.chunks))]
-    left = [chunk for chunk in names if state.chunk_stale(name, chunk) is not None]
-    entries = [read_record(request.chunks / f"{chunk}.json", ChunkManifest) for chunk in left]
-    runs = (state.chunk_run(name, chunk) for chunk in names if chunk not in left)
+    if state.split_stale() is not None:
+        line = "Chunks of nucleotides are known once the contigs are translated and split."
+        return [Planned(line, 0, 0, False, of_bases=True)]
+    split = state.split()
+    names = state.names(split)
+    left = [chunk for chunk in names if state.chunk_stale(chunk) is not None]
+    entries = [read_record(state.pool.chunks / f"{chunk}.json", ChunkManifest) for chunk in left]
+    runs = (state.chunk_run(chunk) for chunk in names if chunk not in left)
     width = split.settings.embed_dim
     disk = sum(
         max(0, chunk_file_bytes(entry.proteins, 0, embed_dim=width, layers=1, pooling=("mean",)) - _size(path))
-        for entry, path in ((entry, request.chunk_file(entry.chunk)) for entry in entries)
+        for entry, path in ((entry, state.pool.chunk_file(entry.chunk)) for entry in entries)
     )
-    contigs = "called" if calls.calls_stale(name) is None else "to be called"
+    stale = sum(calls.calls_stale(sample) is not None for sample in state.samples)
+    contigs = "all contigs are called" if not stale else f"contigs of {number(stale, 'sample')} are to be called"
     line = (
-        f"{name}: {number(len(names), 'chunk')} of nucleotides, "
-        f"{number(split.counts['unique_residues'], 'base')}; {len(names) - len(left):,} done, {len(left):,} to embed; "
-        f"its contigs are {contigs}."
+        f"{number(len(names), 'chunk')} of nucleotides, {number(split.counts['unique_residues'], 'base')}; "
+        f"{len(names) - len(left):,} done, {len(left):,} to embed; {contigs}."
     )
     bases = sum(entry.residues for entry in entries)
     finished = tuple(run for run in runs if run is not None)
-    return Planned(line, bases, len(left), True, finished, disk, disk, of_bases=True)
+    return [Planned(line, bases, len(left), True, finished, disk, disk, of_bases=True)]
 
 
 def _size(path: Path) -> int:

@@ -23,7 +23,7 @@ from virnucpro.report.style import (
     new_figure,
     write,
 )
-from virnucpro.report.summary import attention_of, chunks_by, work_of
+from virnucpro.report.summary import attention_of, chunks_by, chunks_of, work_for, work_of
 from virnucpro.storage.report_record import ChunkRun
 
 MOST_SAMPLES = 25
@@ -43,7 +43,7 @@ def plot_throughput(samples: Sequence[Sample]) -> Figure:
     with house_style():
         kinds = list(chunks_by(samples, where_it_ran))
         figure, (each, together) = new_figure(2, height=5.4 + 0.7 * len(kinds), ratios=[4.2, 1.2 + 0.7 * len(kinds)])
-        runs = [chunk for sample in samples for chunk in sample.chunks]
+        runs = chunks_of(samples)
         for kind, (colour, marker) in looks(kinds).items():
             positions = [position for position, run in enumerate(runs, start=1) if where_it_ran(run) == kind]
             each.scatter(
@@ -83,7 +83,7 @@ def plot_packing(samples: Sequence[Sample]) -> Figure:
     """For each sample the tokens that were computed and the padding that packing saved."""
     with house_style():
         shown = _largest(samples)
-        works = [work_of(sample.chunks) for sample in shown]
+        works = [work_for(sample) for sample in shown]
         figure, axes = _parts(
             shown,
             ("tokens computed", [work.tokens for work in works]),
@@ -114,7 +114,7 @@ def _parts(samples: Sequence[Sample], left: Part, right: Part, labels: Sequence[
 
 def _largest(samples: Sequence[Sample]) -> list[Sample]:
     """The samples with the most tokens, in the run's order."""
-    ranked = sorted(samples, key=lambda sample: -work_of(sample.chunks).tokens)[:MOST_SAMPLES]
+    ranked = sorted(samples, key=lambda sample: -work_for(sample).tokens)[:MOST_SAMPLES]
     return [sample for sample in samples if sample in ranked]
 
 

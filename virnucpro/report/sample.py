@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.chunking.index import read_index
+from virnucpro.chunking.manifest import read_split
 from virnucpro.report.map import (
     COMPONENTS_FOR_UMAP,
     FEWEST_FOR_UMAP,
@@ -38,7 +39,8 @@ MOST_POINTS = 50_000
 def plot_sample(
     report: Path,
     index: Path,
-    tensors: Sequence[Path],
+    chunks: Path,
+    tensors: Path,
     outputs: Mapping[str, Sequence[Path]],
     page: Path,
     *,
@@ -49,7 +51,8 @@ def plot_sample(
     """Draw one sample.
 
     Args:
-        report, index, tensors: its ``embeddings.json``, its index and its chunk files.
+        report, index: its ``embeddings.json`` and its index.
+        chunks, tensors: the folders of chunks and of chunk files.
         outputs: for each name of :data:`SAMPLE_PLOTS` the files to write (.svg, .png).
         page: the interactive map to write.
         metadata: a table by whose columns its points can be coloured (:func:`read_metadata`).
@@ -68,7 +71,7 @@ def plot_sample(
             )
         return
     write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
-    chosen = choose_vectors(tensors, sample.provenance.layers[-1], most_points)
+    chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], most_points)
     components = principal_components(chosen.vectors, COMPONENTS_FOR_UMAP)
     umap = clusters = None
     if not umap_is_installed():
@@ -77,7 +80,7 @@ def plot_sample(
         umap = umap_coordinates(components.coordinates)
         clusters = clusters_of(umap)
     write(plot_map(sample, components, chosen.lengths, umap=umap, total=chosen.total), outputs["map"])
-    records = first_records(index, chosen)
+    records = first_records(index, chunks, chosen)
     shares = [f"{100 * share:.1f} %" for share in components.explained[:2]]
     layouts = {
         "principal components": Layout(
@@ -120,7 +123,7 @@ class Records:
     repeats: list[int]
 
 
-def first_records(index: Path, chosen: ChosenVectors) -> Records:
+def first_records(index: Path, chunks: Path, chosen: ChosenVectors) -> Records:
     """The records of the chosen sequences.
 
     Raises:
@@ -130,7 +133,7 @@ def first_records(index: Path, chosen: ChosenVectors) -> Records:
     order = np.argsort(wanted)
     ids, descriptions = [""] * len(wanted), [""] * len(wanted)
     counts = np.zeros(len(wanted), np.int64)
-    for rows in read_index(index):
+    for rows in read_index(index, chunks=read_split(chunks).of_index(index).chunks):
         keys = rows.chunk.astype(np.int64) << 32 | rows.row
         places = np.minimum(np.searchsorted(wanted[order], keys), len(wanted) - 1)
         here = np.flatnonzero(wanted[order[places]] == keys)

@@ -7,15 +7,17 @@ import logging
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import duration, listed, number
 from virnucpro.calling.state import CALL_WORDS
+from virnucpro.report.chunk_table import CHUNK_COLUMNS, GIB, chunk_rows
 from virnucpro.report.read import Sample, read_samples
 from virnucpro.report.times import times_of
+from virnucpro.storage.chunk_metadata import RunStatistics
 from virnucpro.storage.report_record import ChunkRun, Provenance
 
 
@@ -54,6 +56,22 @@ def work_of(chunks: Iterable[ChunkRun]) -> Work:
     )
 
 
+def chunks_of(samples: Iterable[Sample]) -> list[ChunkRun]:
+    """The chunks of some samples, in order; one that they share is there once."""
+    return list({replace(chunk, proteins=0): chunk for sample in samples for chunk in sample.chunks}.values())
+
+
+def work_for(sample: Sample) -> Work:
+    """The sample's part of the work of its chunks, by its share of their proteins."""
+    return work_of(replace(chunk, statistics=_part(chunk)) for chunk in sample.chunks)
+
+
+def _part(chunk: ChunkRun) -> RunStatistics:
+    whole = chunk.statistics
+    share = chunk.proteins / max(1, whole.proteins)
+    return replace(whole, tokens=round(whole.tokens * share), seconds=whole.seconds * share)
+
+
 def count_of(samples: Iterable[Sample], name: str) -> int:
     """One of the counts over all samples; 0 where a sample does not have it."""
     return sum(sample.counts.get(name, 0) for sample in samples)
@@ -61,7 +79,7 @@ def count_of(samples: Iterable[Sample], name: str) -> int:
 
 def chunks_by(samples: Iterable[Sample], key: Callable[[ChunkRun], str]) -> Counter[str]:
     """Chunks by something that they have, the most frequent first."""
-    counted = Counter(key(chunk) for sample in samples for chunk in sample.chunks)
+    counted = Counter(map(key, chunks_of(samples)))
     return Counter(dict(counted.most_common()))
 
 
@@ -85,14 +103,14 @@ def notes(samples: Sequence[Sample]) -> list[str]:
     found += dict.fromkeys(sample.provenance.warning for sample in samples if sample.provenance.warning)
     found += dict.fromkeys(sample.calls.warning for sample in samples if sample.calls and sample.calls.warning)
     attentions = chunks_by(samples, lambda chunk: f"{chunk.attention} on {chunk.device}")
-    if len({chunk.attention for sample in samples for chunk in sample.chunks}) > 1:
+    if len({chunk.attention for chunk in chunks_of(samples)}) > 1:
         found.append(
             f"jobs used more than one kind of attention: {listed(attentions, 'chunk')}; "
             "their values agree to the rounding of the number format, not to the last digit"
         )
     elif len(devices := chunks_by(samples, lambda chunk: chunk.device)) > 1:
         found.append(f"jobs ran on more than one kind of device: {listed(devices, 'chunk')}")
-    formats = Counter("+".join(chunk.precisions[:1]) for sample in samples for chunk in sample.chunks)
+    formats = Counter("+".join(chunk.precisions[:1]) for chunk in chunks_of(samples))
     if len(formats) > 1:
         found.append(f"jobs used more than one number format: {listed(formats, 'chunk')}")
     models = {(sample.provenance.model, sample.provenance.weights_sha256) for sample in samples}
@@ -103,10 +121,6 @@ def notes(samples: Sequence[Sample]) -> list[str]:
 
 ALL = "(all)"
 """The name of the last row, that of the whole run; no sample can be named so."""
-
-
-GIB = 1 << 30
-
 
 WIDTH = 80
 
@@ -142,7 +156,7 @@ def summarise(
     closing = closing_text(samples, table.with_suffix(".html"))
     _write_table(table, list(rows[0]), rows)
     if chunks is not None:
-        _write_table(chunks, CHUNK_COLUMNS, [chunk_row(sample, chunk) for sample in samples for chunk in sample.chunks])
+        _write_table(chunks, CHUNK_COLUMNS, chunk_rows(samples))
     with atomic_path(text) as temporary:
         temporary.write_text(closing, encoding="utf-8")
     if logger is not None:
@@ -156,54 +170,9 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, st
         writer.writerows(rows)
 
 
-CHUNK_COLUMNS = (
-    "sample",
-    "chunk",
-    "host",
-    "ended",
-    "device",
-    "attention",
-    "attention_kernel",
-    "precision",
-    "proteins",
-    "residues",
-    "tokens",
-    "seconds",
-    "tokens_per_second",
-    "padding_avoided_percent",
-    "peak_memory_gib",
-    "out_of_memory_retries",
-    "recomputed_proteins",
-)
-"""Of the table of chunks, which may have no row."""
-
-
-def chunk_row(sample: Sample, chunk: ChunkRun) -> dict[str, str]:
-    """One row of the table of chunks."""
-    return {
-        "sample": sample.name,
-        "chunk": chunk.chunk,
-        "host": chunk.host,
-        "ended": chunk.ended,
-        "device": chunk.device,
-        "attention": chunk.attention,
-        "attention_kernel": chunk.attention_kernel,
-        "precision": ", ".join(chunk.precisions),
-        "proteins": str(chunk.statistics.proteins),
-        "residues": str(chunk.statistics.residues),
-        "tokens": str(chunk.statistics.tokens),
-        "seconds": f"{chunk.statistics.seconds:.3f}",
-        "tokens_per_second": f"{chunk.statistics.tokens_per_second:.1f}",
-        "padding_avoided_percent": f"{100 * chunk.statistics.padding_avoided:.2f}",
-        "peak_memory_gib": f"{chunk.statistics.peak_memory_bytes / GIB:.3f}",
-        "out_of_memory_retries": str(chunk.statistics.out_of_memory_retries),
-        "recomputed_proteins": str(chunk.statistics.recomputed),
-    }
-
-
 def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
     """One row of the table: what was embedded, what was done to it, how fast and with what."""
-    work = work_of(chunk for sample in samples for chunk in sample.chunks)
+    work = work_for(samples[0]) if name != ALL else work_of(chunks_of(samples))
     numbers = {
         "proteins": count_of(samples, "records"),
         "unique_proteins": count_of(samples, "unique"),
@@ -215,11 +184,12 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
         "replaced_proteins": count_of(samples, "replaced_records"),
         "windowed_proteins": count_of(samples, "windowed"),
         "truncated_proteins": count_of(samples, "truncated"),
-        "recomputed_proteins": count_of(samples, "recomputed"),
+        "recomputed_proteins": sum(chunk.statistics.recomputed for chunk in chunks_of(samples)),
+        "reused_proteins": sum(chunk.proteins for chunk in _reused(samples, name)),
         "chunks": work.chunks,
         "tokens": work.tokens,
     }
-    times = times_of(chunk for sample in samples for chunk in sample.chunks)
+    times = times_of(chunks_of(samples))
     called = calls_of(samples)
     if called is not None:
         numbers |= {f"contigs_{call.replace('-', '_')}": called[0][call] for call in CALL_WORDS}
@@ -246,6 +216,14 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
         "pooling": ", ".join(samples[0].provenance.pooling),
         "notes": "; ".join(notes(samples)),
     }
+
+
+def _reused(samples: Sequence[Sample], name: str = "") -> list[ChunkRun]:
+    """The chunks whose rows were taken from earlier results; those of the run count whole."""
+    chunks = chunks_of(samples)
+    if name in ("", ALL):
+        chunks = [replace(chunk, proteins=chunk.statistics.proteins) for chunk in chunks]
+    return [chunk for chunk in chunks if chunk.reused_from]
 
 
 def closing_text(samples: Sequence[Sample], summary: Path) -> str:
@@ -289,7 +267,7 @@ def shapes_of(settings: Provenance) -> str:
 
 def speed(samples: Sequence[Sample]) -> str:
     """Rate, tokens and time of the embed jobs."""
-    work = work_of(chunk for sample in samples for chunk in sample.chunks)
+    work = work_of(chunks_of(samples))
     return (
         f"{work.tokens_per_second:,.0f} tokens/s a job ({number(work.tokens, 'token')} in {duration(work.seconds)}, "
         f"{number(work.chunks, 'chunk')})"
@@ -304,10 +282,15 @@ def treated(samples: Sequence[Sample]) -> list[str]:
 
     over = f"over {number(samples[0].provenance.long_proteins.longest, 'residue')}"
     saved = count_of(samples, "records") - count_of(samples, "unique")
-    retries = work_of(chunk for sample in samples for chunk in sample.chunks).out_of_memory_retries
+    retries = work_of(chunks_of(samples)).out_of_memory_retries
     said = []
     if count_of(samples, "skipped"):
         said.append(f"{count('skipped', 'record')} without residues or with a repeated id: skipped.tsv lists them")
+    for source in dict.fromkeys(chunk.reused_from for chunk in _reused(samples)):
+        runs = [chunk.statistics for chunk in _reused(samples) if chunk.reused_from == source]
+        amount = f"{number(sum(run.proteins for run in runs), 'different protein')}, "
+        amount += number(sum(run.residues for run in runs), "residue")
+        said.append(f"{amount}, were not computed but taken from {source}")
     if saved:
         said.append(f"{number(saved, 'protein')} had the sequence of another one and took its embedding")
     if count_of(samples, "replaced"):
@@ -317,8 +300,8 @@ def treated(samples: Sequence[Sample]) -> list[str]:
         said.append(f"{count('windowed')} {over} ran in overlapping windows")
     if count_of(samples, "truncated"):
         said.append(f"{count('truncated')} {over} lost what is beyond")
-    if count_of(samples, "recomputed"):
-        said.append(f"{count('recomputed')} overflowed in half precision and were recomputed in a wider format")
+    if again := sum(chunk.statistics.recomputed for chunk in chunks_of(samples)):
+        said.append(f"{number(again, 'protein')} overflowed in half precision and were recomputed in a wider format")
     if retries:
         said.append(f"memory ran out {number(retries, 'time')} and batches were made smaller")
     return said

@@ -23,7 +23,7 @@ from virnucpro.base.digest import digest_of_digests
 from virnucpro.base.errors import UserError
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import VECTORS
-from virnucpro.chunking.manifest import SplitRecord, chunk_name
+from virnucpro.chunking.manifest import SplitRecord, chunk_name, chunk_number
 from virnucpro.storage.blocks import block_digests
 from virnucpro.storage.chunk_layout import (
     BLOCK,
@@ -191,32 +191,39 @@ LISTED = 10
 
 
 def verify_chunks(
-    split: SplitRecord, tensors: Sequence[Path], expected: Mapping[str, str], *, threads: int = 1
-) -> list[ChunkFile]:
-    """Check every chunk file that a split needs, all of them before any is used.
+    split: SplitRecord,
+    tensors: Path,
+    expected: Mapping[str, str],
+    *,
+    numbers: Sequence[int] | None = None,
+    threads: int = 1,
+) -> dict[int, ChunkFile]:
+    """Check every chunk file that is needed, all of them before any is used.
 
     A file that is damaged, made of other sequences, or made with another model or other settings than
     ``expected`` (and than the rest) is renamed to ``NAME.bad``, so that the next call recomputes it.
 
     Args:
-        tensors: the chunk files, known by their names (``chunk_00000.safetensors``).
+        tensors: the folder of chunk files, which have the names of chunks (``chunk_00000.safetensors``).
         expected: metadata entries that all files must have; JSON values are compared as values.
+        numbers: of the chunks; None for all of the split.
         threads: files, and blocks of them, hashed at the same time.
 
     Returns:
-        the chunk files in the order of their numbers.
+        the chunk files by their numbers, rising.
 
     Raises:
         UserError: files are missing or bad; all are in the one sentence.
     """
-    by_name = {Path(path).stem: Path(path) for path in tensors}
-    names = [chunk_name(number) for number in range(len(split.chunks))]
-    missing = [by_name.get(name, Path(f"{name}.safetensors")) for name in names if not _is_there(by_name.get(name))]
-    present = [(number, by_name[name]) for number, name in enumerate(names) if _is_there(by_name.get(name))]
+    wanted = [*map(chunk_number, split.chunks)] if numbers is None else numbers
+    paths = {number: tensors / f"{chunk_name(number)}.safetensors" for number in sorted(wanted)}
+    missing = [path for path in paths.values() if not path.exists()]
+    present = [(number, path) for number, path in paths.items() if path.exists()]
 
     def check(item: tuple[int, Path]) -> ChunkFile | ChunkError:
         try:
-            return verify_chunk(item[1], chunk_name(item[0]), split.chunks[item[0]], expected, blocks)
+            name = chunk_name(item[0])
+            return verify_chunk(item[1], name, split.chunks[name].digest, expected, blocks)
         except ChunkError as error:
             return error
 
@@ -231,14 +238,10 @@ def verify_chunks(
         raise UserError(_sentence(bad, missing))
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(names)} chunk files are missing ({_listed(map(str, missing), len(missing))}); "
+            f"{len(missing)} of {len(paths)} chunk files are missing ({_listed(map(str, missing), len(missing))}); "
             "run the same command again to compute them"
         )
-    return whole
-
-
-def _is_there(path: Path | None) -> bool:
-    return path is not None and path.exists()
+    return dict(zip(paths, whole, strict=True))
 
 
 def verify_chunk(

@@ -13,9 +13,13 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, from_entries
 from virnucpro.base.settings import EmbeddingSettings, LongProteins, resolve_layers
 from virnucpro.weights.manifest import WeightsManifest
+
+NUMBERS = "1"
+"""Raised by a change of the code that changes numbers beyond rounding: earlier results are then not taken over."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class ChunkSource:
 
     ``chunk_digest`` stands for the chunk's sequences in row order, ``source_sha256`` for the checkpoint, which
     ``weights_source`` names (files of earlier versions lack it); ``model_layers`` is the model's number of layers,
-    ``demo`` marks random weights.
+    ``demo`` marks random weights, ``reused_from`` names the earlier results that the rows were copied from, if any;
+    ``numbers`` is :data:`NUMBERS` of the code that computed them.
     """
 
     chunk: str
@@ -98,6 +103,8 @@ class ChunkSource:
     model_layers: int
     demo: bool
     weights_source: str = ""
+    reused_from: str = ""
+    numbers: str = NUMBERS
 
 
 @dataclass(frozen=True)
@@ -153,9 +160,6 @@ def read_header_entries(entries: Mapping[str, str], kind: type[T], path: Path) -
             values[field.name] = field.default
             continue
         if field.name not in entries:
-            if field.default is not MISSING:
-                values[field.name] = field.default
-                continue
             raise RecordError(path, f"lacks the entry {field.name} in its metadata")
         text = entries[field.name]
         try:
@@ -224,3 +228,35 @@ def settings_identity(settings: EmbeddingSettings) -> dict[str, str]:
     if "per_residue" in settings.pooling:
         entries[RESIDUE_DTYPE] = settings.residue_dtype
     return entries
+
+
+def why_of_others(
+    entries: Mapping[str, str],
+    embedding: EmbeddingSettings,
+    model: str,
+    *,
+    manifest: WeightsManifest | None = None,
+    source_sha256: str | None = None,
+) -> str | None:
+    """What a chunk file was made with that is not wanted, as a clause; None where it will do.
+
+    Args:
+        entries: of its header.
+        model: the weights' name.
+        manifest: of the weights; None before they are prepared, when their sha256 is not known.
+        source_sha256: of their checkpoint, where it was given by its path.
+    """
+    try:
+        layers = json.dumps(resolve_layers(embedding.layers, int(entries["model_layers"])))
+    except (KeyError, ValueError, UserError):
+        return "made by another version"
+    wanted: dict[str, str] = {**settings_identity(embedding), "model": model, "layers": layers}
+    if source_sha256 is not None:
+        wanted["source_sha256"] = source_sha256
+    if manifest is not None:
+        wanted |= identity(manifest, embedding)
+        wanted.pop("source_sha256", None)  # the same numbers may come from another file
+    for name, value in wanted.items():
+        if not serves(name, entries, value):
+            return f"made with another {name.replace('_', ' ')}"
+    return None

@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.atomic import remove
-from virnucpro.base.digest import FileProof, file_sha256, files_of
+from virnucpro.base.digest import files_of
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import VECTORS
 from virnucpro.base.space import check_space
 from virnucpro.chunking.index import IndexRows, read_index
-from virnucpro.chunking.manifest import SPLIT_RECORD, read_split
+from virnucpro.chunking.manifest import SplitRecord, read_split
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, verify_chunks
 from virnucpro.storage.chunk_metadata import ChunkMetadata
-from virnucpro.storage.provenance import chunk_run, precision_name, provenance, table_layout
+from virnucpro.storage.provenance import chunk_run, origin_name, precision_name, provenance, table_layout
 from virnucpro.storage.report_record import MergeCounts, SampleReport
-from virnucpro.storage.row_reader import RowReader, finite
+from virnucpro.storage.row_reader import RowReader, finite, rows_used
 from virnucpro.storage.sizes import table_bytes
 from virnucpro.storage.tables import TABLES, WITHOUT_VECTORS, check_formats, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
@@ -39,7 +39,7 @@ BATCH_BYTES = 1 << 26
 def merge_embeddings(
     index: Path,
     chunks: Path,
-    tensors: Sequence[Path],
+    tensors: Path,
     outputs: Mapping[str, Path],
     report: Path,
     *,
@@ -48,14 +48,16 @@ def merge_embeddings(
     dtype: str = "float32",
     records_per_file: int = 10_000,
     command: str | None = None,
+    split: SplitRecord | None = None,
+    verified: dict[int, ChunkFile] | None = None,
     threads: int = 4,
     logger: logging.Logger | None = None,
 ) -> MergeCounts:
-    """Verify all chunk files, then write every table and the report; memory does not grow with the records.
+    """Verify all chunk files of a sample, then write every table and the report; memory does not grow with the records.
 
     Args:
-        index, chunks: the sample's index and its folder of chunks, as the split wrote them.
-        tensors: its chunk files, in any order.
+        index, chunks: the sample's index and the folder of chunks, as the split wrote them.
+        tensors: the folder of chunk files.
         outputs: format (see :data:`virnucpro.storage.tables.TABLES`) to path.
         report: the record to write (:class:`SampleReport`), last, beside the tables or above them.
         expected: metadata entries that every chunk file must have (model, weights_sha256, layers, ...).
@@ -63,6 +65,9 @@ def merge_embeddings(
         dtype: ``float32`` or ``float16``, of the tables.
         records_per_file: records in a file of ``virnucpro_pt``.
         command: what the user ran, for the provenance; by default this process's command line.
+        split: the record of the split, where it was read already.
+        verified: chunk files by their numbers that this process has verified, which are not read again for each of
+            several samples; those that this sample needs are added.
         threads: chunk files hashed at the same time.
 
     Raises:
@@ -71,10 +76,13 @@ def merge_embeddings(
     log = logger or logging.getLogger(__name__)
     if outputs:
         check_formats(list(outputs))
-    split = read_split(chunks)
-    if FileProof.of(index) != split.index:
-        raise UserError(f"{index} is not what the split wrote, so it was damaged: run the same command again")
-    chunk_files = verify_chunks(split, tensors, expected, threads=threads)
+    record = split or read_split(chunks)
+    sample = record.of_index(index)
+    verified = {} if verified is None else verified
+    unknown = [number for number in sample.chunks if number not in verified]
+    verified |= verify_chunks(record, tensors, expected, numbers=unknown, threads=threads)
+    chunk_files = [verified[number] for number in sample.chunks]
+    rows_of = rows_used(index, sample.chunks)
     layout = table_layout(chunk_files, expected, dtype, records_per_file)
     listed = [(os.path.relpath(chunk.path, report.parent), chunk.metadata["checksum"]) for chunk in chunk_files]
     layout = replace(layout, chunk_files=tuple(listed))
@@ -82,39 +90,49 @@ def merge_embeddings(
     if not layout.names:
         raise UserError(f"{chunk_files[0].path} holds no embeddings; run the embedding with a pooling")
     log.info("%d chunk files verified", len(chunk_files))
-    _check_space(report.parent, outputs, layout, chunk_files, split.counts["records"])
+    _check_space(report.parent, outputs, layout, chunk_files, rows_of, sample.counts["records"])
     metadata = [ChunkMetadata.from_entries(chunk.metadata, chunk.path) for chunk in chunk_files]
-    origin = provenance(chunk_files, metadata, expected, split, layout, command)
+    origin = provenance(chunk_files, rows_of, metadata, expected, sample, layout, command)
     records = windowed = truncated = 0
     with ExitStack() as stack:
         tables = [stack.enter_context(open_table(name, Path(path), layout, origin)) for name, path in outputs.items()]
         reader = stack.enter_context(RowReader(chunk_files))
-        for rows in _one_ahead(_gather(index, chunk_files, metadata, reader, wanted)):
+        for rows in _one_ahead(_gather(index, sample.chunks, chunk_files, metadata, reader, wanted)):
             for table in tables:
                 table.write(rows)
             records += len(rows)
             windowed += sum(word.startswith("windows") for word in rows.treatment)
             truncated += sum(word.startswith("truncated") for word in rows.treatment)
-        if records != split.counts["records"]:
-            raise UserError(f"{index}: {records} rows where {split.counts['records']} are promised; run again")
-    counts = MergeCounts(records, split.counts["unique"], windowed, truncated, layout.embed_dim)
+        if records != sample.counts["records"]:
+            raise UserError(f"{index}: {records} rows where {sample.counts['records']} are promised; run again")
+    counts = MergeCounts(records, sample.counts["unique"], windowed, truncated, layout.embed_dim)
     parts = {name: [chunk.path for chunk in chunk_files] for name in outputs if name in WITHOUT_VECTORS}
     files = {name: files_of([Path(path), *parts.get(name, [])], report.parent) for name, path in outputs.items()}
-    origin_of_tables = {**made_from, "split": file_sha256(chunks / SPLIT_RECORD), **expected}
-    write_record(report, SampleReport(origin_of_tables, origin, counts, files, tuple(map(chunk_run, metadata))))
-    _remove_what_no_longer_belongs(report.parent, outputs, tensors, log)
+    origin_of_tables = {**made_from, "index": sample.index.sha256, **expected}
+    runs = tuple(map(chunk_run, metadata, map(len, rows_of)))
+    write_record(report, SampleReport(origin_of_tables, origin, counts, files, runs))
+    _remove_what_no_longer_belongs(report.parent, outputs, log)
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts
 
 
 def _check_space(
-    folder: Path, formats: Iterable[str], layout: Layout, chunks: Sequence[ChunkFile], records: int
+    folder: Path,
+    formats: Iterable[str],
+    layout: Layout,
+    chunks: Sequence[ChunkFile],
+    rows_of: Sequence[NDArray[np.int32]],
+    records: int,
 ) -> None:
     """Refuse to begin what the disk can't hold. Old tables stay until the new ones are whole."""
+    residues = 0
+    if layout.residues:
+        used = zip(chunks, rows_of, strict=True)
+        residues = sum(int(chunk.read("embedded")[rows].sum(dtype=np.int64)) for chunk, rows in used)
     sizes = table_bytes(
         formats,
         records,
-        sum(chunk.layout[f"residues.{layout.residues[0]}"][1][0] for chunk in chunks) if layout.residues else 0,
+        residues,
         embed_dim=layout.embed_dim,
         layers=max(map(len, layout.kinds.values())),
         pooling=[kind if kind in VECTORS else "per_residue" for kind, layers in layout.kinds.items() if layers],
@@ -124,17 +142,11 @@ def _check_space(
     check_space(folder, sum(sizes.values()), f"writing the tables of {records:,} records", largest=largest)
 
 
-def _remove_what_no_longer_belongs(
-    folder: Path, outputs: Mapping[str, Path], tensors: Sequence[Path], log: logging.Logger
-) -> None:
-    """Tables of formats that are no longer asked for, and chunk files that are none of the sample's any more."""
+def _remove_what_no_longer_belongs(folder: Path, outputs: Mapping[str, Path], log: logging.Logger) -> None:
+    """Tables of formats that are no longer asked for."""
     kept = {Path(path).name for path in outputs.values()}
     names = [table.name for table in TABLES.values() if table.name not in kept]
-    old = [folder / name for name in names if (folder / name).exists()]
-    chunk_files = {Path(path).resolve() for path in tensors}
-    for parent in {path.parent for path in chunk_files}:
-        old += sorted(path for path in parent.glob("chunk_*.safetensors") if path not in chunk_files)
-    for path in old:
+    for path in [folder / name for name in names if (folder / name).exists()]:
         remove(path)
         log.info("removed %s, which is of earlier settings or inputs", path)
 
@@ -150,24 +162,25 @@ def _one_ahead(batches: Iterator[Rows]) -> Iterator[Rows]:
 
 def _gather(
     index: Path,
+    numbers: Sequence[int],
     chunks: Sequence[ChunkFile],
     metadata: Sequence[ChunkMetadata],
     reader: RowReader,
     layout: Layout,
 ) -> Iterator[Rows]:
     """The table's rows in input order, so many at a time as :data:`BATCH_BYTES` allows."""
-    precisions = [one.run.precisions for one in metadata]
+    facts = [(one.run.precisions, origin_name(one)) for one in metadata]
     per_vector = 4 * layout.embed_dim
     kept = sum(len(layout.kinds[kind]) for kind in VECTORS)
     at_once = max(1, BATCH_BYTES // (per_vector * max(1, kept)))
-    for batch in read_index(index, batch_rows=at_once):
+    for batch in read_index(index, batch_rows=at_once, chunks=numbers):
         if not layout.residues:
-            yield _rows(batch, slice(0, len(batch)), chunks, reader, layout, precisions)
+            yield _rows(batch, slice(0, len(batch)), chunks, reader, layout, facts)
             continue
         cost = np.cumsum(batch.length.astype(np.int64)) * per_vector * len(layout.residues)
         breaks = np.flatnonzero(np.diff(cost // BATCH_BYTES)) + 1
         for start, end in zip([0, *breaks.tolist()], [*breaks.tolist(), len(batch)], strict=True):
-            yield _rows(batch, slice(start, end), chunks, reader, layout, precisions)
+            yield _rows(batch, slice(start, end), chunks, reader, layout, facts)
 
 
 def _rows(
@@ -176,12 +189,12 @@ def _rows(
     chunks: Sequence[ChunkFile],
     reader: RowReader,
     layout: Layout,
-    precisions: Sequence[Sequence[str]],
+    facts: Sequence[tuple[Sequence[str], str]],
 ) -> Rows:
     numbers, row_numbers = batch.chunk[part], batch.row[part]
     n = len(numbers)
     windows, embedded = np.empty(n, np.int32), np.empty(n, np.int32)
-    used = [""] * n
+    used, origin = [""] * n, [""] * n
     vectors = {
         kind: {layer: np.empty((n, layout.embed_dim), np.float32) for layer in layout.kinds[kind]} for kind in VECTORS
     }
@@ -195,7 +208,8 @@ def _rows(
         windows[here] = reader.rows(number, "windows", rows)
         embedded[here] = reader.rows(number, "embedded", rows)
         for position, code in zip(here.tolist(), reader.rows(number, "precision", rows).tolist(), strict=True):
-            used[position] = precision_name(precisions[number], code)
+            used[position] = precision_name(facts[number][0], code)
+            origin[position] = facts[number][1]
         for kind, layers in vectors.items():
             for layer, values in layers.items():
                 values[here] = finite(chunks[number], reader.rows(number, f"{kind}.{layer}", rows))
@@ -207,12 +221,13 @@ def _rows(
         order.append(here)
     residues = {layer: _in_order(parts, order, counts) for layer, parts in pieces.items()}
     lengths = batch.length[part]
-    facts = zip(windows.tolist(), embedded.tolist(), lengths.tolist(), strict=True)
+    runs = zip(windows.tolist(), embedded.tolist(), lengths.tolist(), strict=True)
     return Rows(
         ids=batch.ids[part],
         length=lengths,
-        treatment=[_treatment(*fact) for fact in facts],
+        treatment=[_treatment(*run) for run in runs],
         precision=used,
+        origin=origin,
         replaced=batch.replaced[part],
         descriptions=batch.descriptions[part],
         mean=vectors["mean"],

@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from virnucpro.chunking.manifest import SplitRecord
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.chunking.manifest import SampleSplit
 from virnucpro.models.reference import DEMO_WARNINGS
 from virnucpro.storage.chunk_file import ChunkFile
 from virnucpro.storage.chunk_metadata import ChunkMetadata, EmbeddingIdentity, read_header_entries
 from virnucpro.storage.report_record import REPORT, ChunkRun, Provenance
-from virnucpro.storage.tables.rows import COLUMNS, Layout
+from virnucpro.storage.tables.rows import COLUMNS, COMPUTED, Layout
 
 RANDOM = "the weights are random: the embeddings mean nothing biologically"
 
@@ -37,20 +40,22 @@ def table_layout(chunks: Sequence[ChunkFile], expected: Mapping[str, str], dtype
 
 def provenance(
     chunks: Sequence[ChunkFile],
+    rows_of: Sequence[NDArray[np.int32]],
     metadata: Sequence[ChunkMetadata],
     expected: Mapping[str, str],
-    split: SplitRecord,
+    split: SampleSplit,
     layout: Layout,
     command: str | None,
 ) -> Provenance:
     """Model, weights, settings, versions and command, and by how many proteins each device and kernel was used.
 
     Args:
+        rows_of: of each chunk the rows that are the sample's.
         metadata: of each chunk; without chunks (a sample without proteins) model and settings are the expected ones.
     """
     identity = metadata[0].identity if metadata else read_header_entries(expected, EmbeddingIdentity, Path(REPORT))
     runs = [one.run for one in metadata]
-    proteins = [chunk.proteins for chunk in chunks]
+    proteins = [len(rows) for rows in rows_of]
     return Provenance(
         model=identity.model,
         weights_sha256=identity.weights_sha256,
@@ -67,8 +72,8 @@ def provenance(
         device=_sums(zip((run.device for run in runs), proteins, strict=True)),
         precisions=_sums(
             (precision_name(run.precisions, code), count)
-            for chunk, run in zip(chunks, runs, strict=True)
-            for code, count in Counter(chunk.read("precision").tolist()).items()
+            for chunk, rows, run in zip(chunks, rows_of, runs, strict=True)
+            for code, count in Counter(chunk.read("precision")[rows].tolist()).items()
         ),
         versions=_distinct([run.versions for run in runs]),
         command=command if command is not None else " ".join(sys.argv),
@@ -76,19 +81,18 @@ def provenance(
     )
 
 
-def chunk_run(metadata: ChunkMetadata) -> ChunkRun:
-    """What the report says of a chunk's job."""
-    run = metadata.run
+def chunk_run(metadata: ChunkMetadata, proteins: int) -> ChunkRun:
+    """What the report says of a chunk's job; ``proteins`` of the chunk are the sample's."""
+    run, source = metadata.run, metadata.source
     return ChunkRun(
-        metadata.source.chunk,
-        run.device,
-        run.attention,
-        run.attention_kernel,
-        run.precisions,
-        run.statistics,
-        run.host,
-        run.ended,
+        *(source.chunk, run.device, run.attention, run.attention_kernel, run.precisions, run.statistics),
+        *(proteins, source.chunk_digest, source.reused_from, run.host, run.ended),
     )
+
+
+def origin_name(metadata: ChunkMetadata) -> str:
+    """Where rows of a chunk file come from, as tables say it: computed here, or taken from earlier results."""
+    return f"reused: {metadata.source.reused_from}" if metadata.source.reused_from else COMPUTED
 
 
 def precision_name(precisions: Sequence[str], code: int) -> str:

@@ -62,6 +62,8 @@ class MergeCounts:
 class ChunkRun:
     """Where, how and when one chunk was embedded; ``precisions`` are the number formats, the usual one first.
 
+    ``digest`` stands for its sequences, ``statistics`` are of the whole chunk, of which ``proteins`` are the sample's
+    (the others are other samples'). ``reused_from`` names the earlier results that it was taken from, if it was.
     ``host`` and ``ended`` are empty where the chunk file is of an earlier version (see ``DeviceRun``).
     """
 
@@ -71,6 +73,9 @@ class ChunkRun:
     attention_kernel: str
     precisions: tuple[str, ...]
     statistics: RunStatistics
+    proteins: int
+    digest: str
+    reused_from: str = ""
     host: str = ""
     ended: str = ""
 
@@ -79,12 +84,12 @@ class ChunkRun:
 class SampleReport:
     """All of it.
 
-    ``made_from`` states the split, weights and settings that the tables are of (:mod:`virnucpro.storage.state`),
+    ``made_from`` states the index, weights and settings that the tables are of (:mod:`virnucpro.storage.state`),
     ``tables`` the files of each format, by their paths from the report's folder. A sample without proteins has no
     chunks.
     """
 
-    FORMAT: ClassVar[str] = "virnucpro-report-1"
+    FORMAT: ClassVar[str] = "virnucpro-report-2"
 
     made_from: dict[str, str]
     provenance: Provenance

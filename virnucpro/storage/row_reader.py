@@ -10,15 +10,14 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.base.errors import UserError
-from virnucpro.chunking.index import IndexRows
-from virnucpro.chunking.manifest import chunk_name
+from virnucpro.chunking.index import IndexRows, read_index
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile
 
 OPEN_FILES = 128
@@ -114,8 +113,6 @@ class RowReader:
         for number in np.unique(batch.chunk).tolist():
             here = np.flatnonzero(batch.chunk == number)
             rows = batch.row[here]
-            if not 0 <= number < len(self._chunks):
-                raise UserError(f"the index names {chunk_name(number)}, which its split does not have: split it again")
             self.check(number, rows, batch, here)
             out[here] = finite(self._chunks[number], self.rows(number, name, rows))
         return out
@@ -147,3 +144,21 @@ def finite(chunk: ChunkFile, values: NDArray[Any]) -> NDArray[Any]:
     if not np.isfinite(values).all():
         raise ChunkError(chunk.path, "it holds numbers that are not finite")
     return values
+
+
+def rows_used(index: Path, chunks: Sequence[int]) -> list[NDArray[np.int32]]:
+    """The rows of each of a sample's chunk files that hold its sequences, rising.
+
+    Args:
+        chunks: the numbers of the sample's chunks, rising.
+
+    Raises:
+        UserError: the index is missing or damaged.
+    """
+    found: list[list[NDArray[np.int64]]] = [[] for _ in chunks]
+    for batch in read_index(index, chunks=chunks):
+        both = np.unique(batch.chunk.astype(np.int64) << 32 | batch.row)
+        places = both >> 32
+        for place in np.unique(places).tolist():
+            found[place].append(both[places == place] & 0xFFFFFFFF)
+    return [np.unique(np.concatenate(rows)).astype(np.int32) for rows in found]

@@ -1,10 +1,11 @@
-"""Where the files of a sample are in its folder. Needs the standard library alone."""
+"""Where the files of a sample are, and the chunks that samples share. Needs the standard library alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from virnucpro.chunking.manifest import SPLIT_RECORD
 from virnucpro.storage.report_record import REPORT
 
 
@@ -48,12 +49,26 @@ class SampleFiles:
         """The record of the table of nearest neighbours."""
         return self.folder / "neighbours.json"
 
+
+@dataclass(frozen=True)
+class PoolFiles:
+    """The chunks that samples share, in a ``folder``: that of the results, or of the one sample."""
+
+    folder: Path
+
     @property
     def chunks(self) -> Path:
+        """What is to be embedded, and the record of the split."""
         return self.folder / "chunks"
 
     @property
+    def split(self) -> Path:
+        """The record of the split."""
+        return self.chunks / SPLIT_RECORD
+
+    @property
     def tensors(self) -> Path:
+        """The chunk files."""
         return self.folder / "tensors"
 
     def chunk_file(self, chunk: str) -> Path:

@@ -19,14 +19,13 @@ from virnucpro.base.digest import FileDigests, Products, file_stamp, read_produc
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings, resolve_layers
-from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, SplitSettings, chunk_name, read_split
-from virnucpro.models.reference import ModelRef
-from virnucpro.storage.chunk_metadata import DeviceRun, identity, read_header_entries, serves, settings_identity
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings
+from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, chunk_name, read_split
+from virnucpro.storage.chunk_metadata import DeviceRun, read_header_entries, settings_identity, why_of_others
 from virnucpro.storage.report_record import REPORT, SampleReport
-from virnucpro.storage.sample_files import SampleFiles
+from virnucpro.storage.request import PoolRequest, SampleRequest, WeightsRequest
 from virnucpro.storage.tables import TABLES
-from virnucpro.weights.manifest import WeightsManifest, read_manifest, weights_name
+from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
 R = TypeVar("R")
 
@@ -44,68 +43,6 @@ def _gone(path: Path) -> str:
     return f"{path.name} is missing"
 
 
-@dataclass(frozen=True)
-class SampleRequest(SampleFiles):
-    """What is wanted of one sample.
-
-    Attributes:
-        inputs: its FASTA files, in order; contigs when there is a ``window``.
-        window: bases of a window that contigs are cut into; None for proteins.
-        policies: what is done about records of contigs that can't simply be translated.
-        also: splits that will do as well as ``split``.
-        metadata: the table that maps are coloured by.
-        neighbours: how many of each protein are listed.
-    """
-
-    inputs: tuple[Path, ...]
-    window: int | None
-    split: SplitSettings
-    embedding: EmbeddingSettings
-    tables: TableSettings
-    policies: InputPolicies = InputPolicies()
-    also: tuple[SplitSettings, ...] = ()
-    metadata: Path | None = None
-    neighbours: int = 0
-
-
-@dataclass(frozen=True)
-class WeightsRequest:
-    """Which weights are wanted, and the file that holds them.
-
-    ``source_sha256`` and ``adapter_sha256`` are the contents of checkpoint and adapter, each None where it was not
-    given by its path and any will do.
-    """
-
-    model: str
-    file: Path
-    source_sha256: str | None
-    adapter_sha256: str | None
-
-    @classmethod
-    def of(cls, model: ModelRef, folder: Path, digests: FileDigests) -> WeightsRequest:
-        """The weights of a model in the folder that keeps them; a checkpoint given by its path is known by its content.
-
-        Raises:
-            OSError: the checkpoint cannot be read.
-        """
-        source, adapter = model.source_sha256(digests.sha256), model.adapter_sha256(digests.sha256)
-        name = weights_name(model, source, adapter)
-        return cls(name, folder / f"{name}.safetensors", source, adapter)
-
-    @property
-    def digests(self) -> tuple[str | None, str | None]:
-        """Of checkpoint and adapter, for the step that prepares the weights."""
-        return self.source_sha256, self.adapter_sha256
-
-    def is_of(self, manifest: WeightsManifest) -> bool:
-        """Whether weights are the wanted ones."""
-        return (
-            manifest.model == self.model
-            and self.source_sha256 in (None, manifest.source_sha256)
-            and self.adapter_sha256 in (None, manifest.adapter_sha256)
-        )
-
-
 @dataclass
 class RunState:
     """The state of a run's samples and weights. Each method gives the reason, as a clause, or None for current."""
@@ -113,6 +50,8 @@ class RunState:
     samples: Mapping[str, SampleRequest]
     weights: WeightsRequest
     digests: FileDigests
+    pool: PoolRequest
+    draws_samples: bool = True
     _read: dict[tuple[str, Path], tuple[tuple[int, ...], Any]] = field(default_factory=dict)
 
     def _once(self, read: Callable[[Path], R], path: Path) -> R:
@@ -124,11 +63,16 @@ class RunState:
         found: R = self._read[key][1]
         return found
 
-    def _split(self, request: SampleRequest) -> SplitRecord:
+    def split(self) -> SplitRecord:
+        """The record of the split.
+
+        Raises:
+            RecordError: there is none, or it is damaged.
+        """
         try:
-            return self._once(_read_split_record, request.chunks / SPLIT_RECORD)
+            return self._once(_read_split_record, self.pool.split)
         except OSError as error:
-            raise RecordError(request.chunks / SPLIT_RECORD, f"cannot be read ({error.strerror})") from None
+            raise RecordError(self.pool.split, f"cannot be read ({error.strerror})") from None
 
     def weights_stale(self) -> str | None:
         """Whether the weights have to be prepared."""
@@ -163,88 +107,106 @@ class RunState:
         except OSError:
             return "unreadable"  # the step that reads it says why
 
-    def split_stale(self, sample: str) -> str | None:
-        """Whether a sample has to be split."""
+    def split_stale(self) -> str | None:
+        """Whether the samples have to be split: one of them, or what is known of their sequences, has changed."""
+        if not self.pool.chunks.exists():
+            return _gone(self.pool.chunks)
+        try:
+            split = self.split()
+        except RecordError as error:
+            return f"{SPLIT_RECORD} {error.reason}"
+        for sample in self.samples:
+            if (reason := self.sample_stale(sample)) is not None:
+                return reason
+        if split.settings not in (self.pool.split_settings, *self.pool.also):
+            wanted = asdict(self.pool.split_settings) | asdict(self.pool.split_settings.policies)
+            made_with = asdict(split.settings.policies) | asdict(split.settings)
+            changed = [name for name, value in made_with.items() if wanted[name] != value]
+            return f"made with another {changed[0].replace('_', ' ')}"
+        for name in self.names(split):
+            chunk = split.chunks[name]
+            reason = self._kept_stale(name) if chunk.is_kept else self._chunk_of_split(name, chunk.digest)
+            if reason is not None:
+                return reason
+        if split.sources != self.pool.sources and any(self.chunk_stale(name) for name in split.to_embed()):
+            return "other earlier results are to be used"
+        return None
+
+    def sample_stale(self, sample: str) -> str | None:
+        """Whether a sample is not what was split; its chunks are not asked about."""
+        try:
+            split = self.split()
+        except RecordError as error:
+            return f"{SPLIT_RECORD} {error.reason}"
         request = self.samples[sample]
-        for path in (request.chunks, request.index, request.skipped):
+        for path in (request.index, request.skipped):
             if not path.exists():
                 return _gone(path)
         inputs = request.inputs
         if request.window is not None:
             if self.translation_stale(sample) is not None:
-                return "its contigs have to be translated again"
+                return "contigs have to be translated again"
             inputs = (request.translated,)
-        try:
-            split = self._split(request)
-        except RecordError as error:
-            return f"{SPLIT_RECORD} {error.reason}"
-        if split.inputs != tuple(self.sha256(path) for path in inputs):
-            return "its FASTA files have changed"
-        if split.settings not in (request.split, *request.also):
-            wanted = asdict(request.split) | asdict(request.split.policies)
-            made_with = asdict(split.settings.policies) | asdict(split.settings)
-            changed = [name for name, value in made_with.items() if wanted[name] != value]
-            return f"made with another {changed[0].replace('_', ' ')}"
-        reason = why_not(request.index, split.index, self.digests)
-        if reason is not None:
-            return f"{request.index.name} {reason}"
-        for number, digest in enumerate(split.chunks):
-            fasta = request.chunks / f"{chunk_name(number)}.fasta"
-            if not fasta.is_file():
-                return _gone(fasta)
-            try:
-                chunk = self._once(_read_chunk_manifest, fasta.with_suffix(".json"))
-            except RecordError as error:
-                return f"{error.path.name} {error.reason}"
-            except OSError:
-                return _gone(fasta.with_suffix(".json"))
-            if chunk.digest != digest:
-                return f"{fasta.stem}.json is of another split"
-        return None
+        if sample not in split.samples:
+            return f"{sample} was not split with the others"
+        if split.samples[sample].inputs != tuple(self.sha256(path) for path in inputs):
+            return "FASTA files have changed"
+        reason = why_not(request.index, split.samples[sample].index, self.digests)
+        return None if reason is None else f"{request.index.name} {reason}"
 
-    def chunk_stale(self, sample: str, chunk: str) -> str | None:
+    def _chunk_of_split(self, name: str, digest: str) -> str | None:
+        """Whether what a chunk is computed from is not there."""
+        fasta = self.pool.chunks / f"{name}.fasta"
+        if not fasta.is_file():
+            return _gone(fasta)
+        try:
+            chunk = self._once(_read_chunk_manifest, fasta.with_suffix(".json"))
+        except RecordError as error:
+            return f"{error.path.name} {error.reason}"
+        except OSError:
+            return _gone(fasta.with_suffix(".json"))
+        return None if chunk.digest == digest else f"{name}.json is of another split"
+
+    def _kept_stale(self, name: str) -> str | None:
+        """Whether a chunk file that was there before the split is not there any more: its sequences are to be found."""
+        reason = self.chunk_stale(name)
+        return None if reason is None else f"{name}, which was embedded before, is {reason}"
+
+    def names(self, split: SplitRecord) -> list[str]:
+        """The chunks that the samples need, in order."""
+        numbers = {number for sample in self.samples for number in split.samples[sample].chunks}
+        return [chunk_name(number) for number in sorted(numbers)]
+
+    def chunk_stale(self, chunk: str) -> str | None:
         """Whether a chunk has to be embedded. Its bytes are compared with its checksum when it is merged."""
-        request = self.samples[sample]
-        path = request.chunk_file(chunk)
+        path = self.pool.chunk_file(chunk)
         if not path.exists():
             return MISSING
         header = self._chunk_header(path)
         if isinstance(header, str):
             return header
         try:
-            digest = self._split(request).chunks[int(chunk.removeprefix("chunk_"))]
-        except (RecordError, IndexError):
+            digest = self.split().chunks[chunk].digest
+        except (RecordError, KeyError):
             return "of another split"
         if header.get("chunk") != chunk or header.get("chunk_digest") != digest:
             return "made of other sequences"
-        return self._identity_differs(request.embedding, header)
+        return why_of_others(
+            header,
+            self.pool.embedding,
+            self.weights.model,
+            manifest=self.manifest(),
+            source_sha256=self.weights.source_sha256,
+        )
 
-    def chunk_run(self, sample: str, chunk: str) -> DeviceRun | None:
+    def chunk_run(self, chunk: str) -> DeviceRun | None:
         """How a chunk that is there ran; None where its metadata do not say it."""
-        path = self.samples[sample].chunk_file(chunk)
+        path = self.pool.chunk_file(chunk)
         header = self._chunk_header(path)
         try:
             return None if isinstance(header, str) else read_header_entries(header, DeviceRun, path)
         except RecordError:
             return None
-
-    def _identity_differs(self, embedding: EmbeddingSettings, header: Mapping[str, str]) -> str | None:
-        """What a chunk file was made with that is not wanted now."""
-        try:
-            layers = json.dumps(resolve_layers(embedding.layers, int(header["model_layers"])))
-        except (KeyError, ValueError, UserError):
-            return "made by another version"
-        manifest = self.manifest()
-        wanted: dict[str, str] = {**settings_identity(embedding), "model": self.weights.model, "layers": layers}
-        if self.weights.source_sha256 is not None:
-            wanted["source_sha256"] = self.weights.source_sha256
-        if manifest is not None:
-            wanted |= identity(manifest, embedding)
-            wanted.pop("source_sha256", None)  # the same numbers may come from another file
-        for name, value in wanted.items():
-            if not serves(name, header, value):
-                return f"made with another {name.replace('_', ' ')}"
-        return None
 
     def _chunk_header(self, path: Path) -> dict[str, str] | str:
         try:
@@ -255,12 +217,12 @@ class RunState:
             return f"cannot be read ({error.strerror})"
 
     def tables_stale(self, sample: str) -> str | None:
-        """Whether a sample has to be merged: its split, weights and settings, and every byte of its tables."""
+        """Whether a sample has to be merged: its index, weights and settings, and every byte of its tables."""
         request = self.samples[sample]
         if not request.report.exists():
             is_there = any((request.folder / table.name).exists() for table in TABLES.values())
             return _gone(request.report) if is_there else MISSING
-        if self.split_stale(sample) is not None:
+        if self.sample_stale(sample) is not None:
             return "its proteins have to be split again"
         try:
             report = read_record(request.report, SampleReport)
@@ -268,8 +230,8 @@ class RunState:
             return f"{REPORT} {error.reason}"
         files = {name: proof for table in report.tables.values() for name, proof in table.items()}
         wanted = {
-            "split": self.sha256(request.chunks / SPLIT_RECORD),
-            **table_settings(request.embedding, request.tables),
+            "index": self.sha256(request.index),
+            **table_settings(self.pool.embedding, request.tables),
             "model": self.weights.model,
         }
         manifest = self.manifest()
@@ -310,7 +272,7 @@ class RunState:
             return _gone(record)
         if any(self.tables_stale(sample) is not None for sample in self.samples):
             return "tables have to be written again"
-        if any(self.plots_stale(sample) is not None for sample in self.samples):
+        if self.draws_samples and any(self.plots_stale(sample) is not None for sample in self.samples):
             return "maps have to be drawn again"
         reports = {sample: self.sha256(request.report) for sample, request in self.samples.items()}
         return self._stale(record, summary_origin(reports, calls))

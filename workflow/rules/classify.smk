@@ -24,37 +24,36 @@ def classifier_of(wildcards):
 
 
 def frames_of(wildcards):
-    """What a sample's nucleotides are split from."""
-    sample = wildcards.sample
+    """What the nucleotides of all samples are split from."""
     return tied(
-        partial(calls.nucleotides.split_stale, sample),
-        translated=calls.nucleotides.samples[sample].translated,
+        calls.nucleotides.split_stale,
+        translated=[
+            str(sample.translated) for sample in calls.nucleotides.samples.values()
+        ],
+        **read_before_reuse(calls.nucleotides),
     )
 
 
-def nucleotide_files_of(sample):
-    return chunk_files_after(checkpoints.split_nucleotides, NUCLEOTIDE_FILE, sample)
+def nucleotide_files_of(*samples):
+    return chunk_files_after(checkpoints.split_nucleotides, calls.nucleotides, samples)
 
 
 def nucleotide_chunk_of(wildcards):
-    return chunk_in(calls.nucleotides, NUCLEOTIDES / "chunks", wildcards)
+    return chunk_in(calls.nucleotides, wildcards)
 
 
 def features_of(wildcards):
     """What the scores of a sample's frames are made from."""
     sample = wildcards.sample
-    protein_files, nucleotide_files = chunk_files_of(sample), nucleotide_files_of(
-        sample
-    )
     return tied(
         partial(calls.scores_stale, sample),
-        index=state.samples[sample].index,
-        nucleotide_index=calls.nucleotides.samples[sample].index,
+        split=CHUNKS,
+        nucleotide_split=calls.nucleotides.pool.chunks,
         weights=WEIGHTS,
         nucleotide_weights=calls.nucleotides.weights.file,
         classifier=calls.classifier.file,
-        chunk_files=protein_files,
-        nucleotide_files=nucleotide_files,
+        chunk_files=chunk_files_of(sample),
+        nucleotide_files=nucleotide_files_of(sample),
     )
 
 
@@ -145,24 +144,24 @@ checkpoint split_nucleotides:
     input:
         unpack(frames_of),
     output:
-        index=NUCLEOTIDES / "nucleotides.parquet",
-        chunks=directory(NUCLEOTIDES / "chunks"),
-        skipped=NUCLEOTIDES / "skipped.tsv",
+        chunks=directory(calls.nucleotides.pool.chunks),
     log:
-        LOGS / "{sample}" / "split_nucleotides.log",
+        LOGS / "split_nucleotides.log",
     benchmark:
-        BENCHMARKS / "{sample}" / "split_nucleotides.tsv"
+        BENCHMARKS / "split_nucleotides.tsv"
     conda:
         "../../envs/data.yaml"
     resources:
         mem_mb=lambda wildcards, input, attempt: attempt * (2000 + input.size_mb),
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
-        chunk_residues=run.calls.chunk_sizes[run.device].residues,
-        multiple_of=run.calls.chunk_sizes[run.device].multiple_of,
-        embed_dim=planning_architecture(run.calls.model, "dnabert_s").embed_dim,
-        long_proteins=asdict(run.calls.embedding.long_proteins),
-        policies=asdict(run.split_policies),
+        samples=dict.fromkeys(run.samples, []),
+        results=str(run.results),
+        split=asdict(calls.nucleotides.pool.split_settings),
+        embedding=asdict(run.calls.embedding),
+        weights=asdict(calls.nucleotides.weights),
+        tensors=str(calls.nucleotides.pool.tensors),
+        reuse=REUSE,
     script:
         "../scripts/split_proteins.py"
 
@@ -171,14 +170,14 @@ rule embed_dnabert_s:
     input:
         unpack(nucleotide_chunk_of),
     output:
-        NUCLEOTIDE_FILE,
+        calls.nucleotides.pool.tensors / "{chunk}.safetensors",
     log:
-        LOGS / "{sample}" / "embed_dnabert_s" / "{chunk}.log",
+        LOGS / "embed_dnabert_s" / "{chunk}.log",
     benchmark:
-        BENCHMARKS / "{sample}" / "embed_dnabert_s" / "{chunk}.tsv"
+        BENCHMARKS / "embed_dnabert_s" / "{chunk}.tsv"
     conda:
         "../../envs/embed.yaml"
-    threads: embed_threads(NUCLEOTIDES / "chunks")
+    threads: embed_threads(calls.nucleotides.pool.chunks)
     resources:
         **GPU_JOB,
         gpu=run.gpus_per_job,
@@ -208,8 +207,8 @@ rule classify_frames:
         mem_mb=lambda wildcards, attempt: attempt * 4000,
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
-        chunks=str(CHUNKS),
-        nucleotide_chunks=str(NUCLEOTIDES / "chunks"),
+        pool=str(state.pool.folder),
+        nucleotide_pool=str(calls.nucleotides.pool.folder),
         settings=asdict(run.embedding),
         nucleotide_settings=asdict(run.calls.embedding),
     script:

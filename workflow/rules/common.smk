@@ -40,18 +40,20 @@ try:
     from virnucpro.cuda.visible import has_gpu
     from virnucpro.display import take_over
     from virnucpro.models.reference import planning_architecture
-    from virnucpro.report.plan import MOST_LINES, plan_sample, why_no_room
+    from virnucpro.report.plan import MOST_LINES, plan, why_no_room
     from virnucpro.run_plan import plan_text
     from virnucpro.run_state import (
         calls_state,
         end_dates_to_come,
         other_samples,
         run_state,
+        samples_together,
         stale_tables,
         unasked_calls,
     )
     from virnucpro.slurm.resources import slurm_resources, why_no_slurm
     from virnucpro.slurm.sizing import embed_memory_mb, embed_minutes
+    from virnucpro.storage.request import REUSE_INDEX
     from virnucpro.storage.state import MISSING
     from virnucpro.storage.tables import TABLES
 except ImportError as error:
@@ -139,12 +141,16 @@ except (UserError, OSError) as error:
 
 WEIGHTS = state.weights.file
 GPU_REPORT = run.results / "gpu.json"
+# What a split is told of earlier results.
+REUSE = run.reuse and dict(
+    sources=[str(path) for path in run.reuse],
+    index=str(run.results / REUSE_INDEX),
+    any_device=run.reuse_devices == "any",
+)
 SAMPLE = run.results / "{sample}"
 TRANSLATED = SAMPLE / "translated.faa"
-CHUNKS = SAMPLE / "chunks"
-CHUNK_FILE = SAMPLE / "tensors" / "{chunk}.safetensors"
-NUCLEOTIDES = SAMPLE / "nucleotides"
-NUCLEOTIDE_FILE = NUCLEOTIDES / "tensors" / "{chunk}.safetensors"
+CHUNKS = state.pool.chunks
+CHUNK_FILE = state.pool.tensors / "{chunk}.safetensors"
 SCORES = SAMPLE / "frame_scores.parquet"
 CALLS = SAMPLE / "calls"
 LOGS = run.results / "logs"
@@ -169,6 +175,16 @@ PLOTS_OF_A_SAMPLE = [
 
 # On Slurm: Ampere or newer where available.
 GPU_JOB = slurm_resources(workflow, run.prefer_features)
+
+
+# Small samples that share jobs, and a pattern of all others; where there are none, one that nothing matches.
+TOGETHER = samples_together(run)
+ALONE = "|".join(
+    re.escape(name)
+    for name in run.samples
+    if not any(name in names for names in TOGETHER)
+)
+ALONE = ALONE or "(?!)"
 
 
 wildcard_constraints:
@@ -250,28 +266,27 @@ ENOUGH_TO_START = 1 << 22
 """Bytes of a FASTA file that are read before a run, to see whether its results will fit on the disk."""
 
 
-def planned(name, **enough):
-    """What is left of a sample."""
-    return plan_sample(run, state, calls, name, **enough)
+def planned(**enough):
+    """What is left to do."""
+    return plan(run, state, calls, **enough)
 
 
 def begin():
     """Say what the run will do; the reason why it does not begin, if there is one."""
     if is_of_a_part():
         if display is not None:
-            display.begin("", {}, planned)
+            display.begin("", [], planned)
         return None
     if run.require_gpu and run.device == "cpu":
         return (
             "setting 'require_gpu' is true, and no GPU is found here (virnucpro gpus says more): run it where one is, or "
             "set require_gpu to false for the CPU"
         )
-    left = {name: planned(name, enough=ENOUGH_TO_START) for name in run.samples}
-    parts = [part for sample in left.values() for part in sample]
+    parts = planned(enough=ENOUGH_TO_START)
     # The disk may not hold what the whole run makes; a part of it is refused by its own jobs.
     why_not = why_no_room(run, parts)
     if why_not is None and display is not None:
-        display.begin(plan_text(run, state, parts), left, planned)
+        display.begin(plan_text(run, state, parts), parts, planned)
     return why_not
 
 
@@ -308,7 +323,17 @@ if DRY_RUN:
         plan_text(
             run,
             state,
-            [part for name in run.samples for part in planned(name)],
+            planned(),
             MOST_LINES,
         )
     )
+    try:
+        from virnucpro.foreseen import foreseen
+    except ImportError:  # with conda, Snakemake's own Python has no numpy
+        pass
+    else:
+        try:
+            if said := foreseen(run, state, GPU_REPORT):
+                logger.info(said)
+        except UserError as error:
+            sys.exit(f"error: {error}")

@@ -6,9 +6,9 @@ rule embed_esm2:
     output:
         CHUNK_FILE,
     log:
-        LOGS / "{sample}" / "embed_esm2" / "{chunk}.log",
+        LOGS / "embed_esm2" / "{chunk}.log",
     benchmark:
-        BENCHMARKS / "{sample}" / "embed_esm2" / "{chunk}.tsv"
+        BENCHMARKS / "embed_esm2" / "{chunk}.tsv"
     conda:
         "../../envs/embed.yaml"
     threads: embed_threads(CHUNKS)

@@ -15,38 +15,44 @@ def contigs_of(wildcards):
 
 
 def proteins_of(wildcards):
-    """What a sample is split from: its own FASTA files, or what its contigs are translated to."""
-    sample = wildcards.sample
-    why_stale = partial(state.split_stale, sample)
+    """What all samples are split from: their own FASTA files, or what their contigs are translated to."""
     if run.input == "nucleotide":
-        return tied(why_stale, translated=str(TRANSLATED).format(sample=sample))
-    return tied(why_stale, run.samples[sample])
+        translated = expand(TRANSLATED, sample=run.samples)
+        return tied(
+            state.split_stale, translated=translated, **read_before_reuse(state)
+        )
+    files = [file for sample in run.samples.values() for file in sample]
+    return tied(state.split_stale, files, **read_before_reuse(state))
 
 
-def chunk_files_after(split, pattern, sample):
-    """The chunk files of a sample by a pattern of their paths, known once the checkpoint `split` has run."""
-    folder = Path(split.get(sample=sample).output.chunks)
-    names = sorted(path.stem for path in folder.glob("chunk_*.json"))
-    return expand(pattern, sample=sample, chunk=names)
+def read_before_reuse(state):
+    """What a split reads that looks at earlier results: which weights and devices are theirs."""
+    return dict(prepared=state.weights.file, gpu_report=GPU_REPORT) if run.reuse else {}
 
 
-def chunk_files_of(sample):
-    return chunk_files_after(checkpoints.split_proteins, CHUNK_FILE, sample)
+def chunk_files_after(split, state, samples):
+    """The chunk files that samples need and that jobs make, known once the checkpoint `split` has run."""
+    split.get()
+    record = state.split()
+    names = {
+        name for sample in samples for name in record.to_embed(record.samples[sample])
+    }
+    return [str(state.pool.chunk_file(name)) for name in sorted(names)]
 
 
-def chunk_files(wildcards):
-    return chunk_files_of(wildcards.sample)
+def chunk_files_of(*samples):
+    return chunk_files_after(checkpoints.split_proteins, state, samples)
 
 
 def all_chunk_files(wildcards):
-    return [file for sample in run.samples for file in chunk_files_of(sample)]
+    return chunk_files_of(*run.samples)
 
 
-def chunk_in(state, chunks, wildcards):
-    """What a chunk file is made from: the weights of `state`, and a chunk in the folder `chunks`."""
-    chunk = str(chunks / wildcards.chunk).format(sample=wildcards.sample)
+def chunk_in(state, wildcards):
+    """What a chunk file is made from: the weights of `state`, and a chunk of its split."""
+    chunk = str(state.pool.chunks / wildcards.chunk)
     return tied(
-        partial(state.chunk_stale, wildcards.sample, wildcards.chunk),
+        partial(state.chunk_stale, wildcards.chunk),
         chunk_manifest=f"{chunk}.json",
         proteins=f"{chunk}.fasta",
         weights=state.weights.file,
@@ -55,29 +61,66 @@ def chunk_in(state, chunks, wildcards):
 
 
 def chunk_of(wildcards):
-    return chunk_in(state, CHUNKS, wildcards)
+    return chunk_in(state, wildcards)
 
 
 def tables_of(wildcards):
     """What a sample's tables are made from."""
-    files = chunk_files(wildcards)
+    files = chunk_files_of(wildcards.sample)
     return tied(
         partial(state.tables_stale, wildcards.sample),
-        index=state.samples[wildcards.sample].index,
+        split=CHUNKS,
         weights=WEIGHTS,
         chunk_files=files,
     )
 
 
+def tables_of_several(samples):
+    """What one job makes the tables of several samples from."""
+
+    def inputs(wildcards):
+        reasons = (state.tables_stale(sample) for sample in samples)
+        return tied(
+            lambda: first_reason(reasons),
+            split=CHUNKS,
+            weights=WEIGHTS,
+            chunk_files=chunk_files_of(*samples),
+        )
+
+    return inputs
+
+
+def first_reason(reasons):
+    """The reason for which a job that does several samples runs: not what is missing, where another is another way."""
+    found = [reason for reason in reasons if reason is not None]
+    return next((reason for reason in found if reason != MISSING), *found[:1] or [None])
+
+
+def plots_of_several(samples):
+    """What one job draws the plots of several samples from."""
+
+    def inputs(wildcards):
+        reasons = (state.plots_stale(sample) for sample in samples)
+        return tied(
+            lambda: first_reason(reasons),
+            [run.metadata] if run.metadata else [],
+            sample_report=[state.samples[sample].report for sample in samples],
+            split=CHUNKS,
+            chunk_files=chunk_files_of(*samples),
+        )
+
+    return inputs
+
+
 def of_a_merged_sample(wildcards, why_stale, given=()):
     """What is made of a sample once it is merged: from its report, its index and its chunk files."""
-    files = chunk_files(wildcards)
+    files = chunk_files_of(wildcards.sample)
     sample = state.samples[wildcards.sample]
     return tied(
         partial(why_stale, wildcards.sample),
         given,
         sample_report=sample.report,
-        index=sample.index,
+        split=CHUNKS,
         chunk_files=files,
     )
 
@@ -103,7 +146,9 @@ def reports_of_all(wildcards):
     """What the run's summary is made from."""
     products = {
         "reports": expand(SAMPLE / "embeddings.json", sample=run.samples),
-        "maps": expand(SAMPLE_PLOTS / "map.png", sample=run.samples),
+        "maps": expand(
+            SAMPLE_PLOTS / "map.png", sample=run.samples if run.draws_samples else []
+        ),
     }
     if calls is None:
         return tied(partial(state.summary_stale, SUMMARY_RECORD), **products)
@@ -112,8 +157,7 @@ def reports_of_all(wildcards):
 
 
 def all_nucleotide_files(wildcards):
-    samples = run.samples if calls is not None else ()
-    return [file for sample in samples for file in nucleotide_files_of(sample)]
+    return [] if calls is None else nucleotide_files_of(*run.samples)
 
 
 def call_plots():
@@ -147,14 +191,13 @@ def embed_memory(wildcards, input, attempt):
 
 
 def embed_threads(chunks):
-    """Threads of a job that embeds one of a sample's chunks: on the CPUs of this machine, its share of the cores."""
+    """Threads of a job that embeds one of the chunks in a folder: on the CPUs of this machine, its share of the cores."""
 
     def threads(wildcards):
         cores = workflow.resource_settings.cores
         if run.device == "gpu" or not workflow.local_exec or cores is None:
             return FEW_CORES
-        folder = str(chunks).format(sample=wildcards.sample)
-        count = len(list(Path(folder).glob("chunk_*.json")))
+        count = len(list(Path(chunks).glob("chunk_*.json")))
         return max(FEW_CORES, cores // max(1, count))
 
     return threads
@@ -179,6 +222,12 @@ def table(name):
     return directory(path) if TABLES[name].is_folder else path
 
 
+def tables_of_format(name, samples):
+    """The tables of several samples in one format."""
+    paths = expand(SAMPLE / TABLES[name].name, sample=samples)
+    return [directory(path) for path in paths] if TABLES[name].is_folder else paths
+
+
 def all_tables():
     """What the merges make, of every sample and in every format: gone or newly asked for, it is made again."""
     files = [SAMPLE / TABLES[name].name for name in run.tables.formats]
@@ -186,8 +235,12 @@ def all_tables():
 
 
 def sample_plots():
-    return expand(
-        SAMPLE_PLOTS / "{plot}",
-        sample=run.samples,
-        plot=[*PLOTS_OF_A_SAMPLE, "plots.json"],
+    return (
+        []
+        if not run.draws_samples
+        else expand(
+            SAMPLE_PLOTS / "{plot}",
+            sample=run.samples,
+            plot=[*PLOTS_OF_A_SAMPLE, "plots.json"],
+        )
     )

@@ -1,29 +1,30 @@
-# Needs: the protein FASTA files of a sample.
-# Makes: its index (a row for every record), chunks of its unique proteins, of equal work, and a table of what was skipped.
+# Needs: the protein FASTA files of all samples, and the chunk files that are there already.
+# Makes: chunks of equal work of the proteins that are not embedded yet; of each sample its index (a row for every record)
+# and a table of what was skipped. These are no outputs, because Snakemake's own work grows with inputs times outputs: the
+# record in the folder of chunks proves them.
 
 
 checkpoint split_proteins:
     input:
         unpack(proteins_of),
     output:
-        index=SAMPLE / "proteins.parquet",
         chunks=directory(CHUNKS),
-        skipped=SAMPLE / "skipped.tsv",
     log:
-        LOGS / "{sample}" / "split_proteins.log",
+        LOGS / "split_proteins.log",
     benchmark:
-        BENCHMARKS / "{sample}" / "split_proteins.tsv"
+        BENCHMARKS / "split_proteins.tsv"
     conda:
         "../../envs/data.yaml"
     resources:
         mem_mb=lambda wildcards, input, attempt: attempt * (2000 + input.size_mb),
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
-        files=lambda wildcards: list(map(str, run.samples[wildcards.sample])),
-        chunk_residues=run.chunk_size.residues,
-        multiple_of=run.chunk_size.multiple_of,
-        embed_dim=planning_architecture(run.model).embed_dim,
-        long_proteins=asdict(run.embedding.long_proteins),
-        policies=asdict(run.split_policies),
+        samples={name: list(map(str, files)) for name, files in run.samples.items()},
+        results=str(run.results),
+        split=asdict(state.pool.split_settings),
+        embedding=asdict(run.embedding),
+        weights=asdict(state.weights),
+        tensors=str(state.pool.tensors),
+        reuse=REUSE,
     script:
         "../scripts/split_proteins.py"

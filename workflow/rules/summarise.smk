@@ -56,55 +56,120 @@ rule summarise:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        chunks=str(CHUNKS),
+        tensors=str(state.pool.tensors),
     script:
         "../scripts/summarise.py"
+
+
+in_report = report  # which Snakemake takes for a keyword where a line begins with it
+ABOUT = dict(
+    lengths="Protein lengths",
+    map="Map of the embeddings",
+)
+PLOTS = tuple(ABOUT)
+PLOTTED = dict(
+    chunks=str(CHUNKS),
+    tensors=str(state.pool.tensors),
+    metadata=str(run.metadata or ""),
+)
+
+
+def plots_of_format(plot, samples):
+    """One plot of several samples: of each its SVG and PNG, in turn."""
+    return [
+        (
+            in_report(
+                str(SAMPLE_PLOTS / f"{plot}.{kind}").format(sample=sample),
+                caption=f"../report/{plot}.rst",
+                category="Samples",
+                subcategory=sample,
+                labels={"plot": ABOUT[plot]},
+            )
+            if kind == "svg"
+            else str(SAMPLE_PLOTS / f"{plot}.{kind}").format(sample=sample)
+        )
+        for sample in samples
+        for kind in ("svg", "png")
+    ]
+
+
+def map_page(folder, sample):
+    """The interactive map, with its place in the report."""
+    return in_report(
+        f"{folder}/map.html",
+        caption="../report/interactive_map.rst",
+        category="Samples",
+        subcategory=sample,
+        labels={"plot": "Map to search and point at"},
+    )
+
+
+def plot_of_a_sample(plot):
+    """One plot in both formats, with its place in the report."""
+    return [
+        in_report(
+            SAMPLE_PLOTS / f"{plot}.svg",
+            caption=f"../report/{plot}.rst",
+            category="Samples",
+            subcategory="{sample}",
+            labels={"plot": ABOUT[plot]},
+        ),
+        SAMPLE_PLOTS / f"{plot}.png",
+    ]
 
 
 rule plot_sample:
     input:
         unpack(plots_of),
     output:
-        record=SAMPLE_PLOTS / "plots.json",
-        lengths=[
-            report(
-                SAMPLE_PLOTS / "lengths.svg",
-                caption="../report/lengths.rst",
-                category="Samples",
-                subcategory="{sample}",
-                labels={"plot": "Protein lengths"},
-            ),
-            SAMPLE_PLOTS / "lengths.png",
-        ],
-        map=[
-            report(
-                SAMPLE_PLOTS / "map.svg",
-                caption="../report/map.rst",
-                category="Samples",
-                subcategory="{sample}",
-                labels={"plot": "Map of the embeddings"},
-            ),
-            SAMPLE_PLOTS / "map.png",
-        ],
-        page=report(
-            SAMPLE_PLOTS / "map.html",
-            caption="../report/interactive_map.rst",
-            category="Samples",
-            subcategory="{sample}",
-            labels={"plot": "Map to search and point at"},
-        ),
+        **{plot: plot_of_a_sample(plot) for plot in PLOTS},
+        page=[map_page(str(SAMPLE_PLOTS), "{sample}")],
+        record=[SAMPLE_PLOTS / "plots.json"],
     log:
         LOGS / "{sample}" / "plot_sample.log",
     benchmark:
         BENCHMARKS / "{sample}" / "plot_sample.tsv"
+    wildcard_constraints:
+        sample=ALONE,
     conda:
         "../../envs/report.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: attempt * 4000,
         runtime=lambda wildcards, attempt: attempt * 60,
     params:
-        metadata=str(run.metadata or ""),
+        **PLOTTED,
     script:
         "../scripts/plot_sample.py"
+
+
+for number, names in enumerate(TOGETHER):
+
+    rule:
+        name:
+            f"plot_sample_{number}"
+        input:
+            unpack(plots_of_several(names)),
+        output:
+            **{plot: plots_of_format(plot, names) for plot in PLOTS},
+            record=expand(SAMPLE_PLOTS / "plots.json", sample=names),
+            page=[
+                map_page(str(SAMPLE_PLOTS).format(sample=name), name) for name in names
+            ],
+        log:
+            LOGS / f"plot_sample_{number}.log",
+        benchmark:
+            BENCHMARKS / f"plot_sample_{number}.tsv"
+        conda:
+            "../../envs/report.yaml"
+        resources:
+            mem_mb=lambda wildcards, attempt: attempt * 4000,
+            runtime=lambda wildcards, attempt: attempt * 240,
+        params:
+            **PLOTTED,
+        script:
+            "../scripts/plot_sample.py"
 
 
 # Needs: the same of each sample. Makes: a table of each protein's nearest neighbours, where neighbours is set.
@@ -126,5 +191,7 @@ rule find_neighbours:
         runtime=lambda wildcards, attempt: attempt * 240,
     params:
         neighbours=run.neighbours,
+        chunks=str(CHUNKS),
+        tensors=str(state.pool.tensors),
     script:
         "../scripts/find_neighbours.py"

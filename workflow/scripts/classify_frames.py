@@ -8,21 +8,21 @@ with job(f"classify_frames {snakemake.wildcards.sample}", snakemake.log[0]) as l
     from virnucpro.base.settings import EmbeddingSettings
     from virnucpro.calling.classifier import load_classifier
     from virnucpro.calling.join import Embedded, classify_frames
-    from virnucpro.calling.state import frame_identity
+    from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
+    from virnucpro.storage.sample_files import PoolFiles
     from virnucpro.weights.manifest import read_manifest
 
     kinds = []
-    for index, weights, tensors, chunks, settings in (
-        ("index", "weights", "chunk_files", "chunks", "settings"),
-        ("nucleotide_index", "nucleotide_weights", "nucleotide_files", "nucleotide_chunks", "nucleotide_settings"),
-    ):
-        manifest = read_manifest(Path(snakemake.input[weights][0]))
-        embedding = EmbeddingSettings(**snakemake.params[settings])
+    folder = Path(snakemake.output.scores).parent
+    for prefix, files in (("", CallFiles(folder)), ("nucleotide_", NucleotideFiles(folder))):
+        manifest = read_manifest(Path(snakemake.input[f"{prefix}weights"][0]))
+        embedding = EmbeddingSettings(**snakemake.params[f"{prefix}settings"])
+        pool = PoolFiles(Path(snakemake.params[f"{prefix}pool"]))
         kinds.append(
             Embedded(
-                Path(snakemake.input[index][0]),
-                Path(snakemake.params[chunks]),
-                [Path(file) for file in snakemake.input.get(tensors, [])],
+                files.index,
+                pool.chunks,
+                pool.tensors,
                 frame_identity(manifest, manifest.model, embedding),
             )
         )

@@ -7,7 +7,7 @@ from virnucpro.engine.processes import device_processes
 from virnucpro.jobs import job
 
 with (
-    job(f"{snakemake.wildcards.sample} {snakemake.wildcards.chunk}", snakemake.log[0]) as log,
+    job(snakemake.wildcards.chunk, snakemake.log[0]) as log,
     lease_devices(snakemake.resources.gpu, logger=log),
     device_processes(snakemake.resources.gpu) as processes,
 ):

@@ -7,6 +7,7 @@ from virnucpro.jobs import job
 with job(f"find_neighbours {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     from virnucpro.base.digest import file_sha256, write_products
     from virnucpro.report.neighbours import find_neighbours
+    from virnucpro.storage.sample_files import SampleFiles
     from virnucpro.storage.state import neighbours_origin
 
     report, table = Path(snakemake.input.sample_report[0]), Path(snakemake.output.table)
@@ -14,8 +15,9 @@ with job(f"find_neighbours {snakemake.wildcards.sample}", snakemake.log[0]) as l
     origin = neighbours_origin({report.parent.name: file_sha256(report)}, count)
     find_neighbours(
         report,
-        Path(snakemake.input.index[0]),
-        [Path(file) for file in snakemake.input.chunk_files],
+        SampleFiles(report.parent).index,
+        Path(snakemake.params.chunks),
+        Path(snakemake.params.tensors),
         table,
         count,
         logger=log,

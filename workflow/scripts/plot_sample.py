@@ -1,25 +1,35 @@
-"""Draw one sample: lengths, what was done to its sequences, and a map of its embeddings."""
+"""Draw samples: lengths, what was done to their sequences, and a map of their embeddings."""
 
 from pathlib import Path
 
 from virnucpro.jobs import job
 
-with job(f"plot_sample {snakemake.wildcards.sample}", snakemake.log[0]) as log:
+records = [Path(record) for record in snakemake.output.record]
+name = records[0].parents[1].name if len(records) == 1 else f"{len(records)} samples"
+with job(f"plot_sample {name}", snakemake.log[0]) as log:
     from virnucpro.base.digest import file_sha256, write_products
     from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
+    from virnucpro.storage.sample_files import SampleFiles
     from virnucpro.storage.state import plots_origin
 
-    report = Path(snakemake.input.sample_report[0])
     metadata = Path(snakemake.params.metadata) if snakemake.params.metadata else None
-    origin = plots_origin({report.parent.name: file_sha256(report)}, file_sha256(metadata) if metadata else "")
-    plot_sample(
-        report,
-        Path(snakemake.input.index[0]),
-        [Path(file) for file in snakemake.input.chunk_files],
-        {name: [Path(file) for file in snakemake.output[name]] for name in SAMPLE_PLOTS},
-        Path(snakemake.output.page),
-        metadata=metadata,
-        logger=log,
-    )
-    record = Path(snakemake.output.record)
-    write_products(record, origin, [Path(file) for file in snakemake.output if Path(file) != record])
+    table = file_sha256(metadata) if metadata else ""
+
+    for number, record in enumerate(records):
+        report = Path(snakemake.input.sample_report[number])
+        origin = plots_origin({report.parent.name: file_sha256(report)}, table)
+        plots = {
+            name: [Path(file) for file in snakemake.output[name][2 * number : 2 * number + 2]] for name in SAMPLE_PLOTS
+        }
+        page = Path(snakemake.output.page[number])
+        plot_sample(
+            report,
+            SampleFiles(report.parent).index,
+            Path(snakemake.params.chunks),
+            Path(snakemake.params.tensors),
+            plots,
+            page,
+            metadata=metadata,
+            logger=log,
+        )
+        write_products(record, origin, [page, *(file for files in plots.values() for file in files)])

@@ -1,6 +1,6 @@
 """Merged table as Parquet: one row a record, embeddings as fixed-size lists.
 
-Columns: ``id``, ``length``, ``description``, ``treatment``, ``precision``, ``replaced``, ``embedding``
+Columns: ``id``, ``length``, ``description``, ``treatment``, ``precision``, ``origin``, ``replaced``, ``embedding``
 (``fixed_size_list<float>[D]``; ``embedding_{layer}`` for several layers), ``bos`` and ``max`` the same and,
 with per-residue pooling,
 ``residues`` (``large_list<fixed_size_list<float>[D]>``: values and offsets). The schema's metadata entry
@@ -24,6 +24,7 @@ from virnucpro.base.records import record_text
 from virnucpro.chunking.index import METADATA_KEY
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
+    COMPUTED,
     Embeddings,
     Layout,
     ResidueEmbeddings,
@@ -33,7 +34,7 @@ from virnucpro.storage.tables.rows import (
     read_provenance,
 )
 
-_COMPRESSED = ("id", "length", "description", "treatment", "precision", "replaced")
+_COMPRESSED = ("id", "length", "description", "treatment", "precision", "origin", "replaced")
 
 
 class ParquetTable:
@@ -48,6 +49,7 @@ class ParquetTable:
             pa.field("description", pa.string(), nullable=False),
             pa.field("treatment", pa.string(), nullable=False),
             pa.field("precision", pa.string(), nullable=False),
+            pa.field("origin", pa.string(), nullable=False),
             pa.field("replaced", pa.int32(), nullable=False),
         ]
         for (kind, _), name in layout.names.items():
@@ -58,7 +60,7 @@ class ParquetTable:
             path,
             self._schema,
             compression=dict.fromkeys(_COMPRESSED, "zstd"),
-            use_dictionary=["treatment", "precision", "replaced"],
+            use_dictionary=["treatment", "precision", "origin", "replaced"],
             write_statistics=["id", "length"],
             write_page_checksum=True,
         )
@@ -73,6 +75,7 @@ class ParquetTable:
             pa.array(rows.descriptions or [""] * len(rows), pa.string()),
             pa.array(rows.treatment, pa.string()),
             pa.array(rows.precision, pa.string()),
+            pa.array(rows.origin or [COMPUTED] * len(rows), pa.string()),
             pa.array(rows.replaced, pa.int32()),
         ]
         for (kind, layer), name in self._layout.names.items():

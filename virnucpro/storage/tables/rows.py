@@ -58,13 +58,18 @@ class Layout:
         }
 
 
+COMPUTED = "computed"
+"""The origin of a row that was computed in this folder; another one's names earlier results."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """A run of n records in input order.
 
     ``mean``, ``bos`` and ``maxima`` have (n, D) for each layer; ``residues`` (sum of embedded, D), record i's being
     ``offsets[i]:offsets[i + 1]``. Record i is row ``row[i]`` of chunk file number ``chunk[i]``. ``treatment`` is
-    ``whole``, ``windows:K`` or ``truncated:RESIDUES``. ``descriptions`` are what follows the ids in their headers.
+    ``whole``, ``windows:K`` or ``truncated:RESIDUES``. ``descriptions`` are what follows the ids in their headers;
+    ``origin`` tells where each row was computed (without it, all here).
     """
 
     ids: list[str]
@@ -80,6 +85,7 @@ class Rows:
     bos: dict[int, Floats] = field(default_factory=dict)
     maxima: dict[int, Floats] = field(default_factory=dict)
     descriptions: list[str] = field(default_factory=list)
+    origin: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
