@@ -10,9 +10,6 @@ CORES ?= 2
 BUILT := $(shell cat $(VENV)/.torch 2>/dev/null)
 TORCH := $(or $(BUILT),pypi)
 TORCH_INDEX := https://download.pytorch.org/whl
-# Tests that kill, cut off and time out real jobs: they run with nothing beside them but each other, as those on Slurm mostly wait.
-ALONE := tests/workflow/test_faults.py tests/slurm
-
 .DEFAULT_GOAL := help
 .PHONY: help env another-build demo test coverage fuzz test-slow test-index test-gpu lint docs format bench clean
 
@@ -47,13 +44,13 @@ demo: env ## the shipped proteins to embeddings, the shipped contigs to calls; r
 	    "classify={classifier: classifier_demo, nucleotide_model: dnabert_s_demo}"
 	@echo "The files of the demo are in $(DEMO)/results and $(DEMO)/calls."
 
+# Three workers on two cores, because tests on Slurm and with faults wait for much of their time.
 test: env ## the test suite; GPU and Slurm tests skip themselves where there is none
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ALONE)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 coverage: env ## the test suite, and the lines of the package that no test has entered
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-report=html \
-	  $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder \
+	  --cov --cov-report=term-missing:skip-covered --cov-report=html
 
 fuzz: env ## 100,000 odd and hostile inputs to everything that reads a file, with limited memory: minutes
 	$(BIN)/python -m tests.fuzz

@@ -41,10 +41,39 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run in which nothing goes wrong, for the tests in which something does."""
-    from tests.workflow.faults import undisturbed_run  # needs more packages than a GPU machine may have
+    """A run in which nothing goes wrong, for the tests in which something does; one for all workers."""
+    from filelock import FileLock  # as what follows: on a GPU machine these may be missing
 
-    return undisturbed_run(tmp_path_factory.mktemp("undisturbed"))
+    from tests.workflow.faults import Run, undisturbed_run
+
+    run_of_tests = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run_of_tests is None:
+        return undisturbed_run(tmp_path_factory.mktemp("undisturbed"))
+    folder = tmp_path_factory.getbasetemp().parent / f"undisturbed-{run_of_tests}"
+    with FileLock(folder.with_suffix(".lock")):
+        done = folder / "done"
+        if not done.exists():
+            folder.mkdir()
+            undisturbed_run(folder)
+            done.touch()
+        return Run.of_proteins(folder)
+
+
+LONGEST = ("tests/workflow/test_faults.py", "tests/slurm", "tests/workflow", "tests/install")
+"""What is started first where workers share the tests, so that none works at the end while the others have nothing."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker takes a file at a time, or the files of one group; those that take longest come first."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
+
+    items.sort(key=place)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture

@@ -54,6 +54,11 @@ class Run:
     def __post_init__(self) -> None:
         self.plans.mkdir(exist_ok=True)
 
+    @classmethod
+    def of_proteins(cls, folder: Path) -> Run:
+        """The run of the proteins in ``folder``."""
+        return cls(folder, config_for(folder / "own.faa"))
+
     @property
     def plans(self) -> Path:
         return self.folder / "faults"
@@ -145,7 +150,7 @@ class Run:
 def undisturbed_run(folder: Path) -> Run:
     """A run in which nothing goes wrong."""
     write_proteins(folder / "own.faa")
-    run = Run(folder, config_for(folder / "own.faa"))
+    run = Run.of_proteins(folder)
     result = run.call()
     assert result.code == 0, result.text
     assert result.jobs["embed_esm2"] >= CHUNKS

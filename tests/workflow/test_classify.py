@@ -115,6 +115,7 @@ def test_what_changed_decides_what_runs_again(run: Run) -> None:
     assert "results/own/calls is of an earlier run and is left as it is" in off.text
 
 
+@pytest.mark.slow  # a minute
 def test_kills_and_bad_chunk_files_cost_what_they_hit(run: Run, finished: Run) -> None:
     before = tables_of(run)
 

@@ -138,13 +138,14 @@ def test_snakefiles_run(block: Block, tmp_path: Path) -> None:
 
 
 def commands() -> list[tuple[Block, str]]:
-    found = []
+    """Each command once, with the first block that has it."""
+    found: dict[str, Block] = {}
     for block in [*blocks("bash"), *blocks("sh"), *blocks("console")]:
         for line in block.text.replace("\\\n", " ").splitlines():
             command = re.sub(r"\s+#.*$", "", line).strip().removeprefix("$ ")
             if command and not command.startswith(("#", ". ", *ELSEWHERE)):
-                found.append((block, command))
-    return found
+                found.setdefault(" ".join(command.split()), block)
+    return [(block, command) for command, block in found.items()]
 
 
 @pytest.fixture(scope="module")

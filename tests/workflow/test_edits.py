@@ -31,7 +31,7 @@ from virnucpro.storage.tables import TABLES, read_embeddings, read_residues
 
 LOGGER = logging.getLogger("edits")
 AMINO = "ACDEFGHIKLMNPQRSTVWY"
-LENGTH = 10
+LENGTH, LENGTH_IN_CI = 10, 4
 """Sequences in a chain, one after the other in one folder."""
 
 
@@ -287,13 +287,13 @@ def expected_content(scene: Scene, folder: Path, width: int) -> dict[str, object
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-IN_CI, SLOW = range(1), range(1, 21)
+CHAINS = [(0, LENGTH_IN_CI), *(pytest.param(seed, LENGTH, marks=pytest.mark.slow) for seed in range(1, 21))]
 
 
-@pytest.mark.parametrize("seed", [*IN_CI, *(pytest.param(seed, marks=pytest.mark.slow) for seed in SLOW)])
-def test_after_any_edits_the_tables_are_those_of_a_fresh_run(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "length"), CHAINS)
+def test_after_any_edits_the_tables_are_those_of_a_fresh_run(tmp_path: Path, seed: int, length: int) -> None:
     scene = set_out(tmp_path / "scene", seed)
-    for number in range(LENGTH):
+    for number in range(length):
         by_workflow = number % 5 in (0, 3)
         run, result = (run_workflow, "results/own") if by_workflow else (run_embed, "out")
         edits = [scene.chance.choice(EDITS)(scene) for _ in range(scene.chance.randint(1, 4))]
