@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.calling_cases import column, contigs, table
-from tests.workflow.faults import Run, record, wait_until
+from tests.workflow.faults import Run, fill, record, small_disk, wait_until
 from tests.workflow.running import snakemake
 from virnucpro.calling.state import CallFiles
 from virnucpro.storage.chunk_file import verify_chunk_file
@@ -171,3 +172,32 @@ def test_kills_and_bad_chunk_files_cost_what_they_hit(run: Run, finished: Run) -
     record("a chunk file of nucleotides is lost, cut short or swapped (its header tells)", "the chunk", one_chunk)
     record("classify_frames is killed half-way", "the scores", Counter(classify_frames=1) + CALL)
     record("call_contigs is killed half-way", "the calls", last.jobs)
+
+
+@pytest.mark.slow  # half a minute
+def test_a_full_disk_costs_what_did_not_fit(run: Run, finished: Run) -> None:
+    with small_disk(files(run).folder, megabytes=4) as disk:
+        filler = disk / "somebody-elses-data"
+        for rule, path in (("embed_dnabert_s", nucleotide_chunk(run, 1)), ("classify_frames", files(run).scores)):
+            path.unlink()
+            files(run).scores.unlink(missing_ok=True)
+            fill(filler)
+            first = run.call(target=CALLS)
+            assert first.code != 0
+            assert rule in first.jobs
+            assert re.search(r"writing the .* takes .*, where 0 bytes is free", first.text), first.text
+            assert not path.exists()
+            assert run.left_over() == []
+            filler.unlink()
+            assert run.call(target=CALLS).code == 0
+        (files(run).calls / "contigs.tsv").unlink()
+        fill(filler)
+        first = run.call(target=CALLS)
+        assert first.code != 0
+        assert "No space left on device" in first.text
+        assert "Traceback" not in first.text
+        filler.unlink()
+        again = run.call(target=CALLS)
+        assert again.code == 0, again.text
+        assert again.jobs == CALL
+        assert tables_of(run) == tables_of(finished)

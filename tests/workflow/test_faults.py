@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.workflow.faults import CHUNKS, TARGET, Run, chunks_run, record, same_table, wait_until
+from tests.workflow.faults import CHUNKS, TARGET, Run, chunks_run, fill, record, same_table, small_disk, wait_until
 from virnucpro.storage.chunk_file import verify_chunk_file
 from virnucpro.storage.chunk_writer import write_chunk_file
 
@@ -225,48 +223,24 @@ def test_bad_chunk_files_are_found_and_recomputed(run: Run, undisturbed: Run) ->
     record("one bit of a chunk file flips (the merge names it)", "the chunk", Counter(embed_esm2=1) + MERGE)
 
 
-@pytest.fixture
-def small_disk(run: Run) -> Iterator[Path]:
-    """A file system of two megabytes that holds the chunk files."""
-    files = run.folder / "files"
-    run.tensors.rename(files)
-    run.tensors.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(run.tensors)], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        for file in files.iterdir():
-            shutil.copy2(file, run.tensors)
-        yield run.tensors
-    finally:
-        subprocess.run(["umount", "--lazy", str(run.tensors)], check=True)
-
-
-def _fill(path: Path) -> None:
-    """Write until nothing fits any more."""
-    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        all(iter(lambda: file.write(b"x" * 1024), 0))
-
-
-def test_a_full_disk(run: Run, small_disk: Path, undisturbed: Run) -> None:
-    run.forget(4)
-    filler = small_disk / "somebody-elses-data"
-    _fill(filler)
-    first = run.call()
-    assert first.code != 0
-    last = run.log(4).splitlines()[-1]
-    assert re.search(
-        r"error: writing the embeddings of \d+ proteins takes .* or more in .*/tensors, where 0 bytes is free", last
-    )
-    assert "Traceback" not in first.text
-    assert run.left_over() == []
-    filler.unlink()
-    again = run.call()
-    assert again.code == 0, again.text
-    assert again.jobs == ONE_CHUNK
-    assert same_table(run.table, undisturbed.table)
+def test_a_full_disk(run: Run, undisturbed: Run) -> None:
+    with small_disk(run.tensors, megabytes=2) as disk:
+        run.forget(4)
+        filler = disk / "somebody-elses-data"
+        fill(filler)
+        first = run.call()
+        assert first.code != 0
+        last = run.log(4).splitlines()[-1]
+        assert re.search(
+            r"error: writing the embeddings of \d+ proteins takes .* or more in .*/tensors, where 0 bytes is free", last
+        )
+        assert "Traceback" not in first.text
+        assert run.left_over() == []
+        filler.unlink()
+        again = run.call()
+        assert again.code == 0, again.text
+        assert again.jobs == ONE_CHUNK
+        assert same_table(run.table, undisturbed.table)
     record("the disk is full when a chunk is to be embedded", "the chunk", again.jobs)
 
 
