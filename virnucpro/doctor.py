@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from esm.model.esm2 import ESM2
+from numpy.typing import NDArray
 from torch import Tensor
 
 from virnucpro.base.errors import UserError
@@ -44,7 +45,11 @@ class Finding:
 
     Attributes:
         residue_error, pooled_error: largest absolute differences of the last layer.
-        cosine_distance: largest 1 - cosine of a pooled vector.
+        cosine_distance: largest 1 - cosine of a pooled vector. One channel holds most of a trained model's vector, so
+            this sees little of the others.
+        spread_error: root mean square, over proteins and channels, of a pooled value's error as a share of its
+            channel's standard deviation between the proteins.
+        neighbours: share of each protein's nearest others (by cosine, at most ten) that are the same ones.
         computed_by: the attention and the layers' steps.
         tokens_per_second: second of two runs.
     """
@@ -54,6 +59,8 @@ class Finding:
     residue_error: float
     pooled_error: float
     cosine_distance: float
+    spread_error: float
+    neighbours: float
     tokens_per_second: float
     passed: bool = True
 
@@ -128,11 +135,15 @@ def format_findings(findings: Sequence[Finding], model: str, device: str) -> str
     """A table, and a sentence that says whether all passed."""
     lines = [
         f"{model} on {device}, torch {torch.__version__}; errors against fair-esm in float32, last layer",
-        f"{'':24}  {'computed by':27}  {'residue':>8}  {'pooled':>8}  {'1-cosine':>8}  {'tokens/s':>10}  ",
+        "(spread: the pooled values' error, as a share of how far each channel differs between proteins; near: nearest",
+        "neighbours that stay the same)",
+        f"{'':24}  {'computed by':27}  {'residue':>8}  {'pooled':>8}  {'1-cosine':>8}  {'spread':>8}  {'near':>6}  "
+        f"{'tokens/s':>10}",
     ]
     lines += [
         f"{one.name:24}  {one.computed_by:27}  {one.residue_error:8.1e}  {one.pooled_error:8.1e}  "
-        f"{one.cosine_distance:8.1e}  {one.tokens_per_second:10,.0f}  {'' if one.passed else 'TOO FAR OFF'}".rstrip()
+        f"{one.cosine_distance:8.1e}  {one.spread_error:8.1e}  {one.neighbours:6.1%}  "
+        f"{one.tokens_per_second:10,.0f}  {'' if one.passed else 'TOO FAR OFF'}".rstrip()
         for one in findings
     ]
     failed = [one.name for one in findings if not one.passed]
@@ -169,7 +180,41 @@ def compare(name: str, computed_by: str, found: Embedded, truth: Embedded, rate:
         float(torch.cosine_similarity(one[1].double(), other[1].double(), dim=0))
         for one, other in zip(found, truth, strict=True)
     ]
-    return Finding(name, computed_by, float(residue), float(pooled), 1 - float(np.min(cosines)), rate)
+    vectors, exact = (np.stack([each[1].double().numpy() for each in one]) for one in (found, truth))
+    return Finding(
+        name,
+        computed_by,
+        float(residue),
+        float(pooled),
+        1 - float(np.min(cosines)),
+        spread_error(vectors, exact),
+        same_neighbours(vectors, exact),
+        rate,
+    )
+
+
+def spread_error(found: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    """See :attr:`Finding.spread_error`; of vectors ``(proteins, D)``."""
+    spread = truth.std(axis=0)
+    told_apart = spread > 0
+    shares = (found - truth)[:, told_apart] / spread[told_apart]
+    return float(np.sqrt((shares**2).mean())) if shares.size else 0.0
+
+
+def same_neighbours(found: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    """See :attr:`Finding.neighbours`; of vectors ``(proteins, D)``."""
+    count = min(10, (len(truth) - 1) // 2)
+    if count < 1:
+        return 1.0
+
+    def nearest(vectors: NDArray[np.float64]) -> NDArray[np.int64]:
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        likeness = unit @ unit.T
+        np.fill_diagonal(likeness, -np.inf)
+        return np.argpartition(-likeness, count, axis=1)[:, :count]
+
+    pairs = zip(nearest(found), nearest(truth), strict=True)
+    return float(np.mean([len(np.intersect1d(one, other)) / count for one, other in pairs]))
 
 
 def embed_by_fair_esm(
