@@ -192,7 +192,8 @@ class RunDisplay(logging.Handler):
         if log is not None and log.reason:
             reason = log.reason
         else:
-            why = of.get("rule_msg") or self._words or "it ended without a reason in its log"
+            said = str(of.get("rule_msg") or "").strip().splitlines()[:1]  # then Slurm's plugin gives its whole command
+            why = "".join(said) or self._words or "it ended without a reason in its log"
             if self._words.endswith("(SIGKILL)"):
                 why += ", as the system does with a job when memory runs out"
             reason = f"{job}: {why}" + (f"; see {job.log}" if job.log else "")

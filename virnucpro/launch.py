@@ -17,6 +17,7 @@ from typing import Any
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import SETTINGS
+from virnucpro.base.text import number
 from virnucpro.cuda.visible import VISIBLE, device_nodes, list_gpus, visible_devices
 from virnucpro.jobs import DISPLAY, OWN_LINES, PLAN_ALONE
 from virnucpro.options import add_options, given_values, path
@@ -91,7 +92,10 @@ def snakemake_command(given: argparse.Namespace) -> list[str]:
         command += ["--profile", str(folder / "workflow" / "profiles" / "slurm")]
     else:
         command += ["--cores", given.cores]
-        gpus = _visible_gpus() if given.gpus is None else given.gpus
+        found = _visible_gpus()
+        gpus = found if given.gpus is None else given.gpus
+        if gpus > found:
+            print(f"WARNING: {number(gpus, 'GPU')} asked for, and {found} found here", file=sys.stderr)
         command += ["--resources", f"gpu={gpus}"] if gpus else []
     command += ["--directory", str(given.directory)] if given.directory else []
     command += ["--configfile", str(given.configfile)] if given.configfile else []

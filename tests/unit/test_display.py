@@ -153,12 +153,13 @@ def test_a_job_that_is_tried_again_is_no_failure_of_the_run(
 ) -> None:
     begin(display)
     start(display, 1, tmp_path / "none.log")
-    why = "SLURM-job '7' failed, SLURM status is: 'TIMEOUT'"
+    why = "SLURM-job '7' failed, SLURM status is: 'TIMEOUT'\n    sbatch call:\n        sbatch --parsable"
     tell(display, "", Event.JOB_ERROR, logging.ERROR, jobid=1, rule_name="embed_esm2", log=[], rule_msg=why)
     tell(display, "Trying to restart job 1.")
     display.end(None)
-    assert f"trying again: embed_esm2 my chunk_00001 (embed_esm2 my chunk_00001: {why}" in " ".join(
-        screen.getvalue().split()
+    assert (
+        f"trying again: embed_esm2 my chunk_00001 (embed_esm2 my chunk_00001: {why.splitlines()[0]}; see"
+        in " ".join(screen.getvalue().split())
     )
     assert "error:" not in screen.getvalue()
 
