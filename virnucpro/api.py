@@ -106,7 +106,7 @@ def embed(
     from virnucpro.engine.job import embed_chunk
     from virnucpro.storage.chunk_file import why_not_chunk
     from virnucpro.storage.merge import merge_embeddings
-    from virnucpro.storage.pool import Finder, remove_others
+    from virnucpro.storage.pool import Finder
     from virnucpro.weights.prepare import prepare_weights
 
     log = logger or logging.getLogger(__name__)
@@ -194,7 +194,6 @@ def embed(
                 command=f"virnucpro.embed({list(map(str, inputs))}, {str(folder)!r}, model={str(model)!r}, ...)",
                 logger=log,
             )
-        remove_others(pool.tensors, record, expected, log)
         digests.save()
     return outputs[tables.formats[0]]
 

@@ -7,7 +7,6 @@ sequence is embedded twice, whatever sample it is in and however the chunks were
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,14 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.base.atomic import remove
 from virnucpro.base.digest import digest_of_digests
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings
-from virnucpro.chunking.manifest import SplitChunk, SplitRecord, chunk_number
+from virnucpro.chunking.manifest import SplitChunk, chunk_number
 from virnucpro.chunking.split import Found
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, read_chunk_file
-from virnucpro.storage.chunk_metadata import identity, serves, why_of_others
+from virnucpro.storage.chunk_metadata import identity, why_of_others
 from virnucpro.storage.request import WeightsRequest, sources_text
 from virnucpro.storage.reuse import Reuse, Sources
 from virnucpro.storage.row_index import NONE, Rows
@@ -122,21 +120,3 @@ class Finder:
 
 def _kept(chunk: ChunkFile) -> SplitChunk:
     return SplitChunk(chunk.metadata["chunk_digest"], chunk.proteins, is_kept=True)
-
-
-def remove_others(tensors: Path, split: SplitRecord, expected: Mapping[str, str], logger: logging.Logger) -> None:
-    """Remove chunk files of earlier settings, which no split can use; those of other sequences stay.
-
-    Args:
-        expected: the metadata entries that chunk files have now.
-    """
-    for path in sorted(tensors.glob("chunk_*.safetensors")):
-        if path.stem in split.chunks:
-            continue
-        try:
-            entries = read_chunk_file(path).metadata
-        except ChunkError:
-            entries = {}
-        if not all(serves(name, entries, value) for name, value in expected.items()):
-            remove(path)
-            logger.info("removed %s, which is of earlier settings", path)
