@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ def plan(run: RunConfig, state: RunState, calls: CallsState | None = None, *, en
     if state.split_stale() is None:
         planned = _split(run, state)
     else:
-        planned = [_not_split(run, state, name, files, enough) for name, files in run.samples.items()]
+        each = [_not_split(run, state, name, files, enough) for name, files in run.samples.items()]
+        planned = _sharing(run, each) if len(each) > 1 else each
     return planned if calls is None else [*planned, *_nucleotides(calls)]
 
 
@@ -153,6 +154,13 @@ class _Kept:
     def _of_each(self) -> dict[str, Any]:
         embedding = self.run.embedding
         return {"embed_dim": self.embed_dim, "layers": len(embedding.layers), "pooling": embedding.pooling}
+
+
+def _sharing(run: RunConfig, samples: Sequence[Planned]) -> list[Planned]:
+    """Samples that will share chunks: those of all count with the first one."""
+    tokens = sum(sample.tokens for sample in samples)
+    chunks = chunk_count(tokens, tokens, *run.chunk_size) if tokens else 0
+    return [replace(sample, chunks=0 if number else chunks, exact=False) for number, sample in enumerate(samples)]
 
 
 def _split(run: RunConfig, state: RunState) -> list[Planned]:
