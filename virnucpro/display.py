@@ -43,7 +43,9 @@ def take_over(workflow: Any) -> RunDisplay | None:
     asks_for_more = wanted.verbose or wanted.debug_dag or wanted.printshellcmds or wanted.quiet
     if asks_for_more or not workflow.modifier.is_main_snakefile() or how == OWN_LINES:
         return None
-    if wanted.dryrun and how != PLAN_ALONE:
+    if (
+        wanted.dryrun and how != PLAN_ALONE
+    ) or "--no-hooks" in sys.argv:  # by which the display learns of begin and end
         return None
     logger = logging.getLogger("snakemake.logging")
     before = next((each for each in logger.handlers if each.name == "DefaultStreamHandler"), None)

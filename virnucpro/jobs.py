@@ -64,7 +64,7 @@ def job(name: str, log: str | Path | None = None, *, shows: int = logging.INFO) 
         if log is not None:
             handlers.append(_log_file(Path(log)))
             logger.addHandler(handlers[-1])
-            if os.environ.get(DISPLAY) == standard_error():
+            if (shown := os.environ.get(DISPLAY)) and shown == standard_error():
                 _leave_to_display(said, handlers[-1])
         check_limits()
         let_waiting_threads_sleep()
