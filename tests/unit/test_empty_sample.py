@@ -79,7 +79,7 @@ def test_proteins_that_come_later_are_embedded(control: Path) -> None:
     path.write_text("")
     embed(path, control / "later", **options)
     assert read_embeddings(table).ids == []
-    with pytest.raises(UserError, match="set empty_samples to skip"):
+    with pytest.raises(UserError, match="give empty_samples=skip"):
         embed(path, control / "later", model="esm2_demo", devices=["cpu"])
 
 

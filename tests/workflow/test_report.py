@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,16 +190,23 @@ def test_neighbours_and_metadata_are_of_the_present_settings(finished: Path) -> 
     assert len(rows) == 1 + 2 * 10
     assert known(results / "my") == ["bat"]
     assert known(results / "other") == ["man"]
+    shown = columns_of(results / "map.html")
+    assert (shown["sample"]["levels"], shown["host"]["levels"]) == (["my", "other"], ["bat", "man"])
+    assert shown["sample"]["codes"] == [0] * 9 + [1, 1]
 
 
 def known(sample: Path) -> list[str]:
     """The hosts that a sample's map knows of."""
-    packed = re.search(r'id="data">([^<]+)<', (sample / "plots" / "map.html").read_text())
-    assert packed is not None
-    columns = json.loads(gzip.decompress(base64.b64decode(packed[1])))["columns"]
-    (host,) = (column for column in columns if column["name"] == "host")
-    levels: list[str] = host["levels"]
+    levels: list[str] = columns_of(sample / "plots" / "map.html")["host"]["levels"]
     return levels
+
+
+def columns_of(page: Path) -> dict[str, dict[str, Any]]:
+    """What a map is coloured by."""
+    packed = re.search(r'id="data">([^<]+)<', page.read_text())
+    assert packed is not None
+    shown = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    return {column["name"]: column for column in shown["columns"]}
 
 
 def test_a_dry_run_predicts_chunks_proteins_residues_and_time(finished: Path, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ from virnucpro.report.times import times_of
 MAP_PICTURE, MAP_PAGE = Path("plots", "map.png"), Path("plots", "map.html")
 """In a sample's folder."""
 
+MAP_OF_ALL = "map.html"
+"""Beside the front page."""
+
 
 def write_front_page(page: Path, reports: Sequence[Path], calls: Sequence[Path] = ()) -> None:
     """Write the page, whole or not at all; maps that have been drawn are shown.
@@ -57,6 +60,7 @@ def write_front_page(page: Path, reports: Sequence[Path], calls: Sequence[Path] 
             for sample in samples
             if sample.chunks and (sample.folder / MAP_PICTURE).is_file()
         ],
+        map_of_all=MAP_OF_ALL if len(samples) > 1 and page.with_name(MAP_OF_ALL).is_file() else "",
         rows=[row([sample], sample.name) for sample in samples] + [row(samples, ALL)],
         chunks=chunk_rows(samples),
         origin=_origin(samples),

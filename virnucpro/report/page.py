@@ -33,9 +33,9 @@ class Map:
 class Front:
     """What the page says.
 
-    ``notes`` must be known before the numbers are used, ``odd`` is what was done to some of the proteins.
-    ``rows`` are the summary's, the last that of the whole run; ``chunks`` those of the table of chunks. ``origin`` are
-    long values, by their names.
+    ``map_of_all`` is the page of all samples' map, or empty. ``notes`` must be known before numbers are used, ``odd``
+    is what was done to some of the proteins. ``rows`` are the summary's, the last that of the whole run; ``chunks``
+    those of the table of chunks. ``origin`` are long values, by their names.
     """
 
     title: str
@@ -43,6 +43,7 @@ class Front:
     notes: Sequence[str]
     odd: Sequence[str]
     maps: Sequence[Map]
+    map_of_all: str
     rows: Sequence[Mapping[str, str]]
     chunks: Sequence[Mapping[str, str]]
     origin: Mapping[str, str]
@@ -126,6 +127,8 @@ def _maps(front: Front) -> list[str]:
         )
     more = len(front.maps) - MOST_MAPS
     said = [f"<p>{more:,} more maps are in the samples' folders, as plots/map.html.</p>"] if more > 0 else []
+    every = f'<p><a href="{escape(front.map_of_all)}">All samples on one map</a></p>'
+    said += [every] if front.map_of_all else []
     return ["<h2>Maps of the embeddings</h2>", f'<div class="maps">{"".join(figures)}</div>', *said]
 
 

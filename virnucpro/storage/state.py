@@ -249,8 +249,20 @@ class RunState:
             return _gone(request.plots)
         if self.tables_stale(sample) is not None:
             return "its tables have to be written again"
-        metadata = "" if request.metadata is None else self.sha256(request.metadata)
-        return self._stale(request.plots, plots_origin(self._report_sha256(sample), metadata))
+        return self._stale(request.plots, plots_origin(self._report_sha256(sample), self._metadata_sha256()))
+
+    def map_stale(self, record: Path) -> str | None:
+        """Whether the map of all samples has to be drawn."""
+        if not record.exists():
+            return _gone(record)
+        if any(self.tables_stale(sample) is not None for sample in self.samples):
+            return "tables have to be written again"
+        reports = {sample: self.sha256(request.report) for sample, request in self.samples.items()}
+        return self._stale(record, plots_origin(reports, self._metadata_sha256()))
+
+    def _metadata_sha256(self) -> str:
+        (metadata,) = {request.metadata for request in self.samples.values()}
+        return "" if metadata is None else self.sha256(metadata)
 
     def neighbours_stale(self, sample: str) -> str | None:
         """Whether a sample's neighbours have to be found."""

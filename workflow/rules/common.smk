@@ -157,6 +157,7 @@ LOGS = run.results / "logs"
 BENCHMARKS = run.results / "benchmarks"
 SUMMARY = run.results / "summary.tsv"
 SUMMARY_RECORD = run.results / "summary.json"
+MAP = run.results / "map.html"
 RUN_PLOTS = run.results / "plots"
 OF_THE_RUN = [
     *(SUMMARY.with_suffix(f".{kind}") for kind in ("tsv", "html", "txt", "json")),

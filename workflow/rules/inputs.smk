@@ -132,6 +132,22 @@ def plots_of(wildcards):
     )
 
 
+def map_of_all(wildcards):
+    """What the map of all samples is made from."""
+    return tied(
+        partial(state.map_stale, MAP.with_suffix(".json")),
+        [run.metadata] if run.metadata else [],
+        reports=expand(SAMPLE / "embeddings.json", sample=run.samples),
+        split=CHUNKS,
+        chunk_files=chunk_files_of(*run.samples),
+    )
+
+
+def all_maps():
+    """The map of all samples, where there are several."""
+    return [MAP, MAP.with_suffix(".json")] if len(run.samples) > 1 else []
+
+
 def neighbours_of(wildcards):
     """What a sample's neighbours are found among."""
     return of_a_merged_sample(wildcards, state.neighbours_stale)
@@ -146,9 +162,13 @@ def reports_of_all(wildcards):
     """What the run's summary is made from."""
     products = {
         "reports": expand(SAMPLE / "embeddings.json", sample=run.samples),
-        "maps": expand(
-            SAMPLE_PLOTS / "map.png", sample=run.samples if run.draws_samples else []
-        ),
+        "maps": [
+            *expand(
+                SAMPLE_PLOTS / "map.png",
+                sample=run.samples if run.draws_samples else [],
+            ),
+            *all_maps(),
+        ],
     }
     if calls is None:
         return tied(partial(state.summary_stale, SUMMARY_RECORD), **products)

@@ -195,3 +195,30 @@ rule find_neighbours:
         tensors=str(state.pool.tensors),
     script:
         "../scripts/find_neighbours.py"
+
+
+# Needs: what all samples were merged from. Makes: one map of them, where there are several.
+rule map_samples:
+    input:
+        unpack(map_of_all),
+    output:
+        page=report(
+            MAP,
+            caption="../report/map_of_all.rst",
+            category="Summary",
+            labels={"what": "All samples on one map"},
+        ),
+        record=MAP.with_suffix(".json"),
+    log:
+        LOGS / "map_samples.log",
+    benchmark:
+        BENCHMARKS / "map_samples.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt * 4000,
+        runtime=lambda wildcards, attempt: attempt * 60,
+    params:
+        **PLOTTED,
+    script:
+        "../scripts/map_samples.py"
