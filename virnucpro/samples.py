@@ -20,7 +20,7 @@ SEPARATORS = ("\t", ",", ";")
 
 OURS = (
     *("gpu.json", "logs", "benchmarks", "plots", "chunks", "tensors", "nucleotides", "chunks.tsv"),
-    *("summary.tsv", "summary.txt", "summary.html", "summary.json"),
+    *("summary.tsv", "summary.txt", "summary.html", "summary.json", "map.html", "map.json"),
 )
 """Names in the results folder that are not samples'."""
 

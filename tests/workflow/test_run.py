@@ -159,7 +159,9 @@ def test_another_sample_embeds_that_sample_only(again: Path) -> None:
     config = {**DEMO, "samples": f"{EXAMPLE},second.faa"}
     result = snakemake(again, config=config)
     assert result.code == 0, result.text
-    assert result.jobs == Counter(split_proteins=1, embed_esm2=1, merge_embeddings=1, plot_sample=1, summarise=1)
+    assert result.jobs == Counter(
+        split_proteins=1, embed_esm2=1, merge_embeddings=1, plot_sample=1, map_samples=1, summarise=1
+    )
 
 
 @pytest.mark.parametrize(
