@@ -71,17 +71,17 @@ def measure(folder: Path, proteins: int, embed_dim: int) -> None:
     print(
         f"{proteins:,} proteins, then {len(release):,}, of which {new:,} are new and {changed:,} changed; D {embed_dim}"
     )
-    print("| | sequences left to embed | their share | split, s | merge, s | rest in all, s |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| | sequences left to embed | their share | split, s | merge, s | both, s | both, CPU s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     reuse = Reuse((folder / "old",), folder / "new" / ".reuse", ("stub",))
     for what, run in (
         ("`reuse` in a new folder", Release(folder / "new", weights, manifest, reuse)),
         ("the same folder", Release(folder / "old", weights, manifest)),
     ):
-        left, split, merge = run.run("release", release)
+        left, split, merge, busy = run.run("release", release)
         print(
             f"| {what} | {left:,} | {100 * left / len(release):.1f} % | {split:.1f} | {merge:.1f} "
-            f"| {split + merge:.1f} |",
+            f"| {split + merge:.1f} | {busy:.1f} |",
             flush=True,
         )
 
@@ -101,18 +101,18 @@ class Release:
         self._folder, self._weights, self._manifest, self._reuse = folder, weights, manifest, reuse
         self._pool, self._sample = PoolFiles(folder), SampleFiles(folder)
 
-    def run(self, name: str, sequences: list[bytes]) -> tuple[int, float, float]:
-        """Sequences that were left to embed, and seconds of split and merge."""
+    def run(self, name: str, sequences: list[bytes]) -> tuple[int, float, float, float]:
+        """Sequences that were left to embed; seconds of split and merge; and of the CPU for both."""
         fasta = self._folder / f"{name}.faa"
         fasta.write_bytes(b"".join(b">p%d\n%b\n" % entry for entry in enumerate(sequences)))
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         find = Finder(self._pool.tensors, SETTINGS, self._weights, reuse=self._reuse, logger=LOG)
         cut = SplitSettings(20_000_000, 1, self._manifest.embed_dim, LongProteins())
         sample = ToSplit([fasta], self._sample.index, self._sample.skipped)
         record = split_samples({"one": sample}, self._pool.chunks, cut, find=find, logger=LOG)
-        split = time.perf_counter() - start
+        split, busy = time.perf_counter() - start, time.process_time() - busy
         left = self._embed(record)
-        start = time.perf_counter()
+        start, since = time.perf_counter(), time.process_time()
         merge_embeddings(
             self._sample.index,
             self._pool.chunks,
@@ -123,7 +123,7 @@ class Release:
             threads=2,
             logger=LOG,
         )
-        return left, split, time.perf_counter() - start
+        return left, split, time.perf_counter() - start, busy + time.process_time() - since
 
     def _embed(self, record: SplitRecord) -> int:
         """Write chunk files of noise."""
