@@ -76,7 +76,7 @@ class Run:
         return self.tensors / f"chunk_{number:05d}.safetensors"
 
     def log(self, number: int) -> str:
-        return (self.folder / "results" / "logs" / "own" / "embed_esm2" / f"chunk_{number:05d}.log").read_text()
+        return (self.folder / "results" / "logs" / "embed_esm2" / f"chunk_{number:05d}.log").read_text()
 
     def order(self, output: Path, fault: str) -> None:
         (self.plans / output.name).write_text(fault)
