@@ -180,12 +180,8 @@ GPU_JOB = slurm_resources(workflow, run.prefer_features)
 
 # Small samples that share jobs, and a pattern of all others; where there are none, one that nothing matches.
 TOGETHER = samples_together(run)
-ALONE = "|".join(
-    re.escape(name)
-    for name in run.samples
-    if not any(name in names for names in TOGETHER)
-)
-ALONE = ALONE or "(?!)"
+WITH_OWN_JOBS = sorted(set(run.samples).difference(*TOGETHER))
+ALONE = "|".join(map(re.escape, WITH_OWN_JOBS)) or "(?!)"
 
 
 wildcard_constraints:

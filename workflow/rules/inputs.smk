@@ -70,6 +70,7 @@ def tables_of(wildcards):
     return tied(
         partial(state.tables_stale, wildcards.sample),
         split=CHUNKS,
+        index=state.samples[wildcards.sample].index,
         weights=WEIGHTS,
         chunk_files=files,
     )
@@ -121,8 +122,14 @@ def of_a_merged_sample(wildcards, why_stale, given=()):
         given,
         sample_report=sample.report,
         split=CHUNKS,
+        **own_index(wildcards.sample),
         chunk_files=files,
     )
+
+
+def own_index(sample):
+    """The index of a sample that has jobs of its own."""
+    return dict(index=state.samples[sample].index) if sample in WITH_OWN_JOBS else {}
 
 
 def plots_of(wildcards):

@@ -1,7 +1,7 @@
 # Needs: the protein FASTA files of all samples, and the chunk files that are there already.
 # Makes: chunks of equal work of the proteins that are not embedded yet; of each sample its index (a row for every record)
-# and a table of what was skipped. These are no outputs, because Snakemake's own work grows with inputs times outputs: the
-# record in the folder of chunks proves them.
+# and a table of what was skipped. Those of samples that share jobs are no outputs, because Snakemake's own work grows with
+# inputs times outputs: the record in the folder of chunks proves them.
 
 
 checkpoint split_proteins:
@@ -9,6 +9,8 @@ checkpoint split_proteins:
         unpack(proteins_of),
     output:
         chunks=directory(CHUNKS),
+        index=expand(SAMPLE / "proteins.parquet", sample=WITH_OWN_JOBS),
+        skipped=expand(SAMPLE / "skipped.tsv", sample=WITH_OWN_JOBS),
     log:
         LOGS / "split_proteins.log",
     benchmark:
