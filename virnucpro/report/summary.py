@@ -122,6 +122,9 @@ def notes(samples: Sequence[Sample]) -> list[str]:
 ALL = "(all)"
 """The name of the last row, that of the whole run; no sample can be named so."""
 
+MOST_NAMED = 10
+"""Samples whose tables the closing text names; the others' are where one looks for them then."""
+
 WIDTH = 80
 
 NOTE = "NOTE"
@@ -250,7 +253,9 @@ def closing_text(samples: Sequence[Sample], summary: Path) -> str:
     lines += [("sequences", part) for part in treated(samples)]
     lines += [("calls", part) for part in said_of_calls(samples)]
     lines += [(NOTE, note) for note in notes(samples)]
-    lines += [("table", str(path)) for sample in samples for path in sample.tables.values()]
+    lines += [("table", str(path)) for sample in samples[:MOST_NAMED] for path in sample.tables.values()]
+    if len(samples) > MOST_NAMED:
+        lines.append(("table", f"and those of {len(samples) - MOST_NAMED:,} more samples, likewise"))
     lines += [("calls in", f"{sample.calls_folder}/contigs.tsv") for sample in samples if sample.calls_folder]
     lines += [("summary", f"{summary}; with all plots: add --report report.html")]
     return "\n".join([*wrapped("", head), *(line for name, part in lines for line in wrapped(name, part))]) + "\n"
