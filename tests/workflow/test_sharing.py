@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CHANCE = random.Random(7)
 POOL = ["".join(CHANCE.choices("LAGVSERTIDPKQNFYMHWC", k=20)) for _ in range(60)]
 MERGES = Counter({f"merge_embeddings_{number}": 1 for number in range(FEWEST_JOBS)})
-ONCE = Counter(split_proteins=1, embed_esm2=1, summarise=1)
+ONCE = Counter(split_proteins=1, embed_esm2=1, map_samples=1, summarise=1)
 
 
 def write(folder: Path, number: int, sequences: list[str]) -> None:
