@@ -2,14 +2,6 @@
 # Makes: of each sample one verified table a format, with a row for every record of the input, in its order.
 
 
-def memory_of_merge(wildcards, attempt):
-    return attempt * 4000
-
-
-def time_of_merge(wildcards, attempt):
-    return attempt * 240
-
-
 MERGE = dict(
     chunks=str(CHUNKS),
     tensors=str(state.pool.tensors),
@@ -34,8 +26,8 @@ rule merge_embeddings:
         "../../envs/data.yaml"
     threads: 4
     resources:
-        mem_mb=memory_of_merge,
-        runtime=time_of_merge,
+        mem_mb=lambda wildcards, attempt: attempt * 4000,
+        runtime=lambda wildcards, attempt: attempt * 240,
     params:
         **MERGE,
     script:
@@ -61,8 +53,8 @@ for number, names in enumerate(TOGETHER):
             "../../envs/data.yaml"
         threads: 4
         resources:
-            mem_mb=memory_of_merge,
-            runtime=time_of_merge,
+            mem_mb=lambda wildcards, attempt: attempt * 4000,
+            runtime=lambda wildcards, attempt: attempt * 240,
         params:
             **MERGE,
         script:

@@ -22,7 +22,7 @@ checkpoint split_proteins:
         runtime=lambda wildcards, attempt: attempt * 120,
     params:
         samples={name: list(map(str, files)) for name, files in run.samples.items()},
-        results=str(run.results),
+        results=lambda wildcards: str(run.results),
         split=asdict(state.pool.split_settings),
         embedding=asdict(run.embedding),
         weights=asdict(state.weights),
