@@ -36,7 +36,9 @@ def fair_esm(checkpoint: Path, proteins: list[tuple[str, str]], layers: list[int
     return found
 
 
-@pytest.mark.parametrize("outliers", [False, True], ids=["random", "stressed"])
+@pytest.mark.parametrize(
+    "outliers", [pytest.param(False, marks=pytest.mark.slow, id="random"), pytest.param(True, id="stressed")]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 def test_the_table_equals_fair_esm(outliers: bool, dtype: torch.dtype, tmp_path: Path) -> None:
     checkpoint = tmp_path / "esm2_t3_test.pt"

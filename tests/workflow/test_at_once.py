@@ -38,7 +38,7 @@ from virnucpro.weights.prepare import prepare_weights
 TINY = Architecture(layers=2, embed_dim=32, heads=4)
 FASTA = {"a": ">a1\nMKVLAAGIVGLCAKAYE\n>a2\nMKKLLAAA\n", "b": ">b1\nMSDNAWQRRLLVV\n>b2\nMKKLLAAA\n>b3\nMWWY\n"}
 
-TRIALS = [pytest.param(3, id="3"), pytest.param(20, marks=pytest.mark.slow, id="20")]
+TRIALS = [pytest.param(2, id="2"), pytest.param(20, marks=pytest.mark.slow, id="20")]
 
 Vectors = dict[str, bytes]
 

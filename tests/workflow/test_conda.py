@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from tests.unit.test_envs import NAMES, WITHOUT, modules
 
@@ -62,6 +63,7 @@ def stand_in(base: Path) -> None:
     (base / "bin" / "activate").write_text('export PATH="$1/bin:$PATH"\n')
 
 
+@pytest.mark.slow  # half a minute
 def test_every_rule_runs_in_its_environment(tmp_path: Path) -> None:
     stand_in(tmp_path / "conda")
     work = tmp_path / "work"

@@ -165,9 +165,14 @@ def test_another_sample_embeds_that_sample_only(again: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "value", "splits"), [("layers", 2, 0), ("precision", "bf16", 0), ("pooling", "per_residue", 0)]
+    ("change", "value"),
+    [
+        ("precision", "bf16"),
+        pytest.param("layers", 2, marks=pytest.mark.slow),
+        pytest.param("pooling", "per_residue", marks=pytest.mark.slow),
+    ],
 )
-def test_another_layer_precision_or_pooling_recomputes(again: Path, change: str, value: object, splits: int) -> None:
+def test_another_layer_precision_or_pooling_recomputes(again: Path, change: str, value: object) -> None:
     number = len(chunks(again))
     result = snakemake(again, config={**DEMO, change: value})
     assert result.code == 0, result.text
