@@ -10,6 +10,10 @@ CORES ?= 2
 BUILT := $(shell cat $(VENV)/.torch 2>/dev/null)
 TORCH := $(or $(BUILT),pypi)
 TORCH_INDEX := https://download.pytorch.org/whl
+# Tests that kill, cut off and time out real jobs, or wait for a real Slurm: they run with nothing beside them but each other.
+ALONE := tests/workflow/test_faults.py tests/slurm
+BY_FILE := --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help env another-build demo test coverage fuzz test-slow test-index test-gpu lint docs format bench clean
 
@@ -44,13 +48,14 @@ demo: env ## the shipped proteins to embeddings, the shipped contigs to calls; r
 	    "classify={classifier: classifier_demo, nucleotide_model: dnabert_s_demo}"
 	@echo "The files of the demo are in $(DEMO)/results and $(DEMO)/calls."
 
-# Three workers on two cores, because tests on Slurm and with faults wait for much of their time.
+# A worker takes a file at a time.
 test: env ## the test suite; GPU and Slurm tests skip themselves where there is none
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 $(BY_FILE) $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -n 2 $(BY_FILE) $(ALONE)
 
 coverage: env ## the test suite, and the lines of the package that no test has entered
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder \
-	  --cov --cov-report=term-missing:skip-covered --cov-report=html
+	$(BIN)/python -m pytest -n 3 $(BY_FILE) --cov --cov-report=term-missing:skip-covered --cov-report=html \
+	  $(addprefix --ignore=,$(ALONE))
 
 fuzz: env ## 100,000 odd and hostile inputs to everything that reads a file, with limited memory: minutes
 	$(BIN)/python -m tests.fuzz

@@ -60,20 +60,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 LONGEST = ("tests/workflow/test_faults.py", "tests/slurm", "tests/workflow", "tests/install")
-"""What is started first where workers share the tests, so that none works at the end while the others have nothing."""
+"""What is started first where workers share the files, so that none works at the end while the others have nothing."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A worker takes a file at a time, or the files of one group; those that take longest come first."""
+    """Those that take longest come first."""
 
     def place(item: pytest.Item) -> int:
         return next((i for i, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
 
     items.sort(key=place)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.slurm.testbed import NODES
 from virnucpro.slurm.cluster import JobSize, ask_cluster
 from virnucpro.slurm.features import prefer_option
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.usefixtures("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 
 NEWER = {"ampere1", "ampere2", "hopper1"}
 

@@ -20,7 +20,7 @@ from tests.unit.calling_cases import table
 from tests.workflow.faults import Run, record, same_table
 from tests.workflow.running import ROOT
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.usefixtures("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 
 HELD = (1, 2, 3, 4, 5, 6, 7)
 HUNGRY = 9
@@ -52,7 +52,7 @@ def running(numbers: set[int] | None = None) -> dict[int, dict[str, str]]:
     """The embed jobs that run now, by chunk; each with its id, state and node."""
     found = {}
     for number, job in jobs("running").items():
-        name = job["comment"].removeprefix("rule_embed_esm2_wildcards_own_chunk_")
+        name = job["comment"].removeprefix("rule_embed_esm2_wildcards_chunk_")
         if name.isdecimal() and (numbers is None or int(name) in numbers):
             found[int(name)] = {**job, "id": number}
     return found
@@ -60,7 +60,7 @@ def running(numbers: set[int] | None = None) -> dict[int, dict[str, str]]:
 
 def submissions(text: str) -> list[tuple[int, str]]:
     """Chunk and Slurm's number of every embed job, by Snakemake's output."""
-    lines = re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_embed_esm2/own_chunk_(\d+)/", text)
+    lines = re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_embed_esm2/chunk_(\d+)/", text)
     return [(int(chunk), number) for number, chunk in lines]
 
 

@@ -19,8 +19,6 @@ from tests.workflow.faults import CHUNKS, TARGET, Run, chunks_run, fill, record,
 from virnucpro.storage.chunk_file import verify_chunk_file
 from virnucpro.storage.chunk_writer import write_chunk_file
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 MERGE = Counter(merge_embeddings=1)
 ONE_CHUNK = Counter(embed_esm2=1) + MERGE
 
