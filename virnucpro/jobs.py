@@ -142,7 +142,9 @@ class _Quiet(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm = sys.modules.get("tqdm")
-        with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(self.stream):
+        # Without a line nothing of tqdm is entered: a signal in its first use would end in an error of its own.
+        is_shown = tqdm is not None and bool(getattr(tqdm.tqdm, "_instances", ()))
+        with tqdm.tqdm.external_write_mode(self.stream) if tqdm is not None and is_shown else nullcontext():
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
