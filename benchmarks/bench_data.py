@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,9 +87,24 @@ def stub_identity(options: argparse.Namespace) -> EmbeddingIdentity:
     )
 
 
+def stub_tensors(sequences: Sequence[bytes], name: str, vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors of a chunk file of these sequences, with any ``vectors (n, D)`` under ``name``."""
+    from virnucpro.base.digest import residue_digest
+
+    n = len(sequences)
+    lengths = np.array([len(sequence) for sequence in sequences], np.int32)
+    return {
+        "digests": np.frombuffer(b"".join(map(residue_digest, sequences)), np.uint8).reshape(n, 16),
+        "lengths": lengths,
+        "windows": np.ones(n, np.int32),
+        "embedded": lengths,
+        "precision": np.zeros(n, np.uint8),
+        name: vectors,
+    }
+
+
 def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Chunk files of the right shape, with the digests and lengths of the chunk's proteins."""
-    from virnucpro.base.digest import residue_digest
     from virnucpro.base.records import read_record
     from virnucpro.chunking.manifest import ChunkManifest
     from virnucpro.sequences.fasta import read_fasta
@@ -102,18 +117,11 @@ def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     for fasta in sorted((folder / "chunks").glob("*.fasta")):
         sequences = [record.sequence for record in read_fasta(fasta)]
         n = len(sequences)
-        lengths = np.array([len(sequence) for sequence in sequences], np.int32)
-        tensors: dict[str, np.ndarray] = {
-            "digests": np.frombuffer(b"".join(map(residue_digest, sequences)), np.uint8).reshape(n, 16),
-            "lengths": lengths,
-            "windows": np.ones(n, np.int32),
-            "embedded": lengths,
-            "precision": np.zeros(n, np.uint8),
-            "mean.6": np.resize(noise, (n, options.embed_dim)),
-        }
+        tensors = stub_tensors(sequences, "mean.6", np.resize(noise, (n, options.embed_dim)))
+        residues = sum(map(len, sequences))
         digest = read_record(fasta.with_suffix(".json"), ChunkManifest).digest
         path = folder / "tensors" / f"{fasta.stem}.safetensors"
-        statistics = RunStatistics(n, int(lengths.sum()), int(lengths.sum()), 1.0, 0.0, 0.0, 0, 0, 0)
+        statistics = RunStatistics(n, residues, residues, 1.0, 0.0, 0.0, 0, 0, 0)
         run = DeviceRun(("float16",), "standard_attention", "stub", "none", "stub", {}, statistics)
         source = ChunkSource(fasta.stem, digest, "0" * 64, 6, demo=True)
         write_chunk_file(path, tensors, ChunkMetadata(source, stub_identity(options), run).to_entries())

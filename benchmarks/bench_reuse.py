@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from virnucpro.base.digest import FileDigests, residue_digest
+from benchmarks.bench_data import stub_tensors
+from virnucpro.base.digest import FileDigests
 from virnucpro.base.settings import EmbeddingSettings, LongProteins
 from virnucpro.chunking.manifest import SplitRecord, SplitSettings
 from virnucpro.chunking.split import ToSplit, split_samples
@@ -130,16 +131,9 @@ class Release:
         count = 0
         for name in record.to_embed():
             sequences = [entry.sequence for entry in read_fasta(self._pool.chunks / f"{name}.fasta")]
-            lengths = np.array([len(sequence) for sequence in sequences], np.int32)
-            n, residues = len(sequences), int(lengths.sum())
-            tensors: dict[str, np.ndarray] = {
-                "digests": np.frombuffer(b"".join(map(residue_digest, sequences)), np.uint8).reshape(n, 16),
-                "lengths": lengths,
-                "windows": np.ones(n, np.int32),
-                "embedded": lengths,
-                "precision": np.zeros(n, np.uint8),
-                "mean.1": np.random.default_rng(n).standard_normal((n, self._manifest.embed_dim), np.float32),
-            }
+            n, residues = len(sequences), sum(map(len, sequences))
+            noise = np.random.default_rng(n).standard_normal((n, self._manifest.embed_dim), np.float32)
+            tensors = stub_tensors(sequences, "mean.1", noise)
             statistics = RunStatistics(n, residues, residues + 2 * n, 1.0, 0.0, 0.0, 0, 0, 0)
             run = DeviceRun(("float16",), "standard_attention", "stub", "stub", "stub", {}, statistics)
             source = ChunkSource(name, record.chunks[name].digest, self._manifest.source_sha256, 1, demo=True)

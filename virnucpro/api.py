@@ -26,7 +26,7 @@ from virnucpro.base.settings import (
 )
 from virnucpro.base.space import check_space
 from virnucpro.base.text import short
-from virnucpro.chunking.manifest import ChunkManifest, SplitRecord, SplitSettings
+from virnucpro.chunking.manifest import CHUNK_FILES, ChunkManifest, SplitRecord, SplitSettings
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_sizes
 from virnucpro.models.reference import ModelRef
 from virnucpro.options import in_arguments, speaking
@@ -243,7 +243,7 @@ def _check_space(state: RunState, record: SplitRecord, embed_dim: int, layers: i
     tables = request.tables
     dtype = pool.embedding.residue_dtype
     needed = chunk_file_bytes(counts["unique"], counts["unique_residues"], **kept, residue_dtype=dtype)
-    needed -= sum(path.stat().st_size for path in pool.tensors.glob("chunk_*.safetensors"))
+    needed -= sum(path.stat().st_size for path in pool.tensors.glob(CHUNK_FILES))
     sizes = table_bytes(tables.formats, counts["records"], counts["residues"], dtype=tables.dtype, **kept)
     check_space(request.folder, max(0, needed) + sum(sizes.values()), f"embedding {counts['records']:,} records")
 

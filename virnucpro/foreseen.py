@@ -12,6 +12,7 @@ import numpy as np
 from virnucpro.base.digest import residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import number
+from virnucpro.chunking.manifest import CHUNK_FILES
 from virnucpro.config import RunConfig
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.pool import Finder
@@ -25,7 +26,7 @@ MOST = 1_000_000
 
 def foreseen(run: RunConfig, state: RunState, gpu_report: Path) -> str:
     """A sentence; or nothing, where nothing is embedded yet, all is split, or FASTA files cannot be read."""
-    if state.split_stale() is None or (not run.reuse and not any(state.pool.tensors.glob("chunk_*.safetensors"))):
+    if state.split_stale() is None or (not run.reuse and not any(state.pool.tensors.glob(CHUNK_FILES))):
         return ""
     if run.reuse and state.manifest() is None:
         return "Reuse: what earlier results have is known once the weights are prepared."

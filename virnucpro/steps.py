@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 
 from virnucpro.base.call_settings import DEMO_CLASSIFIER
-from virnucpro.base.digest import FileDigests, file_sha256, write_products
+from virnucpro.base.digest import FileDigests, write_products
 from virnucpro.base.settings import (
     SETTINGS,
     EmbeddingSettings,
@@ -41,7 +41,7 @@ from virnucpro.options import (
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.request import WeightsRequest
 from virnucpro.storage.sample_files import PoolFiles, SampleFiles
-from virnucpro.storage.state import DIGESTS, summary_origin, table_settings, translation_origin
+from virnucpro.storage.state import DIGESTS, sha256_by_sample, summary_origin, table_settings, translation_origin
 from virnucpro.weights.manifest import read_manifest
 
 LOG = logging.getLogger("virnucpro")
@@ -251,7 +251,7 @@ def _summarise(given: argparse.Namespace) -> None:
     summarise(reports, table, text, chunks=chunks, logger=LOG)
     write_front_page(page, reports)
     plot_run(reports, plots)
-    origin = summary_origin({report.parent.name: file_sha256(report) for report in reports})
+    origin = summary_origin(sha256_by_sample(reports))
     written = [table, chunks, page, text, *(file for files in plots.values() for file in files)]
     write_products(folder / "summary.json", origin, written)
     print(text.read_text(encoding="utf-8"))

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from virnucpro.base.atomic import alone_in, remove
 from virnucpro.base.errors import UserError
+from virnucpro.base.records import RecordError
 from virnucpro.base.text import number, size
+from virnucpro.chunking.manifest import CHUNK_FILES, read_split
 from virnucpro.options import path
 from virnucpro.storage.sample_files import PoolFiles
 
@@ -48,18 +50,20 @@ def _pools(folder: Path) -> Iterator[PoolFiles]:
 
 
 def _chunk_files(pool: PoolFiles) -> list[Path]:
-    return sorted(pool.tensors.glob("chunk_*.safetensors"))
+    return sorted(pool.tensors.glob(CHUNK_FILES))
 
 
 def _needed(pool: PoolFiles) -> set[str] | None:
     """The chunks that the last split's samples need; None where there is no split."""
-    from virnucpro.base.records import RecordError
-    from virnucpro.chunking.manifest import read_split
-
     try:
         return set(read_split(pool.chunks).chunks)
     except RecordError:
         return None
+
+
+def _spare(pool: PoolFiles, needed: set[str]) -> list[Path]:
+    """The chunk files that are none of those."""
+    return [file for file in _chunk_files(pool) if file.stem not in needed]
 
 
 def _list(pool: PoolFiles) -> None:
@@ -86,7 +90,7 @@ def _list(pool: PoolFiles) -> None:
         )
     needed = _needed(pool)
     if needed is not None:
-        spare = [file for file in _chunk_files(pool) if file.stem not in needed]
+        spare = _spare(pool, needed)
         if spare:
             amount = size(sum(file.stat().st_size for file in spare))
             print(f"{pool.tensors}: {number(len(spare), 'chunk file')} of these, {amount}, needed by no sample")
@@ -112,8 +116,8 @@ def _prune(pool: PoolFiles) -> None:
     needed = _needed(pool)
     if needed is None:
         raise UserError(f"{pool.split} is not there, so nobody knows what is needed: run the workflow first")
-    spare = [file for file in _chunk_files(pool) if file.stem not in needed]
-    spare += sorted(pool.tensors.glob("chunk_*.safetensors.bad"))
+    spare = _spare(pool, needed)
+    spare += sorted(pool.tensors.glob(f"{CHUNK_FILES}.bad"))
     amount = size(sum(file.stat().st_size for file in spare))
     for file in spare:
         remove(file)

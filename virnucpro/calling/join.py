@@ -47,24 +47,21 @@ class Embedded:
     tensors: Path
     identity: Mapping[str, str]
 
-    def split(self) -> SampleSplit:
-        """What the split says of the sample.
-
-        Raises:
-            UserError: the index is missing or bad.
-        """
-        return read_split(self.chunks).of_index(self.index)
-
-    def verified(self, threads: int) -> list[ChunkFile]:
-        """The sample's chunk files, every byte of them and of the index checked.
+    def verified(self, threads: int) -> tuple[SampleSplit, list[ChunkFile]]:
+        """What the split says of the sample, and its chunk files, every byte of them and of the index checked.
 
         Raises:
             UserError: the index or a chunk file is missing or bad (then renamed to ``NAME.bad``).
         """
         wanted = {name: value for name, value in self.identity.items() if name != "layers_asked_for"}
-        numbers = self.split().chunks
-        found = verify_chunks(read_split(self.chunks), self.tensors, wanted, numbers=numbers, threads=threads)
-        return list(found.values())
+        record = read_split(self.chunks)
+        sample = record.of_index(self.index)
+        found = verify_chunks(record, self.tensors, wanted, numbers=sample.chunks, threads=threads)
+        return sample, list(found.values())
+
+    def rows(self, sample: SampleSplit) -> Iterator[IndexRows]:
+        """The rows of the index, so many at a time."""
+        return read_index(self.index, AT_ONCE, chunks=sample.chunks)
 
 
 def classify_frames(
@@ -90,27 +87,29 @@ def classify_frames(
         UserError: see :meth:`Embedded.verified`; an id that one of the two has and the other not; features that the
             classifier does not take.
     """
-    both = (nucleotides, proteins)  # in the order of the classifier's features
-    verified = [kind.verified(threads) for kind in both]
-    splits = [kind.split() for kind in (proteins, nucleotides)]
-    check_space(output.parent, 40 * splits[0].counts["records"], "writing the scores of frames")
+    split_bases, files_of_bases = nucleotides.verified(threads)
+    split_proteins, files_of_proteins = proteins.verified(threads)
+    records = split_proteins.counts["records"]
+    check_space(output.parent, 40 * records, "writing the scores of frames")
     count = 0
     with (
-        RowReader(verified[0]) as bases,
-        RowReader(verified[1]) as residues,
+        RowReader(files_of_bases) as bases,
+        RowReader(files_of_proteins) as residues,
         atomic_path(output) as beside,
         pq.ParquetWriter(beside, SCORES) as out,
     ):
-        for of_bases, of_proteins in _paired(nucleotides, proteins):
+        for of_bases, of_proteins in zip_longest(nucleotides.rows(split_bases), proteins.rows(split_proteins)):
+            _check_pair(of_bases, of_proteins, nucleotides.index, proteins.index)
+            # In the order of the classifier's features.
             features = np.concatenate([bases.vectors(of_bases), residues.vectors(of_proteins)], axis=1)
             out.write_batch(_batch(of_proteins.ids, classifier.scores(features)))
             count += len(of_proteins)
         if not count:
             out.write_table(SCORES.empty_table())
-    if count != splits[0].counts["records"]:
-        raise UserError(f"{proteins.index} has {count} rows where {splits[0].counts['records']} are promised")
+    if count != records:
+        raise UserError(f"{proteins.index} has {count} rows where {records} are promised")
     origin = scores_origin(
-        [split.index.sha256 for split in splits],
+        [split.index.sha256 for split in (split_proteins, split_bases)],
         [proteins.identity, nucleotides.identity],
         classifier.sha256,
     )
@@ -119,20 +118,17 @@ def classify_frames(
     return count
 
 
-def _paired(bases: Embedded, proteins: Embedded) -> Iterator[tuple[IndexRows, IndexRows]]:
-    """The rows of both indices, so many at a time, every id compared with its partner's."""
-    both = (read_index(kind.index, AT_ONCE, chunks=kind.split().chunks) for kind in (bases, proteins))
-    for one, other in zip_longest(*both):
-        ids = [rows.ids if rows is not None else [] for rows in (one, other)]
-        if ids[0] != ids[1]:
-            pairs = zip_longest(*ids)
-            base, protein = next((a, b) for a, b in pairs if a != b)
-            lone = short(base if base is not None else protein)
-            raise UserError(
-                f"{bases.index} and {proteins.index} are not of the same frames (where one has {lone} the other has "
-                "not): delete both and run the same command again"
-            )
-        yield one, other
+def _check_pair(bases: IndexRows | None, proteins: IndexRows | None, index: Path, other: Path) -> None:
+    """Compare every id of some rows of one index with its partner's in the other."""
+    ids = [rows.ids if rows is not None else [] for rows in (bases, proteins)]
+    if ids[0] != ids[1]:
+        pairs = zip_longest(*ids)
+        base, protein = next((a, b) for a, b in pairs if a != b)
+        lone = short(base if base is not None else protein)
+        raise UserError(
+            f"{index} and {other} are not of the same frames (where one has {lone} the other has "
+            "not): delete both and run the same command again"
+        )
 
 
 def _batch(ids: Sequence[str], scores: NDArray[np.float32]) -> pa.RecordBatch:

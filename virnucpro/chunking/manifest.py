@@ -15,6 +15,10 @@ SPLIT_RECORD = "split.json"
 """Its name in the folder of chunks."""
 
 
+CHUNK_FILES = "chunk_*.safetensors"
+"""The pattern of chunk files' names; :func:`chunk_name` gives what stands before the ending."""
+
+
 def chunk_name(number: int) -> str:
     """``chunk_00000``, ``chunk_00001``, ... (more digits when five do not do)."""
     return f"chunk_{number:05d}"

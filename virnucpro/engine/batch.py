@@ -147,9 +147,9 @@ class PackedPieces:
             self.tokens[self.tokens_before[:-1] + step] = token
         for step, token in enumerate(reversed(tokenizer.end), start=1):
             self.tokens[self.tokens_before[1:] - step] = token
-        own = zip(row.tolist(), self.start.tolist(), self.length.tolist(), self.tokens_before.tolist(), strict=False)
-        for protein, start, length, before in own:  # as many as there are pieces
-            begin = before + self.lead
+        begins = self.tokens_before[:-1] + self.lead
+        columns = (row.tolist(), self.start.tolist(), self.length.tolist(), begins.tolist())
+        for protein, start, length, begin in zip(*columns, strict=True):
             self.tokens[begin : begin + length] = proteins[protein][start : start + length]
         self.weights = np.ones(len(self.tokens), dtype=np.float32)
         for step in range(self.lead):
@@ -158,7 +158,7 @@ class PackedPieces:
             self.weights[self.tokens_before[1:] - step] = 0.0
         shared = _shared_weights(pieces)
         for piece in np.flatnonzero(np.isin(row, list(shared))):
-            start, length, begin = self.start[piece], self.length[piece], self.tokens_before[piece] + self.lead
+            start, length, begin = self.start[piece], self.length[piece], begins[piece]
             self.weights[begin : begin + length] = shared[int(row[piece])][start : start + length]
 
     def __len__(self) -> int:

@@ -46,6 +46,31 @@ class ResiduesInMemory:
         return {layer: np.concatenate(parts) for layer, parts in self._parts.items()}
 
 
+class WindowSums:
+    """Weighted residues of proteins in windows, summed up until the last window has come; few wait at a time."""
+
+    def __init__(self, embedded: np.ndarray) -> None:
+        """Args: ``embedded`` gives the residues of each protein that enter."""
+        self._embedded = embedded
+        self._begun: dict[int, dict[int, NDArray[np.float32]]] = {}
+
+    def add(self, row: int, start: int, values: Mapping[int, NDArray[Any]]) -> dict[int, NDArray[np.float32]] | None:
+        """Add a window of protein ``row``: for each layer its residues ``(length, D)``, which begin at ``start``.
+
+        Returns:
+            All residues of the protein where this was its last window, else None.
+        """
+        residues = int(self._embedded[row])
+        if row not in self._begun:
+            shape = {layer: (residues, each.shape[1]) for layer, each in values.items()}
+            self._begun[row] = {layer: np.zeros(shape[layer], np.float32) for layer in values}
+        sums, end = self._begun[row], start
+        for layer, each in values.items():
+            end = start + len(each)
+            sums[layer][start:end] += each
+        return self._begun.pop(row) if end == residues else None
+
+
 class Residues:
     """Puts pieces of proteins together and hands each protein's residues on as a whole.
 
@@ -61,7 +86,7 @@ class Residues:
         self.starts = np.full(len(embedded), -1, np.int64)
         self.sink = sink
         self._embedded, self._names = embedded, names
-        self._begun: dict[int, dict[int, NDArray[np.float32]]] = {}
+        self._windows = WindowSums(embedded)
 
     def add(
         self, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, values: Mapping[int, NDArray[Any]], **of: Any
@@ -92,19 +117,9 @@ class Residues:
             for piece in range(begin, end):
                 if not whole[piece]:
                     own = {layer: each[bounds[piece] : bounds[piece + 1]] for layer, each in values.items()}
-                    self._sum_up(int(rows[piece]), int(starts[piece]), own, bool(last[piece]), bool(finite[piece]))
-
-    def _sum_up(self, row: int, start: int, values: Mapping[int, NDArray[Any]], last: bool, finite: bool) -> None:
-        sums = self._begun.get(row)
-        if sums is None:
-            shape = {layer: (int(self._embedded[row]), each.shape[1]) for layer, each in values.items()}
-            sums = self._begun[row] = {layer: np.zeros(shape[layer], np.float32) for layer in values}
-        for layer, each in values.items():
-            sums[layer][start : start + len(each)] += each
-        if last:
-            del self._begun[row]
-            if finite:
-                self._hand_on(np.array([row]), np.zeros(1, np.int64), sums, narrow=True)
+                    sums = self._windows.add(int(rows[piece]), int(starts[piece]), own)
+                    if sums is not None and finite[piece]:
+                        self._hand_on(rows[piece : piece + 1], np.zeros(1, np.int64), sums, narrow=True)
 
     def _hand_on(self, rows: np.ndarray, begins: np.ndarray, values: Mapping[int, NDArray[Any]], narrow: bool) -> None:
         with np.errstate(over="ignore"):
@@ -144,9 +159,7 @@ class FirstTokens:
 class Maxima:
     """Channel by channel the largest value over a protein's residues.
 
-    In windows a residue is first averaged over those that cover it, as where residues themselves are kept. So the
-    residues of such a protein are summed up here until its last window has come; windows come in packing order, and
-    few proteins wait at a time.
+    In windows a residue is first averaged over those that cover it, as where residues themselves are kept.
 
     Attributes:
         values: for each layer float32 ``(n, D)``.
@@ -156,7 +169,7 @@ class Maxima:
         """Args: ``embedded`` gives the residues of each protein that enter."""
         self.values = {layer: np.zeros((len(embedded), embed_dim), np.float32) for layer in layers}
         self._embedded = embedded
-        self._begun: dict[int, dict[int, NDArray[np.float32]]] = {}
+        self._windows = WindowSums(embedded)
 
     def add(
         self,
@@ -180,16 +193,9 @@ class Maxima:
         for piece in np.flatnonzero(~is_whole).tolist():
             row, start, length = int(rows[piece]), int(starts[piece]), int(lengths[piece])
             begin, end = end, end + length
-            residues = int(self._embedded[row])
-            if row not in self._begun:
-                shapes = {layer: (residues, values.shape[1]) for layer, values in windowed.items()}
-                self._begun[row] = {layer: np.zeros(shape, np.float32) for layer, shape in shapes.items()}
-            sums = self._begun[row]
-            for layer, values in windowed.items():
-                sums[layer][start : start + length] += values[begin:end]
-            if start + length == residues:
-                for layer, values in self._begun.pop(row).items():
-                    self.values[layer][row] = values.max(axis=0)
+            sums = self._windows.add(row, start, {layer: values[begin:end] for layer, values in windowed.items()})
+            for layer, values in (sums or {}).items():
+                self.values[layer][row] = values.max(axis=0)
 
 
 class Outputs:

@@ -59,8 +59,8 @@ def _halves(x, weight, row, column, depth, ROWS: tl.constexpr, COLUMNS: tl.const
 def _gelu_product(
     x,
     weight,
-    bias,
     out,
+    bias,
     tokens,
     width,
     depth,
@@ -114,26 +114,8 @@ def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         ``(T, width)`` in the dtype of ``x``.
     """
-    tokens, depth = x.shape
-    width = len(weight)
-    out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
-    tiles, programs = _grid(tokens, width, x.device)
-    _gelu_product[(programs,)](
-        _blocks(x, ROWS, DEPTH),
-        _blocks(weight, COLUMNS, DEPTH),
-        bias,
-        _blocks(out, ROWS, HALF),
-        tokens,
-        width,
-        depth,
-        tiles,
-        programs,
-        ROWS,
-        COLUMNS,
-        DEPTH,
-        GROUP,
-        **SCHEDULE,
-    )
+    out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
+    _start(_gelu_product, x, weight, out, bias)
     return out
 
 
@@ -162,16 +144,23 @@ def gated_product(x: Tensor, rows: Tensor) -> Tensor:
     Returns:
         ``(T, F)`` in the dtype of ``x``.
     """
+    out = torch.empty(len(x), len(rows) // 2, dtype=x.dtype, device=x.device)
+    _start(_gated_product, x, rows, out)
+    return out
+
+
+def _start(kernel: Any, x: Tensor, weight: Tensor, out: Tensor, *more: Tensor) -> None:
+    """Start a kernel; ``more`` are the tensors that it takes besides the product's."""
     tokens, depth = x.shape
-    width = len(rows)
-    out = torch.empty(tokens, width // 2, dtype=x.dtype, device=x.device)
-    tiles, programs = _grid(tokens, width, x.device)
-    _gated_product[(programs,)](
+    tiles = triton.cdiv(tokens, ROWS) * triton.cdiv(len(weight), COLUMNS)
+    programs = min(tiles, _multiprocessors(x.device))
+    kernel[(programs,)](
         _blocks(x, ROWS, DEPTH),
-        _blocks(rows, COLUMNS, DEPTH),
+        _blocks(weight, COLUMNS, DEPTH),
         _blocks(out, ROWS, HALF),
+        *more,
         tokens,
-        width,
+        len(weight),
         depth,
         tiles,
         programs,
@@ -181,19 +170,12 @@ def gated_product(x: Tensor, rows: Tensor) -> Tensor:
         GROUP,
         **SCHEDULE,
     )
-    return out
 
 
 def _blocks(matrix: Tensor, rows: int, columns: int) -> Any:
     from triton.tools.tensor_descriptor import TensorDescriptor  # from Triton 3.4 on
 
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
-
-
-def _grid(tokens: int, width: int, device: torch.device) -> tuple[int, int]:
-    """Tiles of the result, and programs that share them."""
-    tiles = triton.cdiv(tokens, ROWS) * triton.cdiv(width, COLUMNS)
-    return tiles, min(tiles, _multiprocessors(device))
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def clusters_of(places: NDArray[np.floating]) -> NDArray[np.int64]:
 class ChosenVectors:
     """Embeddings, float32 (n, D), of n different proteins of a sample that has ``total``.
 
-    ``lengths``, ``chunk`` and ``row`` are (n,): residues, and where each protein stands in the chunk files.
+    ``lengths``, ``chunk`` and ``row`` are (n,): residues, and where each protein stands in the chunk files, whose
+    numbers are ``chunks``.
     """
 
     vectors: NDArray[np.float32]
@@ -123,6 +125,7 @@ class ChosenVectors:
     chunk: NDArray[np.int32]
     row: NDArray[np.int32]
     total: int
+    chunks: Sequence[int]
 
 
 def choose_vectors(index: Path, chunks: Path, tensors: Path, layer: int, most: int) -> ChosenVectors:
@@ -164,7 +167,7 @@ def choose_vectors(index: Path, chunks: Path, tensors: Path, layer: int, most: i
             else:
                 vectors.append(_means(reader, number, f"residues.{layer}", rows))
     where = (np.concatenate(places), np.concatenate(rows_read))
-    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), *where, total)
+    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), *where, total, split.chunks)
 
 
 def _means(reader: RowReader, number: int, name: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.chunking.index import read_index
-from virnucpro.chunking.manifest import read_split
 from virnucpro.report.map import (
     COMPONENTS_FOR_UMAP,
     FEWEST_FOR_UMAP,
@@ -40,7 +39,7 @@ class Records:
     repeats: list[int]
 
 
-def first_records(index: Path, chunks: Path, chosen: ChosenVectors) -> Records:
+def first_records(index: Path, chosen: ChosenVectors) -> Records:
     """The records of the chosen sequences.
 
     Raises:
@@ -50,7 +49,7 @@ def first_records(index: Path, chunks: Path, chosen: ChosenVectors) -> Records:
     order = np.argsort(wanted)
     ids, descriptions = [""] * len(wanted), [""] * len(wanted)
     counts = np.zeros(len(wanted), np.int64)
-    for rows in read_index(index, chunks=read_split(chunks).of_index(index).chunks):
+    for rows in read_index(index, chunks=chosen.chunks):
         keys = rows.chunk.astype(np.int64) << 32 | rows.row
         places = np.minimum(np.searchsorted(wanted[order], keys), len(wanted) - 1)
         here = np.flatnonzero(wanted[order[places]] == keys)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.index import read_index
-from virnucpro.chunking.manifest import read_split
 from virnucpro.report.map import choose_vectors
+from virnucpro.report.map_data import first_records
 from virnucpro.report.read import read_sample
 
 MOST_WITHOUT_FAISS = 20_000
@@ -53,22 +53,12 @@ def find_neighbours(
         key = chosen.chunk.astype(np.int64) << 32 | chosen.row  # sorted, as they were chosen
         neighbours, cosines = nearest(chosen.vectors, count)
         logger.info("%d neighbours of %d different sequences", neighbours.shape[1], len(key))
-        names, words = [""] * len(key), [""] * len(key)
-        numbers = read_split(chunks).of_index(index).chunks
-        for rows in read_index(index, chunks=numbers):
-            for place, name, text in zip(_places(key, rows.chunk, rows.row), rows.ids, rows.descriptions, strict=True):
-                if not names[place]:
-                    names[place], words[place] = name, text
-        for rows in read_index(index, chunks=numbers):
-            for name, place in zip(rows.ids, _places(key, rows.chunk, rows.row), strict=True):
-                for rank, other in enumerate(neighbours[place].tolist(), start=1):
-                    file.write(f"{name}\t{rank}\t{names[other]}\t{cosines[place, rank - 1]:.6f}\t{words[other]}\n")
-
-
-def _places(key: NDArray[np.int64], chunk: NDArray[np.int32], row: NDArray[np.int32]) -> list[int]:
-    """Which of the sequences, by chunk and row, each record has."""
-    places: list[int] = np.searchsorted(key, chunk.astype(np.int64) << 32 | row).tolist()
-    return places
+        first = first_records(index, chosen)
+        for rows in read_index(index, chunks=chosen.chunks):
+            places = np.searchsorted(key, rows.chunk.astype(np.int64) << 32 | rows.row)
+            for name, place in zip(rows.ids, places.tolist(), strict=True):
+                for rank, (other, cosine) in enumerate(zip(neighbours[place], cosines[place], strict=True), start=1):
+                    file.write(f"{name}\t{rank}\t{first.ids[other]}\t{cosine:.6f}\t{first.descriptions[other]}\n")
 
 
 def nearest(vectors: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

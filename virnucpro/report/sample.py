@@ -62,7 +62,7 @@ def plot_sample(
     chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], most_points)
     places = lay_out(chosen.vectors, logger)
     write(plot_map(sample, places.components, chosen.lengths, umap=places.umap, total=chosen.total), outputs["map"])
-    part = Part(sample, chosen, first_records(index, chunks, chosen))
+    part = Part(sample, chosen, first_records(index, chosen))
     _write_page(page, map_page(map_data(sample.name, [part], places, metadata)))
 
 
@@ -100,7 +100,7 @@ def map_samples(
         index = SampleFiles(sample.folder).index
         share = max(1, min(most_points, total) * sample.counts["unique"] // total)
         chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], share)
-        parts.append(Part(sample, chosen, first_records(index, chunks, chosen)))
+        parts.append(Part(sample, chosen, first_records(index, chosen)))
     places = lay_out(np.concatenate([part.chosen.vectors for part in parts]), logger)
     _write_page(page, map_page(map_data(f"{len(samples)} samples", parts, places, metadata)))
 

@@ -91,6 +91,17 @@ class ChunkFile:
         """One tensor, read into memory (for the small ones)."""
         return np.array(self.tensors(name))
 
+    def digests(self) -> NDArray[np.uint8]:
+        """The digests of the sequences, (n, 16), read into memory.
+
+        Raises:
+            ChunkError: they are not those that the header names.
+        """
+        digests = self.read("digests")
+        if digest_of_digests([digests.tobytes()]) != self.metadata.get("chunk_digest"):
+            raise ChunkError(self.path, "its sequences are not those that its header names")
+        return digests
+
     def spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For each protein the number of its first residue among the file's residues, and how many there are."""
         begins = self.read("starts" if self.version > 1 else "offsets")

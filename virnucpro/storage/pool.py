@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.base.digest import digest_of_digests
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings
-from virnucpro.chunking.manifest import SplitChunk, chunk_number
+from virnucpro.chunking.manifest import CHUNK_FILES, SplitChunk, chunk_number
 from virnucpro.chunking.split import Found
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, read_chunk_file
 from virnucpro.storage.chunk_metadata import identity, why_of_others
@@ -59,7 +58,7 @@ class Finder:
     def _own(self, digests: NDArray[np.uint8]) -> Found:
         """What the folder has. A file's bytes are compared with its checksum when it is merged."""
         files, rows = {}, []
-        for path in sorted(self._tensors.glob("chunk_*.safetensors")):
+        for path in sorted(self._tensors.glob(CHUNK_FILES)):
             usable = self._usable(path)
             if usable is not None:
                 number = chunk_number(path.stem)
@@ -110,12 +109,9 @@ class Finder:
             chunk = read_chunk_file(path)
             if self._why_not(chunk) is not None or chunk.metadata.get("chunk") != path.stem:
                 return None
-            digests = chunk.read("digests")
+            return chunk, chunk.digests()
         except (ChunkError, OSError, ValueError):
             return None
-        return (
-            (chunk, digests) if digest_of_digests([digests.tobytes()]) == chunk.metadata.get("chunk_digest") else None
-        )
 
 
 def _kept(chunk: ChunkFile) -> SplitChunk:

@@ -6,7 +6,7 @@ Needs the standard library alone, as :mod:`virnucpro.storage.state` does, which 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,10 +92,14 @@ class WeightsRequest:
         name = weights_name(model, source, adapter)
         return cls(name, folder / f"{name}.safetensors", source, adapter)
 
-    def prepared(self) -> WeightsManifest | None:
-        """The manifest of the weights, where they are prepared as they are wanted."""
+    def prepared(self, read: Callable[[Path], WeightsManifest] = read_manifest) -> WeightsManifest | None:
+        """The manifest of the weights, where they are prepared as they are wanted.
+
+        Args:
+            read: reads the manifest of a file, or knows it.
+        """
         try:
-            manifest = read_manifest(self.file)
+            manifest = read(self.file)
         except (OSError, UserError):
             return None
         return manifest if self.is_of(manifest) else None

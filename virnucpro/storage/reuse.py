@@ -24,7 +24,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.settings import VECTORS
 from virnucpro.base.space import check_space
 from virnucpro.base.text import utc
-from virnucpro.chunking.manifest import chunk_name
+from virnucpro.chunking.manifest import CHUNK_FILES, chunk_name
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, read_chunk_file, verify_chunk_file
 from virnucpro.storage.chunk_layout import NAMES, TensorShape
 from virnucpro.storage.chunk_metadata import NUMBERS, ChunkMetadata, RunStatistics
@@ -96,7 +96,7 @@ def chunk_files_in(source: Path) -> list[Path]:
         raise UserError(f"setting 'reuse': there is no {source}")
     if source.is_file():
         return [source]
-    return sorted(path for path in source.rglob("chunk_*.safetensors") if path.is_file())
+    return sorted(path for path in source.rglob(CHUNK_FILES) if path.is_file())
 
 
 class Sources:
@@ -139,11 +139,10 @@ class Sources:
     def _digests(self, paths: Sequence[Path], first: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for number, path in enumerate(paths, start=first):
             try:
-                digests = self._files[path].read("digests")
-            except (OSError, ValueError):
+                digests = self._files[path].digests()
+            except (ChunkError, OSError, ValueError):
                 continue
-            if digest_of_digests([digests.tobytes()]) == self._files[path].metadata.get("chunk_digest"):
-                yield number, digests
+            yield number, digests
 
     def take(
         self, digests: NDArray[np.uint8], lengths: NDArray[np.int32], tensors: Path, numbers: Iterator[int]
@@ -178,14 +177,14 @@ class Sources:
             }
             alike.setdefault((self._names[chunk.path], json.dumps(run)), []).append(number)
         for (name, _), files in alike.items():
-            places = np.flatnonzero(np.isin(file, files))
+            places, own = np.flatnonzero(np.isin(file, files)), {at: good[at] for at in files}
             for part in _parts(places, lengths, good[files[0]]):
                 number = next(numbers)
                 output = tensors / f"{chunk_name(number)}.safetensors"
-                part = self._check(part, {at: good[at] for at in files}, file, row, digests, lengths)
+                part = self._check(part, own, file, row, digests, lengths)
                 if not len(part):
                     continue
-                _copy(part, {at: good[at] for at in files}, file, row, digests, output, name)
+                _copy(part, own, file, row, digests, output, name)
                 changed = [at for at in files if not _is(Path(index.files[at].path), stamps[at])]
                 if changed:
                     remove(output)
@@ -255,9 +254,8 @@ def _copy(
         name: what the source is called.
     """
     first = next(iter(files.values()))
-    numbers = list(files)
-    at = np.searchsorted(np.sort(numbers), file[part])
-    numbers.sort()
+    numbers = sorted(files)
+    at = np.searchsorted(numbers, file[part])
     rows = row[part]
     residue_names = [key for key in first.names if key.startswith("residues.")]
     with RowReader([files[number] for number in numbers]) as reader:

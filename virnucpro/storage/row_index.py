@@ -29,6 +29,9 @@ OVERHANG = 64
 SORTED_AT_ONCE = 1 << 22
 """Rows that are sorted in memory: about 300 MB."""
 
+SPILL_BITS = 8
+"""Rows that are too many to be sorted at once are laid into 2^8 files by the first bits of their digests."""
+
 MOST_SEGMENTS = 8
 RECORD = "index.json"
 NONE = -1
@@ -64,8 +67,7 @@ class Rows:
 
     def find(self, digests: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """As :meth:`RowIndex.find`; of equal digests the first one that was added is given."""
-        halves = np.ascontiguousarray(digests).view("<u8").reshape(-1, 2)
-        file, row = np.full(len(halves), NONE, np.int32), np.zeros(len(halves), np.int32)
+        halves, file, row = _halves(digests), *_nowhere(len(digests))
         _match(self._rows, halves, np.arange(len(halves)), file, row)
         return file, row
 
@@ -121,8 +123,7 @@ class RowIndex:
         Raises:
             OSError: the index cannot be read.
         """
-        halves = np.ascontiguousarray(digests).view("<u8").reshape(-1, 2)
-        file, row = np.full(len(halves), NONE, np.int32), np.zeros(len(halves), np.int32)
+        halves, file, row = _halves(digests), *_nowhere(len(digests))
         order = np.argsort(halves[:, 0])
         for segment in self._segments:
             order = order[file[order] == NONE]
@@ -164,6 +165,16 @@ class _Segment:
                 yield np.fromfile(file, ROW, min(SORTED_AT_ONCE, self.rows - begin))
 
 
+def _halves(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Digests (n, 16) as two numbers each, (n, 2)."""
+    return np.ascontiguousarray(digests).view("<u8").reshape(-1, 2)
+
+
+def _nowhere(n: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """File and row of digests of which none is found yet, each (n,)."""
+    return np.full(n, NONE, np.int32), np.zeros(n, np.int32)
+
+
 def _match(
     rows: NDArray[np.void],
     halves: NDArray[np.uint64],
@@ -188,7 +199,7 @@ def _records(added: Iterable[Added]) -> Iterator[NDArray[np.void]]:
     begins: dict[int, int] = {}
     for number, digests in added:
         rows = np.empty(len(digests), ROW)
-        halves = np.ascontiguousarray(digests).view("<u8").reshape(-1, 2)
+        halves = _halves(digests)
         begin = begins.get(number, 0)
         begins[number] = begin + len(rows)
         rows["high"], rows["low"], rows["file"] = halves[:, 0], halves[:, 1], number
@@ -233,10 +244,6 @@ def _parted(rows: Iterable[NDArray[np.void]], scratch: Path) -> Iterator[NDArray
         yield np.concatenate([np.zeros(0, ROW), *(np.fromfile(name, ROW) for name in names if name.exists())])
         for name in names:
             remove(name)
-
-
-SPILL_BITS = 8
-"""Rows that are too many to be sorted at once are laid into 2^8 files by the first bits of their digests."""
 
 
 def _spill(held: Sequence[NDArray[np.void]], scratch: Path) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from virnucpro.base.digest import FileDigests, Products, file_stamp, read_products, why_not, why_stale
-from virnucpro.base.errors import UserError
+from virnucpro.base.digest import FileDigests, Products, file_sha256, file_stamp, read_products, why_not, why_stale
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings
@@ -82,11 +82,7 @@ class RunState:
 
     def manifest(self) -> WeightsManifest | None:
         """The manifest of the weights, where they are prepared as they are wanted."""
-        try:
-            manifest = self._once(read_manifest, self.weights.file)
-        except (OSError, UserError):
-            return None
-        return manifest if self.weights.is_of(manifest) else None
+        return self.weights.prepared(partial(self._once, read_manifest))
 
     def translation_stale(self, sample: str) -> str | None:
         """Whether contigs have to be translated."""
@@ -239,8 +235,8 @@ class RunState:
             wanted["weights_sha256"] = manifest.sha256
         return why_stale(Products(report.made_from, files), request.folder, wanted, self.digests)
 
-    def _report_sha256(self, sample: str) -> dict[str, str]:
-        return {sample: self.sha256(self.samples[sample].report)}
+    def _report_sha256(self, *samples: str) -> dict[str, str]:
+        return {sample: self.sha256(self.samples[sample].report) for sample in samples}
 
     def plots_stale(self, sample: str) -> str | None:
         """Whether a sample's plots have to be drawn."""
@@ -257,8 +253,7 @@ class RunState:
             return _gone(record)
         if any(self.tables_stale(sample) is not None for sample in self.samples):
             return "tables have to be written again"
-        reports = {sample: self.sha256(request.report) for sample, request in self.samples.items()}
-        return self._stale(record, plots_origin(reports, self._metadata_sha256()))
+        return self._stale(record, plots_origin(self._report_sha256(*self.samples), self._metadata_sha256()))
 
     def _metadata_sha256(self) -> str:
         (metadata,) = {request.metadata for request in self.samples.values()}
@@ -286,8 +281,7 @@ class RunState:
             return "tables have to be written again"
         if self.draws_samples and any(self.plots_stale(sample) is not None for sample in self.samples):
             return "maps have to be drawn again"
-        reports = {sample: self.sha256(request.report) for sample, request in self.samples.items()}
-        return self._stale(record, summary_origin(reports, calls))
+        return self._stale(record, summary_origin(self._report_sha256(*self.samples), calls))
 
 
 def _read_split_record(path: Path) -> SplitRecord:
@@ -317,6 +311,11 @@ def table_settings(embedding: EmbeddingSettings, tables: TableSettings) -> dict[
 def translation_origin(sha256: Iterable[str], window: int, policies: InputPolicies) -> dict[str, str]:
     """What translated contigs are made from: the sha256 of each FASTA file in order, the window's bases, policies."""
     return {"contigs": json.dumps(list(sha256)), "window": str(window), **asdict(policies)}
+
+
+def sha256_by_sample(reports: Iterable[Path]) -> dict[str, str]:
+    """The sha256 of samples' reports, each by the name of the folder that it lies in."""
+    return {report.parent.name: file_sha256(report) for report in reports}
 
 
 def summary_origin(reports: Mapping[str, str], calls: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:

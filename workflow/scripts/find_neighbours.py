@@ -5,14 +5,14 @@ from pathlib import Path
 from virnucpro.jobs import job
 
 with job(f"find_neighbours {snakemake.wildcards.sample}", snakemake.log[0]) as log:
-    from virnucpro.base.digest import file_sha256, write_products
+    from virnucpro.base.digest import write_products
     from virnucpro.report.neighbours import find_neighbours
     from virnucpro.storage.sample_files import SampleFiles
-    from virnucpro.storage.state import neighbours_origin
+    from virnucpro.storage.state import neighbours_origin, sha256_by_sample
 
     report, table = Path(snakemake.input.sample_report[0]), Path(snakemake.output.table)
     count = snakemake.params.neighbours
-    origin = neighbours_origin({report.parent.name: file_sha256(report)}, count)
+    origin = neighbours_origin(sha256_by_sample([report]), count)
     find_neighbours(
         report,
         SampleFiles(report.parent).index,

@@ -10,14 +10,14 @@ with job(f"plot_sample {name}", snakemake.log[0]) as log:
     from virnucpro.base.digest import file_sha256, write_products
     from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
     from virnucpro.storage.sample_files import SampleFiles
-    from virnucpro.storage.state import plots_origin
+    from virnucpro.storage.state import plots_origin, sha256_by_sample
 
     metadata = Path(snakemake.params.metadata) if snakemake.params.metadata else None
     table = file_sha256(metadata) if metadata else ""
 
     for number, record in enumerate(records):
         report = Path(snakemake.input.sample_report[number])
-        origin = plots_origin({report.parent.name: file_sha256(report)}, table)
+        origin = plots_origin(sha256_by_sample([report]), table)
         plots = {
             name: [Path(file) for file in snakemake.output[name][2 * number : 2 * number + 2]] for name in SAMPLE_PLOTS
         }

@@ -9,12 +9,12 @@ with job("summarise", snakemake.log[0]) as log:
     from virnucpro.report.front import write_front_page
     from virnucpro.report.run_plots import RUN_PLOTS, plot_run
     from virnucpro.report.summary import summarise
-    from virnucpro.storage.state import summary_origin
+    from virnucpro.storage.state import sha256_by_sample, summary_origin
 
     reports = [Path(report) for report in snakemake.input.reports]
     calls = [Path(record) for record in snakemake.input.get("calls", [])]
     origin = summary_origin(
-        {report.parent.name: file_sha256(report) for report in reports},
+        sha256_by_sample(reports),
         {record.parents[1].name: file_sha256(record) for record in calls},
     )
     plot_run(reports, {name: [Path(file) for file in snakemake.output[name]] for name in RUN_PLOTS})
