@@ -40,21 +40,36 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run_alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run in which nothing goes wrong, for the tests in which something does; one for all workers."""
+    return _one_for_all(tmp_path_factory, "alone", reuses=False)
+
+
+@pytest.fixture(scope="session")
+def run_that_reuses(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same, and some of its proteins are in earlier results."""
+    return _one_for_all(tmp_path_factory, "reuses", reuses=True)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(run_alone: Run) -> Run:
+    return run_alone
+
+
+def _one_for_all(tmp_path_factory: pytest.TempPathFactory, name: str, *, reuses: bool) -> Run:
     from filelock import FileLock  # as what follows: on a GPU machine these may be missing
 
     from tests.workflow.faults import Run, undisturbed_run
 
     run_of_tests = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     if run_of_tests is None:
-        return undisturbed_run(tmp_path_factory.mktemp("undisturbed"))
-    folder = tmp_path_factory.getbasetemp().parent / f"undisturbed-{run_of_tests}"
+        return undisturbed_run(tmp_path_factory.mktemp(name), reuses=reuses)
+    folder = tmp_path_factory.getbasetemp().parent / f"{name}-{run_of_tests}"
     with FileLock(folder.with_suffix(".lock")):
         done = folder / "done"
         if not done.exists():
             folder.mkdir()
-            undisturbed_run(folder)
+            undisturbed_run(folder, reuses=reuses)
             done.touch()
         return Run.of_proteins(folder)
 

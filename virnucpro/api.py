@@ -150,6 +150,7 @@ def embed(
         sources = sources_text(earlier.sources, reuse_devices) if earlier else ""
         state = RunState({SAMPLE: request}, weights, digests, PoolRequest(folder, split, settings, also, sources))
         pool = state.pool
+        state.check_sources()
         if (reason := state.split_stale()) is not None:
             log.info("splitting %s (%s)", ", ".join(map(str, inputs)), reason)
             sample = ToSplit(inputs, request.index, request.skipped)

@@ -189,11 +189,10 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
 
 
 def _reused(given: Sequence[str], origin: Source) -> tuple[Path, ...]:
-    """The folders and files of earlier results."""
+    """The folders and files of earlier results; those that a split has looked at may be gone since."""
+    what = "setting 'reuse'"
     with _named(origin):
-        found = [path for text in given for path in matching(text, "setting 'reuse'", origin.folder)]
-        if missing := [path for path in found if not path.exists()]:
-            raise UserError(f"setting 'reuse': there is no {brief(str(missing[0]))}")
+        found = [path for text in given for path in matching(text, what, origin.folder, may_be_gone=True)]
     return tuple(dict.fromkeys(found))
 
 

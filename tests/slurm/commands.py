@@ -7,6 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+SLURM = (
+    *("--profile", "slurm"),
+    *("--set-resources", "embed_esm2:mem_mb=attempt * 2000", "embed_esm2:nodes=1", "detect_gpu:nodes=1"),
+    *("embed_esm2:slurm_partition=gpu", "detect_gpu:slurm_partition=gpu"),
+    *("--slurm-init-seconds-before-status-checks", "3"),
+)
+"""Arguments of Snakemake, as a user of a small cluster would give them: less memory than the cautious default, and no
+waiting for the first status."""
+
 
 def slurm(*command: str) -> str:
     """Run a command of Slurm's and give what it prints."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.commands import jobs, out_of_service, slurm, submit, wait
+from tests.slurm.commands import SLURM, jobs, out_of_service, slurm, submit, wait
 from tests.unit.calling_cases import table
 from tests.workflow.faults import Run, record, same_table
 from tests.workflow.running import ROOT
@@ -26,19 +26,17 @@ HELD = (1, 2, 3, 4, 5, 6, 7)
 HUNGRY = 9
 GPUS = {"ampere1": 2, "ampere2": 1, "hopper1": 2, "turing1": 2}
 
-# As a user on a small cluster would: less memory than the cautious default, and no waiting for the first status.
-SLURM = (
-    *("--profile", "slurm"),
-    *("--set-resources", "embed_esm2:mem_mb=attempt * 2000", "embed_esm2:nodes=1", "detect_gpu:nodes=1"),
-    *("embed_esm2:slurm_partition=gpu", "detect_gpu:slurm_partition=gpu"),
-    *("--slurm-init-seconds-before-status-checks", "3"),
-)
-
 CLASSIFY_JOBS = (
     *("--set-resources", "detect_gpu:nodes=1", "detect_gpu:slurm_partition=gpu"),
     *(f"{rule}:{what}" for rule in ("embed_esm2", "embed_dnabert_s") for what in ("nodes=1", "slurm_partition=gpu")),
     *(f"{rule}:mem_mb=2000" for rule in ("embed_esm2", "embed_dnabert_s")),
 )
+
+
+@pytest.fixture(params=["alone", pytest.param("reuse", marks=pytest.mark.slow)])
+def undisturbed(request: pytest.FixtureRequest) -> Run:
+    run: Run = request.getfixturevalue("run_alone" if request.param == "alone" else "run_that_reuses")
+    return run
 
 
 @pytest.fixture
@@ -48,20 +46,21 @@ def run(tmp_path: Path, undisturbed: Run) -> Iterator[Run]:
     run.stop_all()
 
 
-def running(numbers: set[int] | None = None) -> dict[int, dict[str, str]]:
+def running(run: Run, numbers: set[int] | None = None) -> dict[int, dict[str, str]]:
     """The embed jobs that run now, by chunk; each with its id, state and node."""
     found = {}
-    for number, job in jobs("running").items():
+    for job_id, job in jobs("running").items():
         name = job["comment"].removeprefix("rule_embed_esm2_wildcards_chunk_")
-        if name.isdecimal() and (numbers is None or int(name) in numbers):
-            found[int(name)] = {**job, "id": number}
+        number = int(name) - run.first if name.isdecimal() else None
+        if number is not None and (numbers is None or number in numbers):
+            found[number] = {**job, "id": job_id}
     return found
 
 
-def submissions(text: str) -> list[tuple[int, str]]:
+def submissions(run: Run, text: str) -> list[tuple[int, str]]:
     """Chunk and Slurm's number of every embed job, by Snakemake's output."""
     lines = re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_embed_esm2/chunk_(\d+)/", text)
-    return [(int(chunk), number) for number, chunk in lines]
+    return [(int(chunk) - run.first, number) for number, chunk in lines]
 
 
 def test_a_run_in_which_much_goes_wrong(run: Run, undisturbed: Run) -> None:
@@ -71,7 +70,7 @@ def test_a_run_in_which_much_goes_wrong(run: Run, undisturbed: Run) -> None:
     process = run.start()
     for number in HELD:
         run.struck(run.chunk(number), 180)
-    placed = running(set(HELD))
+    placed = running(run, set(HELD))
     on = {node: sorted(number for number, job in placed.items() if job["node"] == node) for node in GPUS}
     assert {node: len(numbers) for node, numbers in on.items()} == GPUS, "newer and older GPUs are all in use"
     down, drained, [preempted], [cancelled, timed_out] = on["hopper1"], on["turing1"], on["ampere2"], on["ampere1"]
@@ -79,10 +78,10 @@ def test_a_run_in_which_much_goes_wrong(run: Run, undisturbed: Run) -> None:
     slurm("scontrol", "update", f"JobId={placed[timed_out]['id']}", "TimeLimit=1")
     with out_of_service("turing1"), out_of_service("hopper1", "DOWN"):
         for number in drained:  # a drained node lets its jobs finish
-            assert placed[number]["id"] == running()[number]["id"]
+            assert placed[number]["id"] == running(run)[number]["id"]
             (run.plans / f"{run.chunk(number).name}.release").touch()
         wait(lambda: all(run.chunk(number).exists() for number in drained), "the jobs on the drained node")
-        wait(lambda: not any(job["node"] == "hopper1" for job in running().values()), "the node to go down")
+        wait(lambda: not any(job["node"] == "hopper1" for job in running(run).values()), "the node to go down")
         slurm("scontrol", "update", "PartitionName=urgent", "State=UP")
         urgent, refused = submit("--partition=urgent", "--nodelist=ampere2", "--gres=gpu:1", script="sleep 2")
         assert urgent, refused
@@ -95,11 +94,13 @@ def test_a_run_in_which_much_goes_wrong(run: Run, undisturbed: Run) -> None:
     assert result.code == 0, result.text
 
     assert same_table(run.table, undisturbed.table)
-    submitted = Counter(chunk for chunk, _ in submissions(result.text))
+    submitted = Counter(chunk for chunk, _ in submissions(run, result.text))
     assert {chunk for chunk, count in submitted.items() if count > 1} == {cancelled, timed_out, HUNGRY}
     assert max(submitted.values()) == 2
     requeued = {
-        chunk for chunk, number in submissions(result.text) if "Restarts=1" in slurm("scontrol", "show", "job", number)
+        chunk
+        for chunk, number in submissions(run, result.text)
+        if "Restarts=1" in slurm("scontrol", "show", "job", number)
     }
     assert requeued == {preempted, *down}
     again = run.call()

@@ -110,6 +110,7 @@ def test_the_tables_have_what_follows_the_ids_in_their_headers(tmp_path: Path) -
     assert (tmp_path / "out" / "embeddings_npy" / "description.txt").read_text().splitlines() == wanted
     with h5py.File(tmp_path / "out" / "embeddings.h5") as file:
         assert file.attrs["model_name"] == "esm2_demo", "ProtSpace asks for it"
+        assert [file[name].attrs.get("description", b"").decode() for name in "abc"] == wanted
     header = embed(fasta, tmp_path / "header", model="esm2_demo", devices=["cpu"], duplicate_ids="skip")
     assert pq.read_table(header)["id"].to_pylist() == ["a", "b", "c"]
 

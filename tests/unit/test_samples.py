@@ -111,6 +111,8 @@ def test_a_relative_path_is_in_the_working_folder_or_beside_the_file_that_names_
     assert find_samples("a.faa", there) == {"a": (there / "a.faa",)}
     assert find_samples("b.faa", there) == {"b": (Path("b.faa"),)}
     assert "does not exist" in sentence("a.faa")
+    assert find_samples("both.faa", there) == {"both": (Path("both.faa"),)}, "files of one content: nothing to choose"
+    (there / "both.faa").write_text(">a\nK\n")
     said = sentence("both.faa", there)
     assert "both in the working folder and in" in said
     assert "whole path" in said

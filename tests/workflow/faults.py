@@ -21,6 +21,7 @@ import pytest
 
 from tests.workflow import tables
 from tests.workflow.running import ROOT, SNAKEFILE, Result
+from virnucpro import embed
 
 HOOKS = Path(__file__).parent / "fault_hooks"
 CHUNKS = 10
@@ -29,18 +30,29 @@ TARGET = "results/own/embeddings.parquet"
 """The table: what comes after it (plots, summary) has no part in these tests."""
 
 
-def write_proteins(path: Path, count: int = 60) -> None:
-    """A FASTA file of random proteins, some of them twice."""
-    chance = random.Random(11)
+EARLIER = 20
+"""Proteins that earlier results have, where a run reuses some."""
+
+
+def write_proteins(path: Path, count: int = 60, *, seed: int = 11) -> list[str]:
+    """A FASTA file of random proteins, some of them twice; the sequences."""
+    chance = random.Random(seed)
     proteins = ["".join(chance.choices("ACDEFGHIKLMNPQRSTVWY", k=chance.randint(40, 300))) for _ in range(count)]
     proteins += proteins[:5]
-    path.write_text("".join(f">protein_{i}\n{protein}\n" for i, protein in enumerate(proteins)))
+    path.write_text("".join(f">protein_{seed}_{i}\n{protein}\n" for i, protein in enumerate(proteins)))
+    return proteins
 
 
-def config_for(proteins: Path, chunks: int = CHUNKS) -> dict[str, object]:
-    """Settings that cut the file into about so many chunks."""
-    residues = sum(len(line) for line in proteins.read_text().splitlines() if not line.startswith(">"))
-    return {"samples": proteins, "model": "esm2_demo", "chunk_residues": residues // (chunks + 1)}
+def config_for(folder: Path, chunks: int = CHUNKS) -> dict[str, object]:
+    """Settings that cut the folder's proteins into about so many chunks, beside those that earlier results have."""
+    proteins, earlier = folder / "own.faa", folder / "earlier.faa"
+    left = _residues(proteins) - (_residues(earlier) if earlier.exists() else 0)
+    reuse = {"reuse": folder / "earlier"} if earlier.exists() else {}
+    return {"samples": proteins, "model": "esm2_demo", "chunk_residues": left // (chunks + 1), **reuse}
+
+
+def _residues(proteins: Path) -> int:
+    return sum(len(line) for line in proteins.read_text().splitlines() if not line.startswith(">"))
 
 
 @dataclass
@@ -58,7 +70,7 @@ class Run:
     @classmethod
     def of_proteins(cls, folder: Path) -> Run:
         """The run of the proteins in ``folder``."""
-        return cls(folder, config_for(folder / "own.faa"))
+        return cls(folder, config_for(folder))
 
     @property
     def plans(self) -> Path:
@@ -72,11 +84,26 @@ class Run:
     def table(self) -> Path:
         return self.folder / TARGET
 
+    @property
+    def first(self) -> int:
+        """The number of the first chunk that is embedded: one is copied from earlier results."""
+        return 1 if "reuse" in self.config else 0
+
     def chunk(self, number: int) -> Path:
-        return self.tensors / f"chunk_{number:05d}.safetensors"
+        """The chunk file that is embedded as number so and so, from 0 on."""
+        return self.tensors / f"chunk_{self.first + number:05d}.safetensors"
+
+    def log_of(self, number: int) -> Path:
+        return self.folder / "results" / "logs" / "embed_esm2" / f"{self.chunk(number).stem}.log"
 
     def log(self, number: int) -> str:
-        return (self.folder / "results" / "logs" / "embed_esm2" / f"chunk_{number:05d}.log").read_text()
+        return self.log_of(number).read_text()
+
+    def chunks_run(self, text: str) -> Counter[int]:
+        """How often each chunk was embedded, by Snakemake's own output."""
+        blocks = re.findall(r"^(?:local)?rule embed_esm2:\n(?:    .*\n)+", text, flags=re.MULTILINE)
+        found = (re.search(r"wildcards: .*chunk=chunk_(\d+)", block) for block in blocks)
+        return Counter(int(match[1]) - self.first for match in found if match)
 
     def order(self, output: Path, fault: str) -> None:
         (self.plans / output.name).write_text(fault)
@@ -148,26 +175,32 @@ class Run:
         return Run(folder, self.config, self.arguments)
 
 
-def undisturbed_run(folder: Path) -> Run:
-    """A run in which nothing goes wrong."""
+def undisturbed_run(folder: Path, *, reuses: bool = False) -> Run:
+    """A run in which nothing goes wrong; with ``reuses``, one that takes some proteins from earlier results."""
     write_proteins(folder / "own.faa")
+    if reuses:
+        write_proteins(folder / "earlier.faa", EARLIER, seed=12)
+        embed(folder / "earlier.faa", folder / "earlier", model="esm2_demo", devices=["cpu"])
+        with (folder / "own.faa").open("a") as file:
+            file.write((folder / "earlier.faa").read_text())
     run = Run.of_proteins(folder)
     result = run.call()
     assert result.code == 0, result.text
     assert result.jobs["embed_esm2"] >= CHUNKS
+    assert len(list(run.tensors.iterdir())) == run.first + result.jobs["embed_esm2"]
     return run
+
+
+def flip(path: Path) -> None:
+    """Change one bit of a file, near its end."""
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
 
 
 def same_table(one: Path, other: Path) -> bool:
     """Whether two tables hold the same rows with the same numbers, bit for bit."""
     return bool(pq.read_table(one).equals(pq.read_table(other)))
-
-
-def chunks_run(text: str) -> Counter[int]:
-    """How often each chunk was embedded, by Snakemake's own output."""
-    blocks = re.findall(r"^(?:local)?rule embed_esm2:\n(?:    .*\n)+", text, flags=re.MULTILINE)
-    found = (re.search(r"wildcards: .*chunk=chunk_(\d+)", block) for block in blocks)
-    return Counter(int(match[1]) for match in found if match)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:

@@ -30,19 +30,39 @@ def settings(**changes: str) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("classify")
-    contigs(folder / "own.fna")
-    config: dict[str, object] = {
-        "samples": folder / "own.fna",
+    return finished_run(tmp_path_factory.mktemp("classify"))
+
+
+@pytest.fixture(scope="module")
+def reusing(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same, where the vectors of one contig' frames are in earlier results, of proteins and of nucleotides."""
+    folder = tmp_path_factory.mktemp("reusing")
+    (folder / "earlier").mkdir()
+    earlier = Run(folder / "earlier", {})
+    whole = contigs(folder / "whole.fna").read_text().split(">")
+    (folder / "earlier.fna").write_text("".join(f">{record}" for record in whole[4:5]))
+    earlier.config |= settings_of_run(folder / "earlier.fna")
+    result = earlier.call("--until", "embed_esm2", "embed_dnabert_s", target="")
+    assert result.code == 0, result.text
+    return finished_run(folder, reuse=earlier.folder / "results")
+
+
+def settings_of_run(fasta: Path) -> dict[str, object]:
+    return {
+        "samples": fasta,
         "input": "nucleotide",
         "nucleotide": "{window: 300}",
         "model": "esm2_demo",
         "classify": settings(),
     }
-    run = Run(folder, config)
+
+
+def finished_run(folder: Path, **changes: object) -> Run:
+    contigs(folder / "own.fna")
+    run = Run(folder, {**settings_of_run(folder / "own.fna"), **changes})
     result = run.call(target="")
     assert result.code == 0, result.text
-    chunks = len(list((folder / "results/nucleotides/tensors").iterdir()))
+    chunks = len(list((folder / "results/nucleotides/tensors").iterdir())) - run.first
     assert chunks > 3
     assert result.jobs == Counter(
         prepare_weights=1,
@@ -68,7 +88,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def run(finished: Run, tmp_path: Path) -> Iterator[Run]:
-    copy = finished.copy(tmp_path / "run")
+    yield from copied(finished, tmp_path)
+
+
+def copied(finished: Run, folder: Path) -> Iterator[Run]:
+    copy = finished.copy(folder / "run")
     yield copy
     copy.stop_all()
 
@@ -82,7 +106,7 @@ def tables_of(run: Run) -> dict[str, bytes]:
 
 
 def nucleotide_chunk(run: Run, number: int) -> Path:
-    return files(run).folder.parent / "nucleotides" / "tensors" / f"chunk_{number:05d}.safetensors"
+    return files(run).folder.parent / "nucleotides" / "tensors" / run.chunk(number).name
 
 
 def logs(run: Run) -> str:
@@ -120,8 +144,17 @@ def test_what_changed_decides_what_runs_again(run: Run) -> None:
     assert "results/own/calls is of an earlier run and is left as it is" in off.text
 
 
-@pytest.mark.slow  # a minute
-def test_kills_and_bad_chunk_files_cost_what_they_hit(run: Run, finished: Run) -> None:
+@pytest.mark.slow  # a minute each
+@pytest.mark.parametrize("name", ["finished", "reusing"])
+def test_kills_and_bad_chunk_files_cost_what_they_hit(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    finished: Run = request.getfixturevalue(name)
+    for run in copied(finished, tmp_path):
+        kills_and_bad_chunk_files(run, finished)
+
+
+def kills_and_bad_chunk_files(run: Run, finished: Run) -> None:
     before = tables_of(run)
 
     def killed(*outputs: Path) -> Counter[str]:

@@ -15,12 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.faults import CHUNKS, TARGET, Run, chunks_run, fill, record, same_table, small_disk, wait_until
+from tests.workflow.faults import CHUNKS, Run, fill, flip, record, same_table, small_disk, wait_until
 from virnucpro.storage.chunk_file import verify_chunk_file
 from virnucpro.storage.chunk_writer import write_chunk_file
 
 MERGE = Counter(merge_embeddings=1)
 ONE_CHUNK = Counter(embed_esm2=1) + MERGE
+
+
+@pytest.fixture(scope="module", params=["alone", pytest.param("reuse", marks=pytest.mark.slow)])
+def undisturbed(request: pytest.FixtureRequest) -> Run:
+    """Every fault also strikes where some of the rows come from earlier results: it costs the same."""
+    run: Run = request.getfixturevalue("run_alone" if request.param == "alone" else "run_that_reuses")
+    return run
 
 
 @pytest.fixture
@@ -64,29 +71,24 @@ def test_terminated_with_a_clean_end(run: Run, undisturbed: Run) -> None:
     record("an embed job is preempted (SIGTERM)", "its chunk", again.jobs)
 
 
-@pytest.mark.parametrize(
-    ("output", "log"),
-    [
-        ("results/tensors/chunk_00003.safetensors", "embed_esm2/chunk_00003.log"),
-        (TARGET, "own/merge_embeddings.log"),
-    ],
-    ids=["embed", "merge"],
-)
-def test_ctrl_c(output: str, log: str, run: Run, undisturbed: Run) -> None:
+@pytest.mark.parametrize("step", ["embed", "merge"])
+def test_ctrl_c(step: str, run: Run, undisturbed: Run) -> None:
     """The terminal sends it to Snakemake and to its jobs."""
+    is_merge = step == "merge"
+    output = run.table if is_merge else run.chunk(3)
+    log = run.folder / "results" / "logs" / "own" / "merge_embeddings.log" if is_merge else run.log_of(3)
     run.forget(3)
-    run.order(run.folder / output, "pause")
+    run.order(output, "pause")
     first = run.start(in_its_own_session=True)
-    run.struck(run.folder / output)
+    run.struck(output)
     os.killpg(first.pid, signal.SIGINT)
     result = run.finish(first)
     assert result.code != 0
     assert "Traceback" not in result.text
-    assert "stopped by Ctrl-C (SIGINT)" in (run.folder / "results" / "logs" / log).read_text().splitlines()[-1]
+    assert "stopped by Ctrl-C (SIGINT)" in log.read_text().splitlines()[-1]
     assert run.left_over() == []
     again = run.call()
     assert again.code == 0, again.text
-    is_merge = output == TARGET
     assert again.jobs == (MERGE if is_merge else ONE_CHUNK)
     assert same_table(run.table, undisturbed.table)
     record(f"Ctrl-C during {'the merge' if is_merge else 'an embedding'}", "the job's work", again.jobs)
@@ -107,7 +109,7 @@ def test_snakemake_killed(run: Run, undisturbed: Run) -> None:
     assert run.call("--unlock").code == 0
     again = run.call()
     assert again.code == 0, again.text
-    assert chunks_run(again.text) == Counter({1, 4, 6} - set(made))
+    assert run.chunks_run(again.text) == Counter({1, 4, 6} - set(made))
     assert same_table(run.table, undisturbed.table)
     record(
         "Snakemake and its machine go down (then --unlock)",
@@ -156,9 +158,9 @@ def test_a_gpu_that_fails_in_one_job_of_many(run: Run, undisturbed: Run) -> None
     run.order(run.chunk(3), "fail CUDA error: device-side assert triggered")
     result = run.call("--retries", "1")
     assert result.code == 0, result.text
-    assert chunks_run(result.text) == Counter({2: 1, 3: 2, 9: 1})
+    assert run.chunks_run(result.text) == Counter({2: 1, 3: 2, 9: 1})
     assert same_table(run.table, undisturbed.table)
-    again = Counter(embed_esm2=chunks_run(result.text).total() - 3)
+    again = Counter(embed_esm2=run.chunks_run(result.text).total() - 3)
     record("a GPU fails in one job of many (with retries)", "its chunk", again)
 
 
@@ -189,15 +191,13 @@ def test_bad_chunk_files_are_found_and_recomputed(run: Run, undisturbed: Run) ->
     metadata = {key: value for key, value in file.metadata.items() if key not in ("checksum", "format")}
     write_chunk_file(foreign, tensors, metadata | {"weights_sha256": "0" * 64})
     flipped = run.chunk(7)
-    data = bytearray(flipped.read_bytes())
-    data[-40] ^= 1
-    flipped.write_bytes(data)
+    flip(flipped)
     run.forget_table()
 
     seen = [0, 2, 3, 5]
     first = run.call()
     assert first.code != 0
-    assert chunks_run(first.text) == Counter(seen)
+    assert run.chunks_run(first.text) == Counter(seen)
     assert first.jobs == Counter(embed_esm2=len(seen)) + MERGE
     log = (run.folder / "results/logs/own/merge_embeddings.log").read_text()
     for number in range(CHUNKS):
@@ -208,7 +208,7 @@ def test_bad_chunk_files_are_found_and_recomputed(run: Run, undisturbed: Run) ->
 
     again = run.call()
     assert again.code == 0, again.text
-    assert chunks_run(again.text) == Counter([7])
+    assert run.chunks_run(again.text) == Counter([7])
     assert again.jobs == Counter(embed_esm2=1) + MERGE
     assert same_table(run.table, undisturbed.table)
     for fault, count in (

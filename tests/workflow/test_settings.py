@@ -68,7 +68,7 @@ def test_one_order_of_sources_and_the_log_says_which_were_read(here: Path, clone
 
 
 def test_a_sample_in_the_working_folder_and_in_the_clone_is_not_guessed(here: Path, clone: Path) -> None:
-    (here / "in_clone.faa").write_text(FASTA)
+    (here / "in_clone.faa").write_text(FASTA.lower())
     result = dry(here, clone)
     assert result.code == 1
     assert f"in_clone.faa is both in the working folder and in {clone}" in result.text

@@ -53,6 +53,9 @@ def test_small_samples_share_chunks_and_jobs_and_one_more_embeds_what_is_new(tmp
     same = pq.read_table(tmp_path / "results/s03/embeddings.parquet").to_pylist()
     assert [row["embedding"] for row in rows[:5]] == [row["embedding"] for row in same]
     assert {row["origin"] for row in rows} == {"computed"}
-    result = snakemake(tmp_path, config=config)
-    assert result.code == 0, result.text
-    assert not result.jobs, result.text
+    (tmp_path / "results" / "s03" / "embeddings.parquet").unlink()
+    for option in ("--until", "--forcerun"):
+        result = snakemake(tmp_path, option, "merge_embeddings", "--dry-run", config=config)
+        assert result.code == 0, result.text
+        merges = {name: count for name, count in result.jobs.items() if name.startswith("merge")}
+        assert merges == ({"merge_embeddings_0": 1} if option == "--until" else MERGES)

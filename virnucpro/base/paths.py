@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import os
 from pathlib import Path
@@ -86,22 +87,25 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "virnucpro"
 
 
-def matching(text: str, what: str, folder: Path | None) -> list[Path]:
+def matching(text: str, what: str, folder: Path | None, *, may_be_gone: bool = False) -> list[Path]:
     """Files or folders that a path or pattern names: seen from the working folder, or else from ``folder``.
 
     Args:
         folder: of the file that the path stands in, if it stands in one.
+        may_be_gone: what is not there is given as it stands.
 
     Raises:
-        UserError: there is none, or there are different ones in both places.
+        UserError: there is none, or there are different ones in both places (other files, with other contents).
     """
     path = user_path(text, what)
     places = [Path()] if folder is None or path.is_absolute() else [Path(), folder]
     try:
         found = [paths for place in places if (paths := _at(place / path))]
+        if not found and may_be_gone:
+            return [places[-1] / path]
         if not found:
             raise UserError(f"{what}: {brief(text)} does not exist{_seen_from(places)}")
-        if len({tuple(path.resolve() for path in paths) for paths in found}) > 1:
+        if len(found) > 1 and not _are_same(*found):
             raise UserError(
                 f"{what}: {brief(text)} is both in the working folder and in {folder}: "
                 "give the whole path of the one you mean"
@@ -122,6 +126,15 @@ def _at(path: Path) -> list[Path]:
         return [path]
     # Not Path.glob: it takes no pattern that begins at the root.
     return sorted(map(Path, glob.glob(str(path), recursive=True))) if glob.has_magic(str(path)) else []  # noqa: PTH207
+
+
+def _are_same(here: list[Path], there: list[Path]) -> bool:
+    """Whether what was found in two places is the same: it leaves nothing to choose."""
+    return len(here) == len(there) and all(
+        one.resolve() == other.resolve()
+        or (one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False))
+        for one, other in zip(here, there, strict=True)
+    )
 
 
 def _seen_from(places: list[Path]) -> str:

@@ -53,6 +53,11 @@ def sources_text(sources: Iterable[Path], devices: str) -> str:
     return json.dumps([*paths, devices]) if paths else ""
 
 
+def sources_in(text: str) -> list[str]:
+    """The paths in what :func:`sources_text` gave."""
+    return [str(path) for path in json.loads(text)[:-1]] if text else []
+
+
 @dataclass(frozen=True)
 class PoolRequest(PoolFiles):
     """How the sequences of all samples are wanted.

@@ -25,7 +25,7 @@ from virnucpro.base.settings import VECTORS
 from virnucpro.base.space import check_space
 from virnucpro.base.text import utc
 from virnucpro.chunking.manifest import CHUNK_FILES, chunk_name
-from virnucpro.storage.chunk_file import ChunkError, ChunkFile, read_chunk_file, verify_chunk_file
+from virnucpro.storage.chunk_file import LISTED, ChunkError, ChunkFile, read_chunk_file, verify_chunk_file
 from virnucpro.storage.chunk_layout import NAMES, TensorShape
 from virnucpro.storage.chunk_metadata import NUMBERS, ChunkMetadata, RunStatistics
 from virnucpro.storage.chunk_writer import ResidueStream, open_chunk_file
@@ -87,13 +87,7 @@ def reported_devices(report: Path) -> tuple[str, ...]:
 
 
 def chunk_files_in(source: Path) -> list[Path]:
-    """The chunk files that a path stands for: itself, or those in a folder and in the folders below it.
-
-    Raises:
-        UserError: there is no such path.
-    """
-    if not source.exists():
-        raise UserError(f"setting 'reuse': there is no {source}")
+    """The chunk files that a path stands for: itself, or those in a folder and in the folders below it."""
     if source.is_file():
         return [source]
     return sorted(path for path in source.rglob(CHUNK_FILES) if path.is_file())
@@ -114,8 +108,13 @@ class Sources:
 
     def index(self) -> RowIndex:
         """The index of their digests, with what is new since it was last used."""
+        there: set[Path] = set()
+        gone = [source for source in self._reuse.sources if not source.exists()]
+        for source in gone:
+            self._log.warning("%s is not there any more: what it had is embedded", source)
         for source in self._reuse.sources:
             for path in chunk_files_in(source):
+                there.add(path)
                 try:
                     chunk = read_chunk_file(path)
                 except ChunkError as error:
@@ -127,7 +126,11 @@ class Sources:
         index = RowIndex(self._folder)
         now = {IndexedFile(str(path), chunk.metadata["checksum"]) for path, chunk in self._files.items()}
         if not now.issuperset(index.files):
-            remove(self._folder)  # a file has gone or is another: what it had may be elsewhere
+            paths = [Path(file.path) for file in index.files if file not in now]
+            # Others are of sources that are named already, or are not asked for any more.
+            paths = [path for path in paths if not any(path.is_relative_to(source) for source in gone)]
+            self._name_changed([path for path in paths if path in there or not path.exists()])
+            remove(self._folder)  # what they had may be elsewhere
             index = RowIndex(self._folder)
         known = {file.path for file in index.files}
         new = [path for path in self._files if str(path) not in known]
@@ -135,6 +138,14 @@ class Sources:
             indexed = [IndexedFile(str(path), self._files[path].metadata["checksum"]) for path in new]
             index.extend(indexed, self._digests(new, len(index.files)))
         return index
+
+    def _name_changed(self, paths: Sequence[Path]) -> None:
+        """Say which files are not what they were when they were indexed."""
+        for path in paths[:LISTED]:
+            what = "is another file than when it was indexed" if path.exists() else "is not there any more"
+            self._log.warning("%s %s: what it had is embedded, unless it is elsewhere", path, what)
+        if len(paths) > LISTED:
+            self._log.warning("and so it is with %d more files", len(paths) - LISTED)
 
     def _digests(self, paths: Sequence[Path], first: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for number, path in enumerate(paths, start=first):
@@ -153,7 +164,7 @@ class Sources:
             numbers: free ones of chunk files.
 
         Raises:
-            UserError: a source is not there, or the disk is full.
+            UserError: the disk is full.
         """
         index = self.index()
         file, row = index.find(digests)
@@ -164,7 +175,10 @@ class Sources:
             path = Path(index.files[number].path)
             try:
                 stamps[number] = file_stamp(path)
-                good[number] = verify_chunk_file(path)
+                chunk = verify_chunk_file(path)
+                if chunk.metadata["checksum"] != index.files[number].checksum:
+                    raise ChunkError(path, "it is another file than when it was indexed")
+                good[number] = chunk
             except (ChunkError, OSError) as error:
                 self._bad(path, error)
         # Rows that were computed alike go together, so that each file says how its rows were computed.
@@ -181,14 +195,17 @@ class Sources:
             for part in _parts(places, lengths, good[files[0]]):
                 number = next(numbers)
                 output = tensors / f"{chunk_name(number)}.safetensors"
-                part = self._check(part, own, file, row, digests, lengths)
-                if not len(part):
-                    continue
-                _copy(part, own, file, row, digests, output, name)
-                changed = [at for at in files if not _is(Path(index.files[at].path), stamps[at])]
-                if changed:
+                try:
+                    part = self._check(part, own, file, row, digests, lengths)
+                    if not len(part):
+                        continue
+                    _copy(part, own, file, row, digests, output, name)
+                    for at in files:
+                        if not _is(Path(index.files[at].path), stamps[at]):
+                            raise ChunkError(Path(index.files[at].path), "it was changed while it was read")
+                except ChunkError as error:
                     remove(output)
-                    self._bad(Path(index.files[changed[0]].path), "it was changed while it was read")
+                    self._bad(error.path, error)
                     continue
                 taken.chunks[number] = read_chunk_file(output)
                 taken.places[number] = part

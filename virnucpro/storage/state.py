@@ -17,13 +17,15 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from virnucpro.base.digest import FileDigests, Products, file_sha256, file_stamp, read_products, why_not, why_stale
+from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings
+from virnucpro.base.text import brief
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, chunk_name, read_split
 from virnucpro.storage.chunk_metadata import DeviceRun, read_header_entries, settings_identity, why_of_others
 from virnucpro.storage.report_record import REPORT, SampleReport
-from virnucpro.storage.request import PoolRequest, SampleRequest, WeightsRequest
+from virnucpro.storage.request import PoolRequest, SampleRequest, WeightsRequest, sources_in
 from virnucpro.storage.tables import TABLES
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
@@ -127,6 +129,20 @@ class RunState:
         if split.sources != self.pool.sources and any(self.chunk_stale(name) for name in split.to_embed()):
             return "other earlier results are to be used"
         return None
+
+    def check_sources(self) -> None:
+        """See that earlier results are there; those that the split has looked at may be gone since.
+
+        Raises:
+            UserError: others are not there.
+        """
+        try:
+            known = sources_in(self.split().sources)
+        except RecordError:
+            known = []
+        for path in sources_in(self.pool.sources):
+            if path not in known and not Path(path).exists():
+                raise UserError(f"setting 'reuse': there is no {brief(path)}")
 
     def sample_stale(self, sample: str) -> str | None:
         """Whether a sample is not what was split; its chunks are not asked about."""

@@ -133,6 +133,7 @@ try:
     state = run_state(run)
     calls = calls_state(run, state)
     if workflow.is_main_process:
+        state.check_sources()
         end_dates_to_come(state, run.results)
         if calls is not None:
             end_dates_to_come(calls.nucleotides, run.results)
@@ -202,15 +203,26 @@ def changed():
 
 
 @cache
-def ask_for_what_until_names():
-    """Let Snakemake miss files of the rules that --until names, as it does with rules that are named as targets.
+def ask_for_what_is_named():
+    """Let a step that --until, --omit-from or --forcerun name stand for its jobs of several samples, which are rules of
+    their own; and let Snakemake miss files of the rules that --until names, as it does with rules that are targets.
 
     By itself (seen with 9.27) it asks which of them the rules need that are left out, and forgets those at a checkpoint:
     it then ends with "Nothing to be done", or with nothing done, and no error.
     """
-    last = workflow.dag_settings.until or ()
-    named = {rule for rule in workflow.rules if rule.name in last}
-    workflow.dag.targetrules = {*workflow.dag.targetrules, *named}
+    dag = workflow.dag
+    dag.untilrules |= jobs_of_several(dag.untilrules)
+    dag.omitrules |= jobs_of_several(dag.omitrules)
+    forced = jobs_of_several({rule.name for rule in dag.forcerules})
+    dag.forcerules |= {rule for rule in workflow.rules if rule.name in forced}
+    last = {rule for rule in workflow.rules if rule.name in dag.untilrules}
+    dag.targetrules = {*dag.targetrules, *last}
+
+
+def jobs_of_several(named):
+    """The rules of jobs that do the named steps for several samples."""
+    steps = {"merge_embeddings", "plot_sample"} & named
+    return {f"{step}_{job}" for step in steps for job in range(len(TOGETHER))}
 
 
 def tied(why_stale, given=(), **products):
@@ -232,7 +244,7 @@ def tied(why_stale, given=(), **products):
     products["given"] = ancient(files)
     if not workflow.is_main_process:
         return products
-    ask_for_what_until_names()
+    ask_for_what_is_named()
     products["changed"] = [str(changed())]
     # Asked by the process that plans alone: jobs do what they are told.
     reason = why_stale()

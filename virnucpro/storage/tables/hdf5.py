@@ -9,6 +9,10 @@ found by their own text, but stand one level down. An id that is no proper path 
 whose path another id bars (``a`` beside ``a/b``), is stored at the root as ``record 17`` (number in input order, from
 0). Both kinds carry the attributes ``id`` and ``record``; :func:`virnucpro.read_embeddings` gives all of them by their
 own ids, in order.
+
+Attributes of a record: ``description``, what follows the id in its header, and ``origin``, where its numbers were
+taken from, both as UTF-8 of fixed length (``.decode()``); ``treatment`` and ``replaced``. Those are left out that would
+be empty, ``computed``, ``whole``, and 0.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from virnucpro.base.guarded_file import GuardedFile
 from virnucpro.base.records import record_text
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
+    COMPUTED,
     Embeddings,
     Layout,
     ResidueEmbeddings,
@@ -53,11 +58,19 @@ def _write_text(file: h5py.File, name: str, text: str) -> None:
 
     h5py's usual texts lie in a heap without one, and HDF5 (seen with 2.0) reads some damaged heaps without end.
     """
-    raw = text.encode("utf-8")
-    if len(raw) > _LARGEST_COMPACT:
+    if len(text.encode("utf-8")) > _LARGEST_COMPACT:
         file.attrs[name] = text
     else:
-        file.attrs.create(name, np.array(raw, h5py.string_dtype("utf-8", len(raw))))
+        _write_fixed(file.id, name, text)
+
+
+def _write_fixed(place: Any, name: str, text: str) -> None:
+    """An attribute of fixed length; low-level calls, for a million descriptions."""
+    raw = text.encode("utf-8")
+    dtype = h5py.string_dtype("utf-8", max(1, len(raw)))
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    attribute = h5py.h5a.create(place, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR))
+    attribute.write(np.array(raw, dtype), mtype=kind)
 
 
 def _text(file: h5py.File, name: str) -> str:
@@ -106,18 +119,27 @@ class Hdf5Table:
                 part = values[column][i]
                 if kind == "residues":
                     part = values[column][rows.offsets[i] : rows.offsets[i + 1]]
-                self._create(name if len(columns) == 1 else f"{name}/{column}", np.ascontiguousarray(part))
+                path = name if len(columns) == 1 else f"{name}/{column}"
+                made = self._create(path, np.ascontiguousarray(part))
             facts: dict[str, Any] = {} if is_plain else {"id": record_id, "record": self._records}
             if rows.treatment[i] != "whole":
                 facts["treatment"] = rows.treatment[i]
             if rows.replaced[i]:
                 facts["replaced"] = int(rows.replaced[i])
+            texts = {"description": rows.descriptions[i]} if rows.descriptions and rows.descriptions[i] else {}
+            if rows.origin and rows.origin[i] != COMPUTED:
+                texts["origin"] = rows.origin[i]
             for key, fact in facts.items():
                 self._file[name].attrs[key] = fact
+            if texts:
+                record = made if len(columns) == 1 else h5py.h5o.open(self._file.id, name.encode())
+                for key, text in texts.items():
+                    _write_fixed(record, key, text)
             self._records += 1
             self._out.check()
 
-    def _create(self, name: str, values: NDArray[Any]) -> None:
+    def _create(self, name: str, values: NDArray[Any]) -> Any:
+        """A dataset, by its low-level identifier."""
         space = h5py.h5s.create_simple(values.shape)
         storage = self._compact
         if values.nbytes > _LARGEST_COMPACT:
@@ -127,6 +149,7 @@ class Hdf5Table:
             storage.set_fletcher32()
         dataset = h5py.h5d.create(self._file.id, name.encode(), self._type, space, storage, self._links)
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+        return dataset
 
     def _free_name(self, record_id: str) -> tuple[str, bool]:
         """The name to store an id under, and whether it is the id itself at the root."""

@@ -3,7 +3,7 @@
 ``ids.txt`` (one id a line, UTF-8), ``length.npy``, and a file a column as in Parquet: ``embedding.npy`` (n, D);
 with per-residue pooling ``residues.npy`` (sum of embedded residues, D) and ``offsets.npy`` (n + 1,), record i's
 residues being ``offsets[i]:offsets[i + 1]``. ``treatment.txt`` says how each was run, ``description.txt`` what
-follows the ids in their headers; ``provenance.json`` is there.
+follows the ids in their headers, ``origin.txt`` where each was computed; ``provenance.json`` is there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from virnucpro.base.records import record_text
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
+    COMPUTED,
     Embeddings,
     Layout,
     ResidueEmbeddings,
@@ -71,6 +72,8 @@ class NpyTable:
         self._treatment = self._stack.enter_context((folder / "treatment.txt").open("w", encoding="ascii"))
         described = (folder / "description.txt").open("w", encoding="utf-8", newline="\n")
         self._descriptions = self._stack.enter_context(described)
+        origin = (folder / "origin.txt").open("w", encoding="utf-8", newline="\n")
+        self._origin = self._stack.enter_context(origin)
         self._arrays: dict[str, GrowingArray] = {}
         self._add("length", "int32")
         for name in layout.names.values():
@@ -92,6 +95,7 @@ class NpyTable:
         self._ids.writelines(f"{record_id}\n" for record_id in rows.ids)
         self._treatment.writelines(f"{word}\n" for word in rows.treatment)
         self._descriptions.writelines(f"{text}\n" for text in rows.descriptions)
+        self._origin.writelines(f"{text}\n" for text in rows.origin or [COMPUTED] * len(rows))
         self._arrays["length"].append(rows.length)
         for (kind, layer), name in self._layout.names.items():
             self._arrays[name].append(rows.values(kind, layer, self._layout.dtype))
