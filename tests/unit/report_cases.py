@@ -59,6 +59,7 @@ def chunk(number: int, **changes: Any) -> dict[str, Any]:
         "proteins": 10,
         "digest": "d" * 32,
         "reused_from": "",
+        "numbers": "1",
     }
     for key, value in changes.items():
         (statistics if key in statistics else entry)[key] = value

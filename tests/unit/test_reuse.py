@@ -39,6 +39,7 @@ from virnucpro.storage.request import WeightsRequest
 from virnucpro.storage.reuse import Reuse
 from virnucpro.storage.row_index import RowIndex
 from virnucpro.storage.sample_files import PoolFiles, SampleFiles
+from virnucpro.storage.tables import TABLES
 from virnucpro.weights.prepare import prepare_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -345,6 +346,54 @@ def test_a_command_whose_sources_are_hit_from_its_plan_to_its_merge(
     main(command)
     with pytest.raises(UserError, match=r"'reuse': there is no .*nowhere"):
         embed(own, tmp_path / "none", reuse=tmp_path / "nowhere", **settings)
+
+
+@pytest.mark.parametrize("name", ["parquet", "hdf5", "npy", "virnucpro_pt"])
+def test_tables_are_reused_where_their_chunk_files_are_gone(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder of them, or one by its path; bit for bit, and never one that is not what its record says."""
+    earlier, own, old = tmp_path / "earlier.faa", tmp_path / "own.faa", tmp_path / "old"
+    earlier.write_text("".join(f">e/{place}\n{text}\n" for place, text in enumerate([*POOL[:20], POOL[3]])))
+    own.write_text("".join(f">{place}\n{text}\n" for place, text in enumerate([*POOL[15:25], *POOL[:5][::-1]])))
+    settings: dict[str, Any] = {
+        "model": "esm2_demo",
+        "devices": ["cpu"],
+        "long_proteins": {"longest": 30, "overlap": 9},
+    }
+    settings["pooling"] = ("mean", "bos", "max") if name in ("parquet", "hdf5") else "mean"
+    embed(earlier, old, formats=[name], **settings)
+    right = embed(own, tmp_path / "alone", chunk_residues=100, **settings)
+    shutil.rmtree(old / "tensors")
+    shutil.rmtree(old / "chunks")
+    table = old / TABLES[name].name
+
+    def origins(source: Path, folder: str) -> list[str]:
+        made = embed(own, tmp_path / folder, reuse=source, **settings)
+        rows, wanted = pq.read_table(made).to_pylist(), pq.read_table(right).to_pylist()
+        assert [{**row, "origin": ""} for row in rows] == [{**row, "origin": ""} for row in wanted]
+        return [row["origin"] for row in rows]
+
+    for number, source in enumerate((tmp_path / "old", table)):
+        reused = f"reused: {source}"
+        assert origins(source, f"new{number}") == [*[reused] * 5, *["computed"] * 5, *[reused] * 5]
+    report = read_record(tmp_path / "new0" / "embeddings.json", SampleReport)
+    assert {chunk.device for chunk in report.chunks} == {"cpu"}
+
+    caplog.set_level(logging.WARNING)
+    shutil.copytree(old, tmp_path / "whole")
+    file = {"npy": table / "embedding.npy", "virnucpro_pt": table / "output_1_ESM.pt"}.get(name, table)
+    for hit in (file, old / "proteins.parquet", old / "embeddings.json"):
+        caplog.clear()
+        flipped(hit)
+        assert set(origins(old, f"bad_{hit.name}")) == {"computed"}
+        assert str(hit) in caplog.text
+        shutil.rmtree(old)
+        shutil.copytree(tmp_path / "whole", old)
+    if name != "virnucpro_pt":
+        embed(earlier, old, formats=[name], dtype="float16", **settings)
+        shutil.rmtree(old / "tensors")
+        assert set(origins(old, "rounded")) == {"computed"}
 
 
 def test_from_python_and_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

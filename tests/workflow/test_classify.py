@@ -35,16 +35,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def reusing(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The same, where the vectors of one contig' frames are in earlier results, of proteins and of nucleotides."""
+    """The same, where the vectors of one contig's frames are in earlier results, of proteins and of nucleotides."""
     folder = tmp_path_factory.mktemp("reusing")
     (folder / "earlier").mkdir()
     earlier = Run(folder / "earlier", {})
     whole = contigs(folder / "whole.fna").read_text().split(">")
     (folder / "earlier.fna").write_text("".join(f">{record}" for record in whole[4:5]))
     earlier.config |= settings_of_run(folder / "earlier.fna")
-    result = earlier.call("--until", "embed_esm2", "embed_dnabert_s", target="")
+    result = earlier.call(target="results/earlier/calls/calls.json")
     assert result.code == 0, result.text
-    return finished_run(folder, reuse=earlier.folder / "results")
+    return finished_run(folder, reuse=earlier.folder / "results", classify=settings(chunk_bases="4000"))
 
 
 def settings_of_run(fasta: Path) -> dict[str, object]:

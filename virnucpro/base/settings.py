@@ -84,7 +84,7 @@ SETTINGS = {
         ),
         Setting(
             "reuse",
-            "Folders of earlier results, or chunk files: what they have of a sequence, from the same weights and "
+            "Folders of earlier results, chunk files, tables: what they have of a sequence, from the same weights and "
             "settings, is copied and not computed again (docs/reuse.md).",
             (),
             text=True,

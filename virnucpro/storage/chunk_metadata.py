@@ -21,6 +21,9 @@ from virnucpro.weights.manifest import WeightsManifest
 NUMBERS = "1"
 """Raised by a change of the code that changes numbers beyond rounding: earlier results are then not taken over."""
 
+FIRST_NUMBERS = "1"
+"""What it was in files that do not say it."""
+
 
 @dataclass(frozen=True)
 class SettingsIdentity:

@@ -22,6 +22,7 @@ from virnucpro.storage.chunk_file import ChunkError, ChunkFile, read_chunk_file
 from virnucpro.storage.chunk_metadata import identity, why_of_others
 from virnucpro.storage.request import WeightsRequest, sources_text
 from virnucpro.storage.reuse import Reuse, Sources
+from virnucpro.storage.reuse_tables import Tables
 from virnucpro.storage.row_index import NONE, Rows
 
 
@@ -52,7 +53,10 @@ class Finder:
         kept = self._own(digests).chunk != NONE
         reused = np.zeros(len(digests), bool)
         if self._reuse is not None:
-            reused = (self._sources(self._reuse).index().find(digests)[0] != NONE) & ~kept
+            sources, tables = self._sources(self._reuse)
+            reused = (sources.index().find(digests)[0] != NONE) & ~kept
+            left = np.flatnonzero(~kept & ~reused)
+            reused[left] = tables.find(digests[left])
         return kept, reused
 
     def _own(self, digests: NDArray[np.uint8]) -> Found:
@@ -71,28 +75,33 @@ class Finder:
     def _with_reused(self, found: Found, digests: NDArray[np.uint8], lengths: NDArray[np.int32]) -> Found:
         """The same with what earlier results have of the rest, copied to files of our own."""
         assert self._reuse is not None
-        sources = self._sources(self._reuse)
-        left = np.flatnonzero(found.chunk == NONE)
         free = (number for number in count() if number not in found.taken)
-        taken = sources.take(digests[left], lengths[left], self._tensors, free)
         reused = np.zeros(len(digests), bool)
-        for number, places in taken.places.items():
-            found.chunk[left[places]], found.row[left[places]] = number, np.arange(len(places))
-            reused[left[places]] = True
-        chunks = found.chunks | {number: _kept(chunk) for number, chunk in taken.chunks.items()}
+        copied: dict[int, ChunkFile] = {}
+        for sources in self._sources(self._reuse):
+            left = np.flatnonzero(found.chunk == NONE)
+            taken = sources.take(digests[left], lengths[left], self._tensors, free)
+            for number, places in taken.places.items():
+                found.chunk[left[places]], found.row[left[places]] = number, np.arange(len(places))
+                reused[left[places]] = True
+            copied |= taken.chunks
+        chunks = found.chunks | {number: _kept(chunk) for number, chunk in copied.items()}
         devices = "any" if self._reuse.any_device else "same"
         return replace(
             found,
             chunks=chunks,
-            taken=found.taken | taken.chunks.keys(),
+            taken=found.taken | copied.keys(),
             reused=reused,
             sources=sources_text(self._reuse.sources, devices),
         )
 
-    def _sources(self, reuse: Reuse) -> Sources:
+    def _sources(self, reuse: Reuse) -> tuple[Sources, Tables]:
+        """Chunk files, and tables whose chunk files are gone."""
         if self._manifest is None:
             raise UserError(f"{self._weights.file}: weights are prepared before earlier results are looked at")
-        return Sources(reuse, identity(self._manifest, self._embedding), self._why_not, self._log)
+        wanted = identity(self._manifest, self._embedding)
+        files = Sources(reuse, wanted, self._why_not, self._log)
+        return files, Tables(reuse, self._manifest, self._embedding, self._log)
 
     def _why_not(self, chunk: ChunkFile) -> str | None:
         return why_of_others(

@@ -86,7 +86,7 @@ def chunk_run(metadata: ChunkMetadata, proteins: int) -> ChunkRun:
     run, source = metadata.run, metadata.source
     return ChunkRun(
         *(source.chunk, run.device, run.attention, run.attention_kernel, run.precisions, run.statistics),
-        *(proteins, source.chunk_digest, source.reused_from, run.host, run.ended),
+        *(proteins, source.chunk_digest, source.reused_from, run.host, run.ended, source.numbers),
     )
 
 

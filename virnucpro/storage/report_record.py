@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from virnucpro.base.digest import FileProof
 from virnucpro.base.settings import LongProteins
-from virnucpro.storage.chunk_metadata import RunStatistics
+from virnucpro.storage.chunk_metadata import FIRST_NUMBERS, RunStatistics
 
 REPORT = "embeddings.json"
 """The record's name in a sample's folder."""
@@ -64,7 +64,8 @@ class ChunkRun:
 
     ``digest`` stands for its sequences, ``statistics`` are of the whole chunk, of which ``proteins`` are the sample's
     (the others are other samples'). ``reused_from`` names the earlier results that it was taken from, if it was.
-    ``host`` and ``ended`` are empty where the chunk file is of an earlier version (see ``DeviceRun``).
+    ``host`` and ``ended`` are empty where the chunk file is of an earlier version (see ``DeviceRun``). ``numbers`` is
+    that of the code that computed it (see ``ChunkSource``).
     """
 
     chunk: str
@@ -78,6 +79,7 @@ class ChunkRun:
     reused_from: str = ""
     host: str = ""
     ended: str = ""
+    numbers: str = FIRST_NUMBERS
 
 
 @dataclass(frozen=True)

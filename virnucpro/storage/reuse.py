@@ -27,10 +27,11 @@ from virnucpro.base.text import utc
 from virnucpro.chunking.manifest import CHUNK_FILES, chunk_name
 from virnucpro.storage.chunk_file import LISTED, ChunkError, ChunkFile, read_chunk_file, verify_chunk_file
 from virnucpro.storage.chunk_layout import NAMES, TensorShape
-from virnucpro.storage.chunk_metadata import NUMBERS, ChunkMetadata, RunStatistics
+from virnucpro.storage.chunk_metadata import FIRST_NUMBERS, NUMBERS, ChunkMetadata, RunStatistics
 from virnucpro.storage.chunk_writer import ResidueStream, open_chunk_file
 from virnucpro.storage.row_index import NONE, IndexedFile, RowIndex
 from virnucpro.storage.row_reader import RowReader, finite
+from virnucpro.storage.tables import TABLES
 
 FILE_BYTES = 1 << 28
 """Of vectors in one file that is copied to; means of it are in memory at once, residues are not."""
@@ -45,7 +46,7 @@ class Reuse:
     """Which earlier results may be used.
 
     Attributes:
-        sources: folders and chunk files.
+        sources: folders, chunk files and tables.
         index: the folder for the index of their digests.
         devices: what this run embeds with ("cpu", or the GPUs' names).
         any_device: whether numbers in half precision that other devices have computed count as equal.
@@ -56,10 +57,13 @@ class Reuse:
     devices: tuple[str, ...] = ()
     any_device: bool = False
 
-    def allows(self, chunk: ChunkFile) -> bool:
-        """Whether a chunk file's numbers are those that this run would compute, as far as device and code decide."""
-        entries = chunk.metadata
-        if entries.get("numbers", NUMBERS) != NUMBERS:
+    def allows(self, entries: Mapping[str, str]) -> bool:
+        """Whether numbers are those that this run would compute, as far as device and code decide.
+
+        Args:
+            entries: of a chunk file's metadata.
+        """
+        if entries.get("numbers", FIRST_NUMBERS) != NUMBERS:
             return False
         devices = entries.get("device", "").split(" + ")
         return self.any_device or entries.get("precision") == "fp32" or set(devices) <= set(self.devices)
@@ -87,7 +91,12 @@ def reported_devices(report: Path) -> tuple[str, ...]:
 
 
 def chunk_files_in(source: Path) -> list[Path]:
-    """The chunk files that a path stands for: itself, or those in a folder and in the folders below it."""
+    """The chunk files that a path stands for: itself, or those in a folder and in the folders below it.
+
+    A table stands for none (see :mod:`virnucpro.storage.reuse_tables`).
+    """
+    if source.name in {table.name for table in TABLES.values()}:
+        return []
     if source.is_file():
         return [source]
     return sorted(path for path in source.rglob(CHUNK_FILES) if path.is_file())
@@ -120,7 +129,7 @@ class Sources:
                 except ChunkError as error:
                     self._log.warning("%s is not used (%s)", path, error.reason)
                     continue
-                if self._why_not(chunk) is None and self._reuse.allows(chunk):
+                if self._why_not(chunk) is None and self._reuse.allows(chunk.metadata):
                     self._files.setdefault(path, chunk)
                     self._names.setdefault(path, str(source))
         index = RowIndex(self._folder)

@@ -19,6 +19,10 @@ from virnucpro.base.settings import checked
 from virnucpro.storage.report_record import Provenance
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
     from virnucpro.storage.tables.rows import Embeddings, Layout, ResidueEmbeddings, TableWriter
 
 
@@ -116,6 +120,27 @@ def read_embeddings(path: str | Path, layer: int | None = None, pooling: str | N
 
     word = "vectors" if pooling is None else COLUMNS[checked("pooling", pooling)[0]]
     return _module(_format_of(Path(path))).read_embeddings(Path(path), layer, word)
+
+
+def read_parts(path: Path, layer: int, pooling: str) -> Iterator[NDArray[Any]]:
+    """The vectors of a merged table, some at a time, each (rows, D): Parquet and npy are not read into memory whole.
+
+    Raises:
+        UserError: as :func:`read_embeddings`.
+    """
+    name = _format_of(path)
+    if name == "parquet":
+        from virnucpro.storage.tables.parquet import read_batches
+        from virnucpro.storage.tables.rows import COLUMNS
+
+        yield from read_batches(path, layer, COLUMNS[pooling])
+        return
+    matrix = read_embeddings(path, layer, pooling).matrix
+    for begin in range(0, len(matrix), PART_ROWS):
+        yield matrix[begin : begin + PART_ROWS]
+
+
+PART_ROWS = 8192
 
 
 def read_residues(path: str | Path, layer: int | None = None) -> ResidueEmbeddings:

@@ -135,6 +135,21 @@ def read_embeddings(path: Path, layer: int | None, word: str = "vectors") -> Emb
         return Embeddings(ids, matrix)
 
 
+def read_batches(path: Path, layer: int, word: str) -> Iterator[NDArray[Any]]:
+    """The same, some rows at a time, each (rows, D)."""
+    with _opened(path, word, layer) as (file, column):
+        vector = file.schema_arrow.field(column).type
+        for batch in file.iter_batches(batch_size=8192, columns=[column]):
+            yield batch.column(column).flatten().to_numpy().reshape(-1, vector.list_size)
+
+
+def read_precisions(path: Path) -> list[str]:
+    """The number format in which each record was computed."""
+    with _opened(path, "vectors", None) as (file, _):
+        found: list[str] = file.read(columns=["precision"])["precision"].to_pylist()
+        return found
+
+
 def read_residues(path: Path, layer: int | None) -> ResidueEmbeddings:
     """Batch by batch, joined at the end."""
     with _opened(path, "residues", layer) as (file, column):
