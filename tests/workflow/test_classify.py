@@ -44,7 +44,7 @@ def reusing(tmp_path_factory: pytest.TempPathFactory) -> Run:
     earlier.config |= settings_of_run(folder / "earlier.fna")
     result = earlier.call(target="results/earlier/calls/calls.json")
     assert result.code == 0, result.text
-    return finished_run(folder, reuse=earlier.folder / "results", classify=settings(chunk_bases="4000"))
+    return finished_run(folder, reuse=earlier.folder / "results", classify=settings(chunk_bases="5000"))
 
 
 def settings_of_run(fasta: Path) -> dict[str, object]:

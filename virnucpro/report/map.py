@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.settings import VECTORS
-from virnucpro.chunking.manifest import chunk_name, read_split
+from virnucpro.chunking.manifest import SplitRecord, chunk_name, read_split
 from virnucpro.storage.chunk_file import read_chunk_file
 from virnucpro.storage.row_reader import RowReader, rows_used
 
@@ -128,7 +128,9 @@ class ChosenVectors:
     chunks: Sequence[int]
 
 
-def choose_vectors(index: Path, chunks: Path, tensors: Path, layer: int, most: int) -> ChosenVectors:
+def choose_vectors(
+    index: Path, chunks: Path, tensors: Path, layer: int, most: int, split: SplitRecord | None = None
+) -> ChosenVectors:
     """Read one vector each of at most ``most`` proteins, chosen evenly with a fixed seed, in bounded memory.
 
     The chunk files hold each different sequence once, whatever tables were written. Means are taken where they
@@ -139,14 +141,15 @@ def choose_vectors(index: Path, chunks: Path, tensors: Path, layer: int, most: i
         chunks, tensors: the folders of chunks and of chunk files.
         layer: the layer to read.
         most: bound on n.
+        split: the record of the split, where it was read already: reading that of a thousand samples takes a while.
 
     Raises:
         ChunkError: a chunk file that cannot be read.
         UserError: the index is not what the split wrote.
     """
-    split = read_split(chunks).of_index(index)
-    files = [read_chunk_file(tensors / f"{chunk_name(number)}.safetensors") for number in split.chunks]
-    rows_of = rows_used(index, split.chunks)
+    sample = (split or read_split(chunks)).of_index(index)
+    files = [read_chunk_file(tensors / f"{chunk_name(number)}.safetensors") for number in sample.chunks]
+    rows_of = rows_used(index, sample.chunks)
     starts = np.concatenate([[0], np.cumsum([len(rows) for rows in rows_of])]).astype(np.int64)
     total = int(starts[-1])
     chosen = np.arange(total)
@@ -167,7 +170,7 @@ def choose_vectors(index: Path, chunks: Path, tensors: Path, layer: int, most: i
             else:
                 vectors.append(_means(reader, number, f"residues.{layer}", rows))
     where = (np.concatenate(places), np.concatenate(rows_read))
-    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), *where, total, split.chunks)
+    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), *where, total, sample.chunks)
 
 
 def _means(reader: RowReader, number: int, name: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
+from virnucpro.chunking.manifest import SplitRecord, read_split
 from virnucpro.report.map import choose_vectors
 from virnucpro.report.map_data import MOST_POINTS, Part, first_records, lay_out, map_data
 from virnucpro.report.map_page import map_page
@@ -37,6 +38,7 @@ def plot_sample(
     *,
     metadata: Path | None = None,
     most_points: int = MOST_POINTS,
+    split: SplitRecord | None = None,
     logger: logging.Logger,
 ) -> None:
     """Draw one sample.
@@ -48,6 +50,7 @@ def plot_sample(
         page: the interactive map to write.
         metadata: a table by whose columns its points can be coloured (:func:`read_metadata`).
         most_points: bound on the proteins of the map.
+        split: the record of the split, where it was read already.
 
     Raises:
         UserError: an input is missing or damaged, or an output cannot be written.
@@ -59,7 +62,7 @@ def plot_sample(
         _write_page(page, NOTHING)
         return
     write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
-    chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], most_points)
+    chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], most_points, split)
     places = lay_out(chosen.vectors, logger)
     write(plot_map(sample, places.components, chosen.lengths, umap=places.umap, total=chosen.total), outputs["map"])
     part = Part(sample, chosen, first_records(index, chosen))
@@ -95,11 +98,11 @@ def map_samples(
     if len({(each.provenance.embed_dim, each.provenance.layers, each.provenance.pooling) for each in samples}) > 1:
         raise UserError("samples of different models, layers or poolings have no common map: embed them alike")
     total = sum(sample.counts["unique"] for sample in samples)
-    parts = []
+    parts, split = [], read_split(chunks)
     for sample in samples:
         index = SampleFiles(sample.folder).index
         share = max(1, min(most_points, total) * sample.counts["unique"] // total)
-        chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], share)
+        chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], share, split)
         parts.append(Part(sample, chosen, first_records(index, chosen)))
     places = lay_out(np.concatenate([part.chosen.vectors for part in parts]), logger)
     _write_page(page, map_page(map_data(f"{len(samples)} samples", parts, places, metadata)))

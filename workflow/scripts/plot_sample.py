@@ -8,6 +8,7 @@ records = [Path(record) for record in snakemake.output.record]
 name = records[0].parents[1].name if len(records) == 1 else f"{len(records)} samples"
 with job(f"plot_sample {name}", snakemake.log[0]) as log:
     from virnucpro.base.digest import file_sha256, write_products
+    from virnucpro.chunking.manifest import read_split
     from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
     from virnucpro.storage.sample_files import SampleFiles
     from virnucpro.storage.state import plots_origin, sha256_by_sample
@@ -15,6 +16,7 @@ with job(f"plot_sample {name}", snakemake.log[0]) as log:
     metadata = Path(snakemake.params.metadata) if snakemake.params.metadata else None
     table = file_sha256(metadata) if metadata else ""
 
+    split = read_split(Path(snakemake.params.chunks))
     for number, record in enumerate(records):
         report = Path(snakemake.input.sample_report[number])
         origin = plots_origin(sha256_by_sample([report]), table)
@@ -30,6 +32,7 @@ with job(f"plot_sample {name}", snakemake.log[0]) as log:
             plots,
             page,
             metadata=metadata,
+            split=split,
             logger=log,
         )
         write_products(record, origin, [page, *(file for files in plots.values() for file in files)])
