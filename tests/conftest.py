@@ -31,6 +31,9 @@ if importlib.util.find_spec("hypothesis"):  # the tests on a GPU do without it
 # Tests count jobs in Snakemake's own lines; those of the display take this away.
 os.environ["VIRNUCPRO_DISPLAY"] = "snakemake"
 
+# Hundreds of processes import the package: it is compiled once, also where the caller's Python keeps nothing.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Nothing is fetched from the hub, and what a user has in its cache is not looked at.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nonexistent/hub"}
 

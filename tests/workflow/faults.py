@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.workflow import tables
-from tests.workflow.running import ROOT, SNAKEFILE, Result
+from tests.workflow.running import ROOT, SNAKEFILE, Result, snakemake
 from virnucpro import embed
 
 HOOKS = Path(__file__).parent / "fault_hooks"
@@ -184,7 +184,7 @@ def undisturbed_run(folder: Path, *, reuses: bool = False) -> Run:
         with (folder / "own.faa").open("a") as file:
             file.write((folder / "earlier.faa").read_text())
     run = Run.of_proteins(folder)
-    result = run.call()
+    result = snakemake(folder, TARGET, config=run.config)
     assert result.code == 0, result.text
     assert result.jobs["embed_esm2"] >= CHUNKS
     assert len(list(run.tensors.iterdir())) == run.first + result.jobs["embed_esm2"]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+
+from tests.workflow import warm
 
 ROOT = Path(__file__).parents[2]
 SNAKEFILE = ROOT / "workflow" / "Snakefile"
@@ -39,19 +45,24 @@ def snakemake(
     timeout: float = 300,
     within: Sequence[str] = (),
 ) -> Result:
-    """Call Snakemake from ``folder`` with the config's keys on the command line, by the command ``within`` if given."""
+    """Call Snakemake from ``folder`` with the config's keys on the command line, by the command ``within`` if given.
+
+    It is a fork of a process that has it imported already, and so are its jobs; with ``within`` it is a new process.
+    """
     settings = [f"{key}={value}" for key, value in (config or {}).items()]
-    command = [
-        *within,
-        *(sys.executable, "-m", "snakemake", "--cores", str(cores)),
+    words = [
+        *("-m", "snakemake", "--cores", str(cores)),
         *(("-s", str(snakefile)) if snakefile else ()),
         *arguments,
         *(("--config", *settings) if settings else ()),
     ]
+    environment = {**os.environ, **(env or {})}
+    if not within:
+        return _forked(words, folder, environment, timeout)
     done = subprocess.run(
-        command,
+        [*within, sys.executable, *words],
         cwd=folder,
-        env={**os.environ, **(env or {})},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -59,3 +70,30 @@ def snakemake(
         check=False,
     )
     return Result(done.returncode, done.stdout)
+
+
+def _forked(words: list[str], folder: Path, env: dict[str, str], timeout: float) -> Result:
+    with tempfile.TemporaryFile("w+") as output, Path(os.devnull).open() as nothing:
+        outputs = [nothing.fileno(), output.fileno(), output.fileno()]
+        connection = warm.request(words, str(folder), env | {warm.SERVER: _server()}, outputs)
+        connection.settimeout(timeout)
+        code = warm.status(connection)
+        output.seek(0)
+        return Result(code, output.read())
+
+
+@cache
+def _server() -> str:
+    """The socket of this process's own server, which ends with it."""
+    path = tempfile.mkdtemp(prefix="virnucpro-test-") + "/of.socket"
+    server = subprocess.Popen(
+        [sys.executable, warm.__file__, path],
+        cwd="/",
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline()
+    atexit.register(shutil.rmtree, Path(path).parent, ignore_errors=True)
+    return path

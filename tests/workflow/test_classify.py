@@ -60,7 +60,7 @@ def settings_of_run(fasta: Path) -> dict[str, object]:
 def finished_run(folder: Path, **changes: object) -> Run:
     contigs(folder / "own.fna")
     run = Run(folder, {**settings_of_run(folder / "own.fna"), **changes})
-    result = run.call(target="")
+    result = snakemake(folder, config=run.config)
     assert result.code == 0, result.text
     chunks = len(list((folder / "results/nucleotides/tensors").iterdir())) - run.first
     assert chunks > 3
