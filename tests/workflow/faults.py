@@ -146,6 +146,10 @@ class Run:
     def call(self, *arguments: str, target: str = TARGET) -> Result:
         return self.finish(self.start(*arguments, target=target))
 
+    def again(self, *arguments: str, target: str = TARGET) -> Result:
+        """A call in which nothing goes wrong."""
+        return snakemake(self.folder, *arguments, *filter(None, [target]), config=self.config)
+
     def struck(self, output: Path, seconds: float = 300) -> int:
         """Wait for the process that met its fault at this output, and give its id."""
         file = self.plans / f"{output.name}.pid"

@@ -82,6 +82,11 @@ def _forked(words: list[str], folder: Path, env: dict[str, str], timeout: float)
         return Result(code, output.read())
 
 
+def forked_python() -> tuple[Path, dict[str, str]]:
+    """A stand-in for Python whose processes (of a script, or ``-m``) are such forks, and what its environment needs."""
+    return Path(_server()).with_name("python"), {warm.SERVER: _server()}
+
+
 @cache
 def _server() -> str:
     """The socket of this process's own server, which ends with it."""

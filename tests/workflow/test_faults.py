@@ -47,7 +47,7 @@ def test_killed_in_the_middle_of_a_chunk(run: Run, undisturbed: Run) -> None:
     assert run.chunk(2).exists()
     assert run.chunk(7).exists()
     assert not run.chunk(5).exists()
-    again = run.call()
+    again = run.again()
     assert again.code == 0, again.text
     assert again.jobs == ONE_CHUNK
     assert run.left_over() == [], "what the killed job left is cleared by the next one"
@@ -65,7 +65,7 @@ def test_terminated_with_a_clean_end(run: Run, undisturbed: Run) -> None:
     assert "stopped by SIGTERM" in run.log(3).splitlines()[-1]
     assert "Traceback" not in run.log(3)
     assert run.left_over() == []
-    again = run.call()
+    again = run.again()
     assert again.jobs == ONE_CHUNK
     assert same_table(run.table, undisturbed.table)
     record("an embed job is preempted (SIGTERM)", "its chunk", again.jobs)
@@ -87,7 +87,7 @@ def test_ctrl_c(step: str, run: Run, undisturbed: Run) -> None:
     assert "Traceback" not in result.text
     assert "stopped by Ctrl-C (SIGINT)" in log.read_text().splitlines()[-1]
     assert run.left_over() == []
-    again = run.call()
+    again = run.again()
     assert again.code == 0, again.text
     assert again.jobs == (MERGE if is_merge else ONE_CHUNK)
     assert same_table(run.table, undisturbed.table)
@@ -107,7 +107,7 @@ def test_snakemake_killed(run: Run, undisturbed: Run) -> None:
     assert locked.code != 0
     assert "--unlock" in locked.text
     assert run.call("--unlock").code == 0
-    again = run.call()
+    again = run.again()
     assert again.code == 0, again.text
     assert run.chunks_run(again.text) == Counter({1, 4, 6} - set(made))
     assert same_table(run.table, undisturbed.table)
@@ -131,7 +131,7 @@ def test_two_runs_started_at_once(run: Run, undisturbed: Run) -> None:
     result = run.finish(first)
     assert result.code == 0, result.text
     assert result.jobs == Counter(embed_esm2=2) + MERGE
-    again = run.call()
+    again = run.again()
     assert not again.jobs
     assert same_table(run.table, undisturbed.table)
     record("a second run is started in the same folder", "nothing: it is refused", again.jobs)
@@ -144,7 +144,7 @@ def test_merge_killed_half_way(run: Run, undisturbed: Run) -> None:
     os.kill(run.struck(run.table), signal.SIGKILL)
     assert run.finish(first).code != 0
     assert not run.table.exists()
-    again = run.call()
+    again = run.again()
     assert again.code == 0, again.text
     assert again.jobs == MERGE
     assert run.left_over() == []
@@ -170,7 +170,7 @@ def test_a_file_that_comes_late(run: Run, undisturbed: Run) -> None:
     result = run.call("--latency-wait", "30")
     assert result.code == 0, result.text
     assert result.jobs == ONE_CHUNK
-    again = run.call()
+    again = run.again()
     assert not again.jobs
     assert same_table(run.table, undisturbed.table)
     record("a finished job's file appears late (latency-wait)", "nothing", again.jobs)
@@ -206,7 +206,7 @@ def test_bad_chunk_files_are_found_and_recomputed(run: Run, undisturbed: Run) ->
     assert "Traceback" not in first.text
     assert not run.table.exists()
 
-    again = run.call()
+    again = run.again()
     assert again.code == 0, again.text
     assert run.chunks_run(again.text) == Counter([7])
     assert again.jobs == Counter(embed_esm2=1) + MERGE
@@ -235,7 +235,7 @@ def test_a_full_disk(run: Run, undisturbed: Run) -> None:
         assert "Traceback" not in first.text
         assert run.left_over() == []
         filler.unlink()
-        again = run.call()
+        again = run.again()
         assert again.code == 0, again.text
         assert again.jobs == ONE_CHUNK
         assert same_table(run.table, undisturbed.table)
@@ -249,7 +249,7 @@ def test_a_new_gpu_report_makes_no_chunk_stale(run: Run, undisturbed: Run) -> No
     first = run.start("--forcerun", "detect_gpu")
     os.kill(run.struck(report), signal.SIGKILL)
     assert run.finish(first).jobs == Counter(detect_gpu=1)
-    again = run.call()
+    again = run.again()
     assert again.code == 0
     assert not again.jobs
     record("detect_gpu of a finished run is killed", "the report, which nothing needs any more", again.jobs)
@@ -260,7 +260,7 @@ def test_a_new_gpu_report_makes_no_chunk_stale(run: Run, undisturbed: Run) -> No
     first = run.start()
     os.kill(run.struck(report), signal.SIGKILL)
     assert run.finish(first).jobs == Counter(detect_gpu=1)
-    again = run.call()
+    again = run.again()
     assert again.code == 0, again.text
     assert again.jobs == Counter(detect_gpu=1) + ONE_CHUNK
     assert same_table(run.table, undisturbed.table)
@@ -272,7 +272,7 @@ def test_a_new_gpu_report_makes_no_chunk_stale(run: Run, undisturbed: Run) -> No
 def test_a_lost_table_and_a_run_of_a_part(run: Run, undisturbed: Run) -> None:
     """Snakemake by itself says "Nothing to be done": what is gone is asked for by rules that the run leaves out."""
     run.forget_table()
-    again = run.call("--until", "merge_embeddings", target="")
+    again = run.again("--until", "merge_embeddings", target="")
     assert again.code == 0, again.text
     assert again.jobs == MERGE
     assert same_table(run.table, undisturbed.table)
