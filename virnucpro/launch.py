@@ -61,6 +61,10 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     init.add_argument("fasta", nargs="*", help="the FASTA files to put into it (default: my.faa)")
     init.set_defaults(run=_init)
 
+    docs = commands.add_parser("docs", help="list the pages of the documentation and say where they are, or show one")
+    docs.add_argument("page", nargs="?", help="the page to show")
+    docs.set_defaults(run=_docs)
+
 
 def workflow_folder() -> Path:
     """The folder of workflow, settings and environments: beside the package in a clone, inside of it when installed.
@@ -165,6 +169,22 @@ def _init(given: argparse.Namespace) -> None:
     with atomic_path(target) as temporary:
         temporary.write_text(config_for(text, given.fasta or ["my.faa"]), encoding="utf-8")
     print(f"{target}: every setting with its default; now: virnucpro run")
+
+
+def _docs(given: argparse.Namespace) -> None:
+    folder = workflow_folder()
+    pages = {path.stem: path for path in (folder / "README.md", *sorted((folder / "docs").glob("*.md")))}
+    if given.page is None:
+        width = max(map(len, pages))
+        for name, path in pages.items():
+            with path.open(encoding="utf-8") as file:
+                print(f"{name:{width}}  {file.readline().strip().strip('# ')}")
+        print(f"These pages are in {folder / 'docs'}")
+        return
+    page = pages.get(Path(given.page).stem)
+    if page is None:
+        raise UserError(f"there is no page {given.page!r}: {', '.join(pages)}")
+    print(page.read_text(encoding="utf-8"), end="")
 
 
 def config_for(text: str, fasta: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tarfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def given(*arguments: str) -> argparse.Namespace:
 
 def test_the_wheel_holds_the_workflow_with_its_settings_and_profiles(bare: Path) -> None:
     shipped = bare / "virnucpro" / "shipped"
-    for folder in ("workflow", "envs", "examples"):
+    for folder in ("workflow", "envs", "examples", "docs"):
         wanted = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()}
         found = {path.relative_to(shipped) for path in (shipped / folder).rglob("*") if path.is_file()}
         assert {path for path in wanted if "__pycache__" not in path.parts} == found
@@ -36,6 +37,20 @@ def test_run_and_init_of_a_wheel(bare: Path, tmp_path: Path) -> None:
     done = virnucpro(bare, tmp_path, "run")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith('pip install "virnucpro[workflow]"')
+
+
+def test_the_pages_that_sentences_name_come_with_the_wheel(bare: Path, tmp_path: Path) -> None:
+    """The project has no public address that could be named in their place."""
+    texts = [path.read_text() for path in (bare / "virnucpro").rglob("*") if path.suffix in (".py", ".yaml", ".rst")]
+    named = set().union(*(re.findall(r"\(docs/(\w+)\.md", text) for text in texts))
+    assert {"models", "settings"} <= named
+    listed = virnucpro(bare, tmp_path, "docs").stdout.splitlines()
+    assert named <= {line.split()[0] for line in listed}
+    assert Path(listed[-1].removeprefix("These pages are in ")).is_relative_to(bare)
+    assert virnucpro(bare, tmp_path, "docs", "models").stdout == (ROOT / "docs" / "models.md").read_text()
+    unknown = virnucpro(bare, tmp_path, "docs", "modles")
+    assert unknown.returncode == 1
+    assert "there is no page 'modles': README, accuracy" in unknown.stderr.splitlines()[-1]
 
 
 def test_what_is_asked_for_becomes_snakemakes_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

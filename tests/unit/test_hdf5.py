@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.report_cases import stub_provenance
@@ -111,3 +114,21 @@ def test_ids_that_fight_for_a_name(tmp_path: Path, kinds: tuple[str, ...]) -> No
         np.testing.assert_array_equal(matrix, values)
         if residues:
             assert read_residues(tmp_path / "t.h5").ids == order
+
+
+@pytest.mark.slow  # its imports
+def test_protspace_opens_it(tmp_path: Path) -> None:
+    """ProtSpace's own command line; it needs other versions than ours, so it is in an environment of its own."""
+    protspace = shutil.which("protspace")
+    if protspace is None:
+        pytest.skip("no protspace on PATH (pip install protspace, in an environment of its own): not tried")
+    (tmp_path / "in.faa").write_text("".join(f">sp|P{i}|X\n{'MK' * (i + 1)}\n" for i in range(30)))
+    Sample(tmp_path, tmp_path / "in.faa").merge("hdf5")
+    (tmp_path / "hdf5").rename(tmp_path / "embeddings.h5")
+    command = [protspace, "project", "-i", "embeddings.h5", "-m", "pca2", "-o", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (about,) = pq.read_table(tmp_path / "out" / "projections_metadata.parquet").to_pylist()
+    assert about["source"] == "esm2_stub"
+    places = pq.read_table(tmp_path / "out" / "projections_data.parquet")
+    assert places["identifier"].to_pylist() == [f"sp|P{i}|X" for i in range(30)]

@@ -6,6 +6,8 @@
   const NAMED = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#7f3c8d", "#80ba5a", "#a5aa99",
     "#8c564b", "#17becf", "#bcbd22", "#e7298a", "#1b4f72", "#b15928", "#6a3d9a", "#fb9a99", "#b2df8a", "#cab2d6"];
   const OTHERS = "#bdbdbd";
+  const WHILE_MOVED = 6000; // points that are drawn while the map moves, where drawing is slow
+  const SLOW = 50; // milliseconds from one frame to the next
   const number = (value) => (Number.isInteger(value) ? value.toLocaleString("en") : Number(value.toPrecision(4)).toLocaleString("en"));
 
   async function unpack() {
@@ -63,12 +65,37 @@
       button.onclick = () => {
         const isOn = button.getAttribute("aria-pressed") === "true";
         for (const each of $("legend").querySelectorAll("button")) each.setAttribute("aria-pressed", "false");
-        if (isOn) { map.plot.unfilter(); return; }
-        button.setAttribute("aria-pressed", "true");
-        map.plot.filter(coded.codes.flatMap((own, point) => (own === code ? [point] : [])));
+        button.setAttribute("aria-pressed", String(!isOn));
+        map.chosen = isOn ? null : coded.codes.flatMap((own, point) => (own === code ? [point] : []));
+        sift(map);
       };
       $("legend").append(button);
     }
+  }
+
+  // Those that are chosen in the legend, or all; while the map moves, some of them.
+  function sift(map, isThin = false) {
+    map.isThin = isThin;
+    const all = map.chosen ?? (isThin ? Array.from(map.data.ids, (_, point) => point) : null);
+    const step = isThin ? Math.ceil(all.length / WHILE_MOVED) : 1;
+    if (all === null) map.plot.unfilter();
+    else map.plot.filter(step > 1 ? all.filter((_, i) => i % step === 0) : all);
+  }
+
+  // Without a GPU, a drawing of many points takes a tenth of a second: then fewer are drawn until the map rests.
+  function thinWhileMoved(map) {
+    let slow = 0, rest = 0, isTimed = false;
+    const time = () => requestAnimationFrame((start) => requestAnimationFrame((end) => {
+      slow = end - start > SLOW ? slow + 1 : 0;
+      isTimed = false;
+    }));
+    map.plot.subscribe("view", () => {
+      $("tip").hidden = true;
+      if (!isTimed) { isTimed = true; time(); }
+      if (!map.isThin && slow > 2 && (map.chosen ?? map.data.ids).length > WHILE_MOVED) sift(map, true);
+      clearTimeout(rest);
+      rest = setTimeout(() => { if (map.isThin) sift(map); slow = 0; }, 300);
+    });
   }
 
   function facts(data, point) {
@@ -130,7 +157,7 @@
 
   async function main() {
     const data = await unpack(), n = data.ids.length;
-    const map = (window.virnucproMap = { data, shown: null, found: [], isDrawn: false });
+    const map = (window.virnucproMap = { data, shown: null, found: [], chosen: null, isThin: false, isDrawn: false });
     document.title = `virnucpro: map of ${data.name}`;
     $("title").textContent = `${data.name} `;
     $("title").append(Object.assign(document.createElement("small"), { textContent: data.shown }));
@@ -154,6 +181,8 @@
     map.draw = async () => {
       const { x, y, about } = map.layout(), column = data.columns[$("colour").value], coded = encode(column);
       map.coded = coded;
+      map.chosen = null;
+      map.isThin = false;
       $("about").textContent = about;
       map.plot.set({ colorBy: "valueA", pointColor: coded.colours });
       await map.plot.draw({ x: x.map((v) => v / 32767.5 - 1), y: y.map((v) => v / 32767.5 - 1), valueA: coded.codes }, { zDataType: "categorical" });
@@ -163,7 +192,7 @@
     map.plot.subscribe("pointover", (point) => hover(map, point));
     map.plot.subscribe("pointout", () => hover(map, null));
     map.plot.subscribe("select", ({ points }) => show(map, points[0] ?? null));
-    map.plot.subscribe("view", () => { $("tip").hidden = true; });
+    thinWhileMoved(map);
     const fit = () => {
       renderer.resize(size().width, size().height);
       map.plot.set(size());
