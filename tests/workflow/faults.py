@@ -147,7 +147,7 @@ class Run:
         return self.finish(self.start(*arguments, target=target))
 
     def again(self, *arguments: str, target: str = TARGET) -> Result:
-        """A call in which nothing goes wrong."""
+        """A call for which no fault is ordered."""
         return snakemake(self.folder, *arguments, *filter(None, [target]), config=self.config)
 
     def struck(self, output: Path, seconds: float = 300) -> int:

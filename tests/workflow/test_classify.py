@@ -42,7 +42,7 @@ def reusing(tmp_path_factory: pytest.TempPathFactory) -> Run:
     whole = contigs(folder / "whole.fna").read_text().split(">")
     (folder / "earlier.fna").write_text("".join(f">{record}" for record in whole[4:5]))
     earlier.config |= settings_of_run(folder / "earlier.fna")
-    result = earlier.call(target="results/earlier/calls/calls.json")
+    result = snakemake(earlier.folder, "results/earlier/calls/calls.json", config=earlier.config)
     assert result.code == 0, result.text
     return finished_run(folder, reuse=earlier.folder / "results", classify=settings(chunk_bases="5000"))
 

@@ -103,10 +103,10 @@ def test_snakemake_killed(run: Run, undisturbed: Run) -> None:
     first.kill()
     os.kill(job, signal.SIGKILL)  # as when a machine goes down; alone, it would finish its chunk
     first.communicate()
-    locked = run.call()
+    locked = run.again()
     assert locked.code != 0
     assert "--unlock" in locked.text
-    assert run.call("--unlock").code == 0
+    assert run.again("--unlock").code == 0
     again = run.again()
     assert again.code == 0, again.text
     assert run.chunks_run(again.text) == Counter({1, 4, 6} - set(made))
@@ -195,7 +195,7 @@ def test_bad_chunk_files_are_found_and_recomputed(run: Run, undisturbed: Run) ->
     run.forget_table()
 
     seen = [0, 2, 3, 5]
-    first = run.call()
+    first = run.again()
     assert first.code != 0
     assert run.chunks_run(first.text) == Counter(seen)
     assert first.jobs == Counter(embed_esm2=len(seen)) + MERGE
@@ -226,7 +226,7 @@ def test_a_full_disk(run: Run, undisturbed: Run) -> None:
         run.forget(4)
         filler = disk / "somebody-elses-data"
         fill(filler)
-        first = run.call()
+        first = run.again()
         assert first.code != 0
         last = run.log(4).splitlines()[-1]
         assert re.search(
@@ -266,7 +266,7 @@ def test_a_new_gpu_report_makes_no_chunk_stale(run: Run, undisturbed: Run) -> No
     assert same_table(run.table, undisturbed.table)
     record("detect_gpu is killed while a chunk waits for it", "the report", again.jobs)
     os.utime(report)
-    assert not run.call().jobs
+    assert not run.again().jobs
 
 
 def test_a_lost_table_and_a_run_of_a_part(run: Run, undisturbed: Run) -> None:
