@@ -144,7 +144,8 @@ class RunProgress:
         if wanted == 0 or done == wanted or self._embedding_since is None:
             names = dict.fromkeys(job.rule for job in self.running.values())
             step = f"step {self.steps[0]} of {self.steps[1]}: " if self.steps[1] else ""
-            return step + (", ".join(names) or "waiting")
+            embedded = "all embedded, " if wanted and done == wanted else ""
+            return embedded + step + (", ".join(names) or "waiting")
         parts = [f"{done:,} of {number(wanted, 'chunk')}"]
         jobs = sum(job.rule in EMBEDS for job in self.running.values())
         if jobs > 1:

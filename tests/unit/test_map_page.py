@@ -148,6 +148,9 @@ def test_it_is_moved_by_the_mouse_and_fits_a_phone(page: Page) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
     page.wait_for("document.getElementById('canvas').clientWidth === 390")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.evaluate("document.getElementById('whole').click()")
+    page.wait_for("virnucproMap.plot.get('cameraDistance') > 1.2")
+    assert all(0 < place(page, point)[0] < 390 for point in range(N)), "a screen that is higher than wide shows all"
     assert page.errors == page.requests == []
     assert HOSTILE in page.evaluate("document.getElementById('title').textContent")
 

@@ -91,7 +91,7 @@ def _facts(samples: Sequence[Sample]) -> list[Fact]:
     rate = f"{work.tokens_per_second:,.0f} tokens/s a job"
     if times is not None:
         facts += [
-            Fact("time", duration(times.seconds), f"{_minute(times.began)} to {_minute(times.ended)} UTC"),
+            Fact("time", duration(times.seconds), _period(times.began, times.ended)),
             Fact("speed", f"{unique / max(times.seconds, 1e-3):,.1f} proteins/s", rate),
         ]
     else:
@@ -116,9 +116,12 @@ def _facts(samples: Sequence[Sample]) -> list[Fact]:
     ]
 
 
-def _minute(time: str) -> str:
-    """``2026-11-28T00:45:06.250Z`` as ``2026-11-28 00:45``."""
-    return time[:16].replace("T", " ")
+def _period(began: str, ended: str) -> str:
+    """``2026-11-28T00:45:06.250Z`` and an hour later as ``2026-11-28 00:45 to 01:45 UTC``."""
+    day, start, end = began[:10], began[11:16], ended[11:16]
+    if ended[:10] != day:
+        end = f"{ended[:10]} {end}"
+    return f"{day} {start} UTC" if end == start else f"{day} {start} to {end} UTC"
 
 
 def _origin(samples: Sequence[Sample]) -> dict[str, str]:

@@ -150,6 +150,7 @@
 
   function go(map, point) {
     show(map, point);
+    map.isMoved = true;
     map.plot.select([point], { preventEvent: true });
     const near = map.nearest(point, 40);
     return map.plot.zoomToPoints(near, { padding: 0.3, transition: false });
@@ -157,7 +158,7 @@
 
   async function main() {
     const data = await unpack(), n = data.ids.length;
-    const map = (window.virnucproMap = { data, shown: null, found: [], chosen: null, isThin: false, isDrawn: false });
+    const map = (window.virnucproMap = { data, shown: null, found: [], chosen: null, isThin: false, isMoved: false, isDrawn: false });
     document.title = `virnucpro: map of ${data.name}`;
     $("title").textContent = `${data.name} `;
     $("title").append(Object.assign(document.createElement("small"), { textContent: data.shown }));
@@ -169,10 +170,14 @@
     const renderer = createScatterplot.createRenderer();
     const size = () => ({ width: $("plot").clientWidth, height: $("plot").clientHeight });
     renderer.resize(size().width, size().height);
-    map.plot = createScatterplot.default({
+    // All of the square in which the points are: as high as the canvas, or in a higher one as wide.
+    const away = () => Math.max(1, size().height / size().width);
+    const options = {
       renderer, ...size(), canvas: $("canvas"), backgroundColor: "#ffffff", opacity: n > 5000 ? 0.7 : 0.9, pointSize: n > 20000 ? 3 : n > 2000 ? 4 : n > 300 ? 7 : 10,
       pointColorHover: "#D55E00", pointColorActive: "#D55E00", pointOutlineWidth: 2, pointSizeSelected: 4, showReticle: false,
-    });
+      cameraDistance: away(),
+    };
+    map.plot = createScatterplot.default(options);
     map.layout = () => data.layouts[$("layout").value];
     map.nearest = (point, count) => {
       const { x, y } = map.layout(), away = (i) => (x[i] - x[point]) ** 2 + (y[i] - y[point]) ** 2;
@@ -196,13 +201,16 @@
     const fit = () => {
       renderer.resize(size().width, size().height);
       map.plot.set(size());
+      options.cameraDistance = away(); // what reset() goes back to
+      if (!map.isMoved) map.plot.reset();
     };
     window.addEventListener("resize", () => requestAnimationFrame(fit));
     $("layout").onchange = map.draw;
     $("colour").onchange = map.draw;
     $("search").oninput = () => find(map, $("search").value);
     $("search").onkeydown = (event) => { if (event.key === "Enter" && map.found.length) go(map, map.found[0]); };
-    $("whole").onclick = () => map.plot.reset();
+    for (const kind of ["wheel", "mousedown", "touchstart"]) $("canvas").addEventListener(kind, () => { map.isMoved = true; }, { passive: true });
+    $("whole").onclick = () => { map.isMoved = false; map.plot.reset(); };
     await map.draw();
   }
 
