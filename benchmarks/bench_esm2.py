@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from benchmarks import engines, peers
 from benchmarks.workloads import KINDS, SIZES, count_for, lengths_of, proteins_of, useful_operations
 from virnucpro.cuda.devices import device_name, parse_device
+from virnucpro.models.esm2.model import LAYER_NORM_EPS
 from virnucpro.models.esm2.sizes import Architecture
-from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
+from virnucpro.models.precision import DTYPES, INT8, dtype_name, exact_products, resolve_precision
 
 GPU_OPERATIONS, CPU_OPERATIONS = 1e15, 2e11
 """Operations of one run of ours: about two seconds of an H200, or of two CPU cores."""
@@ -72,20 +73,26 @@ def best_of(run: Callable[[], object], device: torch.device, repeats: int) -> fl
 def matmul_ceiling(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of ``F.linear`` on random data at the model's shapes: tokens x d x 4 d, and back.
 
-    For float8 it is the scaled product that :mod:`virnucpro.models.esm2.float8` calls.
+    For int8 it is the scaled product that :mod:`virnucpro.models.esm2.int8` calls.
     """
     tokens, dim = (32768, architecture.embed_dim) if device.type == "cuda" else (4096, architecture.embed_dim)
     rates = []
     for rows, columns in ((4 * dim, dim), (dim, 4 * dim)):
-        x = torch.randn(tokens, columns, device=device).to(dtype)
-        weight = torch.randn(rows, columns, device=device).to(dtype)
-        scales = torch.ones(tokens, 1, device=device), torch.ones(rows, 1, device=device)
         count = 30 if device.type == "cuda" else 2
-        product = partial(F.linear, x, weight)
-        if dtype == DTYPES["fp8"]:
-            from virnucpro.models.esm2.float8 import scaled_product  # needs Triton
+        x = torch.randn(tokens, columns, device=device)
+        weight = torch.randn(rows, columns, device=device)
+        if dtype == DTYPES["int8"]:
+            from virnucpro.kernels.product8 import weight_rows  # needs Triton
+            from virnucpro.kernels.rows8 import norm_rows
+            from virnucpro.models.esm2.int8 import choose_product
 
-            product = partial(scaled_product, (x, scales[0]), (weight, scales[1]))
+            zero, one = torch.zeros(columns, device=device), torch.ones(columns, device=device)
+            of = weight_rows(weight)
+            product: Callable[[], object] = partial(
+                choose_product(of), norm_rows(x, None, zero, one, zero, LAYER_NORM_EPS), of
+            )
+        else:
+            product = partial(F.linear, x.to(dtype), weight.to(dtype))
 
         def run(product: Callable[[], object] = product, count: int = count) -> None:
             for _ in range(count):
@@ -157,8 +164,8 @@ def plan(
         found.append(("ours, fused", half, 1.0))
         if half != torch.bfloat16:
             found.append(("ours, fused", torch.bfloat16, 1.0))
-        if torch.cuda.get_device_capability(device) >= FLOAT8:
-            found.append(("ours, fused", DTYPES["fp8"], 1.0))
+        if torch.cuda.get_device_capability(device) >= INT8:
+            found.append(("ours, fused", DTYPES["int8"], 1.0))
     return found
 
 

@@ -23,8 +23,8 @@ from virnucpro.attention import PackedAttention
 from virnucpro.attention.candidates import RunsAttention, TritonAttention, VarlenAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.cuda.devices import device_name, parse_device
-from virnucpro.kernels import float8 as kernels_float8
 from virnucpro.kernels import pointwise as kernels
+from virnucpro.kernels import product8, rows8
 from virnucpro.models.precision import exact_products
 
 Entry = tuple[str, Callable[[], object], float]
@@ -54,22 +54,20 @@ def kernel_entries(dim: int, heads: int, tokens: int, device: torch.device) -> l
     qkv = torch.randn(tokens, 3 * dim, device=device, dtype=torch.float16)
     angles = torch.rand(tokens, 1, dim // heads // 2, device=device)
     bias = torch.zeros(4 * dim, device=device, dtype=torch.float16)
-    added = torch.zeros(tokens, dim, device=device, dtype=torch.bfloat16)
+    added = torch.zeros(tokens, dim, device=device, dtype=torch.float16)
+    wide = torch.ones(4 * dim, device=device, dtype=torch.float16)
+    split = product8.split_of(4 * dim)
     rotate = partial(kernels.rotate_qk, qkv, bias[: 3 * dim], angles.cos(), angles.sin(), heads, 0.125)
-    add_norm = partial(kernels_float8.add_norm, x, added, zeros, ones, zeros, 1e-5)
+    add_norm = partial(rows8.norm_rows, x, added, zeros, ones, zeros, 1e-5)
     values = tokens * dim
-    found: list[Entry] = [
+    return [
         ("norm", partial(kernels.norm, x, zeros, ones, zeros, 1e-5, torch.float16), 6.0 * values),
         ("rotary of q and k", rotate, 8.0 * values),
         ("GELU", partial(kernels.gelu, hidden, bias), 16.0 * values),
         ("GELU by torch", partial(F.gelu, hidden), 16.0 * values),
+        ("addition and norm to int8", add_norm, 11.0 * values),
+        ("GELU to int8", partial(rows8.gelu_rows, hidden, wide, split), 12.0 * values),
     ]
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
-        found += [
-            ("addition and norm to fp8", add_norm, 11.0 * values),
-            ("GELU to fp8", partial(kernels_float8.gelu, hidden.bfloat16(), bias), 12.0 * values),
-        ]
-    return found
 
 
 def product_entries(dim: int, tokens: int, device: torch.device) -> list[Entry]:

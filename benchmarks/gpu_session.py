@@ -35,11 +35,11 @@ PARTS: dict[str, tuple[int, list[str]]] = {
     ),
     "accuracy-small": (150, [*ACCURACY, "--models", "8M", "35M", "150M", "--output", "{out}/accuracy-small.json"]),
     "accuracy-large": (240, [*ACCURACY, "--models", "650M", "3B", "--output", "{out}/accuracy-large.json"]),
-    "accuracy-fp8": (
+    "accuracy-int8": (
         120,
         [
-            *(*ACCURACY, "--models", "8M", "150M", "650M", "3B", "--precisions", "fp8", "--shortest", "20"),
-            *("--output", "{out}/accuracy-fp8.json"),
+            *(*ACCURACY, "--models", "8M", "150M", "650M", "3B", "--precisions", "int8", "--shortest", "20"),
+            *("--output", "{out}/accuracy-int8.json"),
         ],
     ),
     "speed-3B": (300, [*BENCH, "--models", "3B", "--kinds", "swiss", "orf", "--output", "{out}/speed-3B.json"]),
@@ -51,7 +51,7 @@ PARTS: dict[str, tuple[int, list[str]]] = {
     "speed-long": (240, [*BENCH, "--models", "650M", "--kinds", "long", "4000", "--output", "{out}/speed-long.json"]),
     "profile-3B": (120, [*PROFILE, "3B"]),
     "profile-3B-eager": (120, [*PROFILE, "3B", "--no-fused"]),
-    "profile-3B-fp8": (120, [*PROFILE, "3B", "--precision", "fp8"]),
+    "profile-3B-int8": (120, [*PROFILE, "3B", "--precision", "int8"]),
     "profile-650M": (120, [*PROFILE, "650M"]),
     "profile-8M": (120, [*PROFILE, "8M"]),
     "job-650M": (240, [*JOB, "--model", "650M", "--proteins", "100000"]),

@@ -220,8 +220,8 @@ def _calls(
             raise UserError(f"setting 'classify.nucleotide_model': {model} embeds proteins: give dnabert_s")
         for file in model.files:
             without_patterns(file, "setting 'classify.nucleotide_model'")
-    # float8 is ESM-2's alone; ALiBi needs no windows, and VirNucPro runs every frame whole.
-    precision = "auto" if embedding.precision == "fp8" else embedding.precision
+    # int8 is ESM-2's alone; ALiBi needs no windows, and VirNucPro runs every frame whole.
+    precision = "auto" if embedding.precision == "int8" else embedding.precision
     whole = EmbeddingSettings(precision=precision, long_proteins=LongProteins("full"))
     sizes = planning_architecture(model, "dnabert_s")
     return CallsConfig(

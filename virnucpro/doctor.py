@@ -30,12 +30,12 @@ from virnucpro.models.esm2.alphabet import CLS, EOS, FIRST_RESIDUE
 from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture
-from virnucpro.models.precision import DTYPES, FLOAT8, dtype_name, exact_products, resolve_precision
+from virnucpro.models.precision import DTYPES, INT8, dtype_name, exact_products, resolve_precision
 from virnucpro.weights.locate import locate_checkpoint
 
 State = dict[str, Tensor]
 
-LIMITS = {torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-3, torch.float8_e4m3fn: 1e-3}
+LIMITS = {torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-3, torch.int8: 1e-3}
 """Largest 1 - cosine of a pooled vector that passes, by precision."""
 
 
@@ -113,9 +113,9 @@ def _findings(
             try:
                 ours, seconds, how = embed_packed(state, architecture, tokens, device, dtype, logger)
             except UserError as error:
-                if dtype != DTYPES["fp8"]:
+                if dtype != DTYPES["int8"]:
                     raise
-                logger.warning("fp8 left out: %s", error)
+                logger.warning("int8 left out: %s", error)
                 continue
             finding = compare(f"virnucpro {name}", how, ours, truth, count / seconds)
             finding.passed = finding.cosine_distance <= LIMITS[dtype]
@@ -166,8 +166,8 @@ def _dtypes(device: torch.device) -> list[torch.dtype]:
         found += [best] if best != torch.float32 else []
         if capability(device) >= AMPERE:
             found.append(DTYPES["bf16"])
-        if capability(device) >= FLOAT8:
-            found.append(DTYPES["fp8"])
+        if capability(device) >= INT8:
+            found.append(DTYPES["int8"])
     return found
 
 

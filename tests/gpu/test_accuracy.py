@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from virnucpro.attention.segments import Segments
 from virnucpro.doctor import Embedded, embed_by_fair_esm, embed_packed, random_proteins
@@ -14,7 +16,10 @@ from virnucpro.engine.load import build_model
 from virnucpro.engine.pooling import segment_sums, weigh
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
-from virnucpro.models.precision import DTYPES, FLOAT8, exact_products
+from virnucpro.models.precision import DTYPES, INT8, exact_products
+
+if TYPE_CHECKING:
+    from virnucpro.kernels.rows8 import Rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 
@@ -95,30 +100,60 @@ def test_fused_layers_err_no_more_than_eager_ones(
 
 
 @pytest.mark.parametrize("outliers", WEIGHTS)
-def test_float8_stays_near_float32(outliers: bool) -> None:
-    if torch.cuda.get_device_capability() < FLOAT8:
-        pytest.skip("float8 products need compute capability 8.9")
+def test_int8_stays_near_float32(outliers: bool) -> None:
+    if torch.cuda.get_device_capability() < INT8:
+        pytest.skip("products of integers need compute capability 7.5")
     state = weights(outliers)
     with exact_products():
         truth, _ = embed_by_fair_esm(state, SMALL, proteins(), place(), torch.float32)
-        found, _, how = embed_packed(state, SMALL, proteins(), place(), DTYPES["fp8"], LOGGER)
-    assert how.endswith("fused fp8")
+        found, _, how = embed_packed(state, SMALL, proteins(), place(), DTYPES["int8"], LOGGER)
+    assert how.endswith("fused int8")
     cosines = [float(torch.cosine_similarity(a[1], b[1], dim=0)) for a, b in zip(found, truth, strict=True)]
     lengths = [len(a[0]) for a in truth]
-    assert min(cosine for cosine, length in zip(cosines, lengths, strict=True) if length >= 20) > 0.999
+    assert min(cosine for cosine, length in zip(cosines, lengths, strict=True) if length >= 20) > 0.9998
 
 
-@pytest.mark.parametrize("width", [320, 480, 1920, 2560, 10240, 20480])
-def test_rows_in_float8_are_rounded_once(width: int) -> None:
-    if torch.cuda.get_device_capability() < FLOAT8:
-        pytest.skip("float8 needs compute capability 8.9")
-    from virnucpro.kernels import float8 as kernels_float8
+@pytest.mark.parametrize("width", [320, 480, 1280, 2560, 10240, 20480])
+def test_rows_in_integers_are_rounded_once(width: int) -> None:
+    from virnucpro.kernels import product8, rows8
 
+    split = product8.split_of(width)
     x = torch.randn(37, width, device=place()) * torch.logspace(-3, 3, 37, device=place())[:, None]
-    found, scales = kernels_float8.scaled_rows(x)
-    torch.testing.assert_close(scales, x.abs().amax(1, keepdim=True) / 448)
-    back = found.float() * scales
-    assert float(((back - x).abs() - (x.abs() / 16 + scales * 2**-10) * 1.001).max()) <= 0
+    x[:, : split // 2] *= 30
+    ones = torch.ones(width, device=place())
+    found = rows8.gelu_rows(x, ones, split)
+    assert float(((as_numbers(found, split) - F.gelu(x)).abs() / found.scales[:, None]).max()) <= 0.505
+    x[5, 3], x[6, width - 1] = float("inf"), float("nan")
+    finite = rows8.gelu_rows(x, ones, split).scales.isfinite()
+    assert (~finite).nonzero().flatten().tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(("tokens", "outputs", "inputs"), [(70, 960, 320), (1500, 320, 1280), (2100, 2560, 10240)])
+def test_products_of_integers_are_exact(tokens: int, outputs: int, inputs: int) -> None:
+    """Both ways give the bits of sums in float64, which holds these integers."""
+    from virnucpro.kernels import product8, rows8
+
+    split = product8.split_of(inputs)
+    generator = torch.Generator().manual_seed(0)
+    numbers, weight = (torch.randn(rows, inputs, generator=generator).to(place()) for rows in (tokens, outputs))
+    ones, bias = torch.ones(inputs, device=place()), torch.randn(outputs, device=place())
+    x, eight = rows8.gelu_rows(numbers, ones, split), product8.weight_rows(weight, split)
+    sums = (as_numbers(x, split) / x.scales[:, None]).double().round() @ eight.values[:, split:].double().T
+    scaled = sums.float() * x.scales[:, None] * eight.scales
+    with_bias = product8.product_in_two(x, eight, bias)
+    torch.testing.assert_close(with_bias, (scaled + bias).half(), rtol=2e-3, atol=1e-5)
+    assert torch.equal(product8.product_in_two(x, eight), scaled.half())
+    if torch.cuda.get_device_capability()[0] == 9:
+        assert torch.equal(product8.product_in_one(x, eight), scaled.half())
+        assert torch.equal(product8.product_in_one(x, eight, bias), with_bias)
+
+
+def as_numbers(rows: Rows, split: int) -> torch.Tensor:
+    """What rows of integers stand for, float32."""
+    values = rows.values.float()
+    whole = values[:, split:] - rows.zeros[:, None]
+    whole[:, :split] = 256 * values[:, :split] + values[:, split : 2 * split]
+    return whole * rows.scales[:, None]
 
 
 def test_a_protein_alone_in_company_and_in_another_order() -> None:

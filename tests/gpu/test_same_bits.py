@@ -15,14 +15,14 @@ from virnucpro.cuda.devices import capability
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.models.esm2.sizes import ESM2_MODELS
 from virnucpro.models.esm2.synthetic import write_checkpoint
-from virnucpro.models.precision import FLOAT8
+from virnucpro.models.precision import INT8
 from virnucpro.weights.manifest import read_manifest
 from virnucpro.weights.prepare import prepare_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 
 LOGGER = logging.getLogger("test")
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 LENGTHS = [1, 2, 17, 64, 100, 166, 166, 167, 300, 479, 481, 700, 1022, 1500, *range(30, 900, 29)]
 
 
@@ -55,8 +55,8 @@ def embedded(weights: Path, chosen: Sequence[Protein], precision: str, budget: i
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_same_protein_has_the_same_bits(weights: Path, precision: str) -> None:
-    if precision == "fp8" and capability(torch.device("cuda", 0)) < FLOAT8:
-        pytest.skip("float8 products need compute capability 8.9")
+    if precision == "int8" and capability(torch.device("cuda", 0)) < INT8:
+        pytest.skip("products of integers need compute capability 7.5")
     all_of_them = proteins()
     expected = embedded(weights, all_of_them, precision, None)
     different: dict[str, list[int]] = {}

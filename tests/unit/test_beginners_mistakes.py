@@ -62,7 +62,7 @@ MISTAKES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "a layer's name": ((*demo(*EMBED), "--layers", "first"), ["option --layers", "'first'"]),
     "another pooling": ((*demo(*EMBED), "--pooling", "average"), ["--pooling", "'average'", "mean"]),
     "another format": ((*demo(*EMBED), "--formats", "csv"), ["--formats", "'csv'", "parquet"]),
-    "fp8 on a CPU": ((*demo(*EMBED), "--precision", "fp8", "--devices", "cpu"), ["fp8"]),
+    "int8 on a CPU": ((*demo(*EMBED), "--precision", "int8", "--devices", "cpu"), ["int8"]),
     "a GPU that is not there": ((*demo(*EMBED), "--devices", "cuda:77"), ["cuda:77"]),
     "no device's name": ((*demo(*EMBED), "--devices", "gpu"), ["'gpu'", "cuda"]),
     "chunks of nothing": ((*demo(*EMBED), "--chunk-residues", "0"), ["option --chunk-residues", "1 or more"]),

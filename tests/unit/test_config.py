@@ -201,7 +201,7 @@ def test_what_keeps_contigs_from_being_called_is_said_before_anything_runs(
 def test_calls_are_off_by_default_and_take_the_settings_of_the_run(fasta: str) -> None:
     assert load({"samples": fasta}).calls is None
     given = {"classifier": "classifier_demo", "viral_over": "0.5", "non_viral_under": -1}
-    calls = load({"samples": fasta, **CALLED, "precision": "fp8", "classify": given}).calls
+    calls = load({"samples": fasta, **CALLED, "precision": "int8", "classify": given}).calls
     assert calls is not None
     assert calls.rule == CallRule(viral_over=0.5, non_viral_under=-1.0)
     assert calls.embedding == EmbeddingSettings(precision="auto", long_proteins=LongProteins("full"))

@@ -297,8 +297,8 @@ def test_a_damaged_chunk_manifest_is_a_sentence(tmp_path: Path, weights: Path, t
 
 
 def test_a_workers_error_is_the_jobs_error(tmp_path: Path, weights: Path) -> None:
-    with pytest.raises(UserError, match=r"^cpu: precision fp8 needs a GPU"):
-        embed(tmp_path, weights, ["MKLV", "MK"], EmbeddingSettings(precision="fp8"), devices=["cpu", "cpu"])
+    with pytest.raises(UserError, match=r"^cpu: precision int8 needs a GPU"):
+        embed(tmp_path, weights, ["MKLV", "MK"], EmbeddingSettings(precision="int8"), devices=["cpu", "cpu"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chunk_00003.fasta", "chunk_00003.json"]
 
 

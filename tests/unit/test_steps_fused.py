@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from importlib.resources import files
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.oracle import random_protein
 from tests.unit.test_models_numerics import SHAPES, TINY, build, excess, run_packed, weights
 from virnucpro.attention.choose import plain_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
-from virnucpro.kernels.float8 import Scaled
-from virnucpro.models.esm2.float8 import (
-    Float8ESM2,
-    calibration_batch,
-    corrected,
-    mean_inputs,
-    products_of,
-    with_products,
-)
+from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.models.esm2.forms import fastest_form, fused_form
+from virnucpro.models.esm2.int8 import Int8ESM2, calibration_batch, in_integers, inputs_of_products
 from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Linear, rotary_tables
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2_flash import rotate
 from virnucpro.models.precision import resolve_precision
+from virnucpro.storage.chunk_metadata import CALIBRATION, serves, settings_identity
+
+if TYPE_CHECKING:
+    from virnucpro.kernels.rows8 import Rows
 
 LOGGER = logging.getLogger("test")
 SEQUENCES = ["MKLVWY" * 3, "ACD", "MKT" * 7]  # the interpreter is slow
@@ -137,27 +135,57 @@ def test_kernels_that_err_are_not_trusted(
     assert "from plain operators: layers run eager, slower" in caplog.text
 
 
-@pytest.mark.parametrize("dim", [72, 320])
-def test_kernels_that_end_in_float8(kernels: ModuleType, dim: int) -> None:
-    """Scales exactly, values roughly: the interpreter loses the carry of some roundings; tests/gpu has the limit."""
-    float8 = importlib.import_module("virnucpro.kernels.float8")
-    x = numbers(9, dim) * torch.logspace(-3, 3, 9)[:, None]
-    added, (offset, weight, bias) = numbers(9, dim, seed=1).bfloat16(), numbers(3, dim, seed=2)
-    summed = x + added.float()
+def as_numbers(rows: Rows, split: int = 0) -> torch.Tensor:
+    """What rows of integers stand for."""
+    values = rows.values.float()
+    whole = values[:, split:] - rows.zeros[:, None]
+    if split:
+        whole[:, :split] = 256 * values[:, :split] + values[:, split : 2 * split]
+    return whole * rows.scales[:, None]
+
+
+@pytest.mark.parametrize(("width", "split"), [(72, 0), (320, 0), (1280, 128)])
+def test_gelu_in_integers(kernels: ModuleType, width: int, split: int) -> None:
+    """Within half a step, far channels too where they have two integers; what is not finite is told by its scale."""
+    rows8 = importlib.import_module("virnucpro.kernels.rows8")
+    x, factor = numbers(9, width) * torch.logspace(-2, 2, 9)[:, None], numbers(width, seed=1).abs() + 0.5
+    x[:, : split // 2] *= 30
+    found = rows8.gelu_rows(x, factor, split)
+    assert float(((as_numbers(found, split) - F.gelu(x) * factor).abs() / found.scales[:, None]).max()) <= 0.505
+    if split:
+        assert float(found.scales[5]) < 0.3 * float(rows8.gelu_rows(x, factor, 0).scales[5])
+    x[2, 3], x[4, width - 1], x[6, split] = float("inf"), float("-inf"), float("nan")
+    with np.errstate(invalid="ignore"):  # the interpreter's
+        scales = rows8.gelu_rows(x, factor, split).scales
+    assert (~scales.isfinite()).nonzero().flatten().tolist() == [2, 4, 6]
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_a_norm_in_integers(kernels: ModuleType, added: bool) -> None:
+    rows8 = importlib.import_module("virnucpro.kernels.rows8")
+    x, more, (offset, weight, bias) = 9 * numbers(9, 72), numbers(9, 72, seed=1).half(), numbers(3, 72, seed=2)
     stream = x.clone()
-    cases = {
-        "rows": (float8.scaled_rows(x), x),
-        "gelu": (float8.gelu(x, bias), F.gelu(x + bias)),
-        "add_norm": (
-            float8.add_norm(stream, added, offset, weight, bias, LAYER_NORM_EPS),
-            F.layer_norm(summed + offset, (dim,), weight, bias, LAYER_NORM_EPS),
-        ),
-    }
-    torch.testing.assert_close(stream, summed)
-    for (values, scales), expected in cases.values():
-        torch.testing.assert_close(scales, expected.abs().amax(1, keepdim=True) / 448, rtol=1e-4, atol=1e-9)
-        distance = (values.float() * scales - expected).norm(dim=1)
-        assert (distance <= 0.15 * expected.norm(dim=1)).all()
+    found = rows8.norm_rows(stream, more if added else None, offset, weight, bias, LAYER_NORM_EPS)
+    summed = x + more.float() if added else x
+    assert torch.equal(stream, summed)
+    expected = F.layer_norm(summed + offset, (72,), weight, bias, LAYER_NORM_EPS)
+    assert float(((as_numbers(found) - expected).abs() / found.scales[:, None]).max()) <= 0.505
+
+
+@pytest.mark.parametrize(("tokens", "outputs", "inputs"), [(40, 264, 1280), (130, 72, 48)])
+def test_products_of_integers_are_exact(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, tokens: int, outputs: int, inputs: int
+) -> None:
+    product8, rows8 = (importlib.import_module(f"virnucpro.kernels.{name}") for name in ("product8", "rows8"))
+    monkeypatch.setattr(product8, "multiprocessors", lambda device: 1)  # programs that take several tiles
+    split, bias = product8.split_of(inputs), numbers(outputs, seed=2)
+    x = rows8.gelu_rows(3 * numbers(tokens, inputs), torch.ones(inputs), split)
+    weight = product8.weight_rows(numbers(outputs, inputs, seed=1), split)
+    sums = (as_numbers(x, split) / x.scales[:, None]).double().round() @ weight.values[:, split:].double().T
+    scaled = sums.float() * x.scales[:, None] * weight.scales
+    for product in (product8.product_in_one, product8.product_in_two):
+        assert torch.equal(product(x, weight, bias), (scaled + bias).half())
+        assert torch.equal(product(x, weight), scaled.half())
 
 
 @pytest.mark.parametrize("head_dim", [16, 24, 64])
@@ -181,73 +209,76 @@ def test_the_attention_kernel(kernels: ModuleType, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(found.float(), exact, rtol=0, atol=3e-3)
 
 
-def test_biases_corrected_for_float8_bring_pooled_vectors_nearer() -> None:
-    """With torch's own rounding, on proteins that the correction was not made with."""
-    shape = Architecture(layers=6, embed_dim=128, heads=4)
+def shorter(device: torch.device) -> tuple[torch.Tensor, Segments]:
+    """In place of the proteins that scales are derived from: the interpreter is slow."""
+    tokens = torch.randint(4, 24, (120,), generator=torch.Generator().manual_seed(1))
+    return tokens.to(device), Segments.from_lengths([70, 50], device)
+
+
+def test_a_layer_in_integers_is_the_layer_but_for_their_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms, biases and the order of the hidden channels are changed so that nothing else is."""
+    monkeypatch.setattr("virnucpro.models.esm2.int8.calibration_batch", shorter)
+    shape = Architecture(layers=2, embed_dim=320, heads=20)
     model = build(weights(shape), shape)
 
-    def rounded(weight: torch.Tensor) -> torch.Tensor:
-        scale = weight.abs().amax(1, keepdim=True) / 448
-        return (weight / scale).to(torch.float8_e4m3fn).float() * scale
+    def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+        return bool((found - expected).norm() < 0.01 * expected.norm())
 
-    def coarse(products: Sequence[Linear]) -> list[Linear]:
-        return [replace(one, weight=rounded(one.weight)) for one in products]
-
-    def better(products: Sequence[Linear], means: Sequence[torch.Tensor]) -> list[Linear]:
-        return coarse([corrected(one, rounded(one.weight), mean) for one, mean in zip(products, means, strict=True)])
-
-    layers = model.parameters.layers
-    plain = [with_products(p, coarse(products_of(p))) for p in layers]
-    made_up = [
-        with_products(p, better(products_of(p), means)) for p, means in zip(layers, mean_inputs(model), strict=True)
-    ]
-    sequences = [random_protein(length, length) for length in (60, 200, 350)]
-    exact = run_packed(model, sequences, [6])
-    errors = []
-    for changed in (plain, made_up):
-        other = ESM2(replace(model.parameters, layers=tuple(changed)), shape, model.attend)
-        found = run_packed(other, sequences, [6])
-        errors.append(sum(float((a[6].mean(0) - b[6].mean(0)).norm()) for a, b in zip(found, exact, strict=True)))
-    assert errors[1] < 0.7 * errors[0]
+    for p, seen in zip(model.parameters.layers, inputs_of_products(model), strict=True):
+        assert [len(one.mean) for one in seen] == [320, 320, 1280]
+        changed, eight = in_integers(p, seen)
+        order = torch.cdist(changed.fc1.weight, p.fc1.weight).argmin(1)
+        x, hidden = numbers(7, 320), F.gelu(numbers(7, 1280))
+        qkv = changed.attention_norm(x) @ eight.qkv.rounded().T + changed.qkv.bias
+        assert near(qkv, p.qkv(p.attention_norm(x)))
+        fc1 = changed.final_norm(x) @ eight.fc1.rounded().T + changed.fc1.bias
+        assert near(fc1, p.fc1(p.final_norm(x))[:, order])
+        fc2 = (hidden * eight.factor.float()) @ eight.fc2.rounded().T + changed.fc2.bias
+        assert near(fc2, F.linear(hidden, p.fc2.weight[:, order], p.fc2.bias))
 
 
 def test_what_enters_each_product_is_watched_in_the_same_forward() -> None:
     model = build(weights(TINY), TINY)
-    found = mean_inputs(model)
-    assert [[len(mean) for mean in means] for means in found] == [[32, 32, 32, 128]] * TINY.layers
+    found = inputs_of_products(model)
     assert type(model.parameters.layers[0].qkv) is Linear, "the model itself is left as it was"
     tokens, segments = calibration_batch(torch.device("cpu"))
     entering = model.parameters.layers[0].attention_norm(model.embed(tokens, segments))
-    assert torch.equal(found[0][0], entering.mean(0))
+    mean, reach = found[0][0]
+    assert torch.equal(mean, entering.mean(0))
+    torch.testing.assert_close(reach, (entering - mean).abs().amax(0))
 
 
-def test_the_float8_form_is_the_readable_one_in_fewer_bits(
+def test_the_proteins_that_scales_are_derived_from_are_part_of_what_a_chunk_file_says() -> None:
+    text = files("virnucpro.models.esm2").joinpath("calibration.faa").read_bytes()
+    assert hashlib.sha256(text).hexdigest().startswith(CALIBRATION)
+    assert settings_identity(EmbeddingSettings(precision="int8"))["calibration"] == CALIBRATION
+    assert not settings_identity(EmbeddingSettings(precision="fp16"))["calibration"]
+    assert serves("calibration", {}, "")  # a file of before it was said
+    assert not serves("calibration", {}, CALIBRATION)
+
+
+def test_the_form_in_integers_is_the_readable_one_in_fewer_bits(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it but torch's scaled product, which a CPU may lack; layers asked for alone and together."""
-
-    def product(a: Scaled, weight: Scaled) -> torch.Tensor:
-        return ((a[0].float() * a[1]) @ (weight[0].float() * weight[1]).T).bfloat16()
-
-    monkeypatch.setattr(importlib.import_module("virnucpro.models.esm2.float8"), "scaled_product", product)
-    shape = Architecture(layers=3, embed_dim=16, heads=1)  # the interpreter is slow
-    model = build(weights(shape), shape, torch.bfloat16)
-    form = Float8ESM2(model.parameters, shape, model.attend)
-    assert form.facts.dtype == torch.float8_e4m3fn
-    assert (form.facts.layers_run, form.first) == ("fused fp8", 1)
+    """Layers asked for alone and together."""
+    monkeypatch.setattr("virnucpro.models.esm2.int8.calibration_batch", shorter)
+    shape = Architecture(layers=2, embed_dim=16, heads=1)  # the interpreter is slow
+    model = build(weights(shape), shape, torch.float16)
+    form = Int8ESM2(model.parameters, shape, model.attend)
+    assert (form.facts.dtype, form.facts.layers_run) == (torch.int8, "fused int8")
     sequences = ["MKLVWY", "ACD"]
-    exact, found = (run_packed(one, sequences, [0, 1, 2, 3]) for one in (model, form))
-    for layer, limit in ((0, 0.0), (1, 0.01), (2, 0.1), (3, 0.1)):
+    exact, found = (run_packed(one, sequences, [0, 1, 2]) for one in (model, form))
+    for layer, limit in ((0, 0.0), (1, 0.02), (2, 0.03)):
         for one, other in zip(exact, found, strict=True):
             assert (one[layer] - other[layer]).norm() <= limit * one[layer].norm()
-    for layer in (2, 3):
+    for layer in (1, 2):
         alone = run_packed(form, sequences, [layer])
         assert all(torch.equal(one[layer], other[layer]) for one, other in zip(alone, found, strict=True))
 
 
-def test_float8_is_refused_where_there_is_none() -> None:
-    with pytest.raises(UserError, match=r"precision fp8 needs a GPU of compute capability 8\.9 or newer"):
-        resolve_precision("fp8", torch.device("cpu"))
+def test_int8_is_refused_where_there_is_none() -> None:
+    with pytest.raises(UserError, match=r"precision int8 needs a GPU of compute capability 7\.5 or newer"):
+        resolve_precision("int8", torch.device("cpu"))
 
 
 def test_float32_and_the_cpu_keep_plain_operators() -> None:
@@ -258,10 +289,10 @@ def test_float32_and_the_cpu_keep_plain_operators() -> None:
         assert type(form) is ESM2
 
 
-def test_float8_without_fused_kernels_is_refused() -> None:
-    model = build(weights(TINY), TINY, torch.bfloat16)
-    with pytest.raises(UserError, match="precision fp8 is computed by fused kernels alone"):
-        fastest_form(model.parameters, TINY, model.attend, dtype=torch.float8_e4m3fn, kernels="eager", logger=LOGGER)
+def test_int8_without_fused_kernels_is_refused() -> None:
+    model = build(weights(TINY), TINY, torch.float16)
+    with pytest.raises(UserError, match="precision int8 is computed by fused kernels alone"):
+        fastest_form(model.parameters, TINY, model.attend, dtype=torch.int8, kernels="eager", logger=LOGGER)
 
 
 def test_layers_asked_for_do_not_change_with_later_ones(kernels: ModuleType) -> None:

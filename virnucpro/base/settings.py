@@ -134,10 +134,10 @@ SETTINGS = {
         Setting(
             "precision",
             "Number format of the model: fp32, fp16, bf16, or auto, which is fp16 on a GPU that computes it fast (what "
-            "is not finite is computed again in a wider format) and fp32 on a CPU; or fp8, faster and less exact "
+            "is not finite is computed again in a wider format) and fp32 on a CPU; or int8, faster and less exact "
             "(docs/accuracy.md).",
             "auto",
-            words=("auto", "fp32", "fp16", "bf16", "fp8"),
+            words=("auto", "fp32", "fp16", "bf16", "int8"),
         ),
         Setting(
             "chunk_residues",

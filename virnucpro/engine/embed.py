@@ -34,7 +34,7 @@ from virnucpro.engine.run import (
     run_batches,
 )
 from virnucpro.models.base import Model, ModelFacts
-from virnucpro.models.precision import dtype_name, exact_products, resolve_precision
+from virnucpro.models.precision import dtype_name, exact_products, parameter_dtype, resolve_precision
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics
 from virnucpro.weights.manifest import WeightsManifest
 
@@ -232,7 +232,7 @@ def _load_wider(load: Callable[[str, str], Model], facts: ModelFacts, logger: lo
     try:
         return load("fp32", "eager")
     except UserError as error:
-        if facts.dtype != torch.float16:
+        if parameter_dtype(facts.dtype) != torch.float16:
             raise
         resolve_precision("bf16", facts.device)  # told before the other error where there is no bfloat16
         logger.warning("%s; what overflowed is computed in bfloat16 instead", error)

@@ -23,6 +23,7 @@ from virnucpro.base.text import clock_time
 from virnucpro.engine.batch import PackedBatch, PackedPieces, batch_end
 from virnucpro.engine.outputs import Outputs
 from virnucpro.engine.pooling import first_tokens, segment_maxima, segment_sums, weigh
+from virnucpro.models.precision import parameter_dtype
 
 
 class Progress:
@@ -100,7 +101,7 @@ def bytes_per_token(embed_dim: int, layers_kept: int, dtype: torch.dtype) -> int
     and the rotary's temporaries (8) or the feed-forward's two hidden layers (8, in the model's
     dtype), of which the larger counts; the layers kept, and their weighted copy.
     """
-    width = torch.finfo(dtype).bits // 8
+    width = parameter_dtype(dtype).itemsize
     channels = 4 * 4 + max(8 * 4, 8 * width + 4 * width) + 4 * (layers_kept + 2)
     return channels * embed_dim
 

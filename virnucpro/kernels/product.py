@@ -36,7 +36,7 @@ SCHEDULE = {"num_warps": 8, "num_stages": 3}
 
 
 @triton.jit
-def _tile(number, tokens, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+def tile_at(number, tokens, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
     """First row and first column of a tile."""
     down = tl.cdiv(tokens, ROWS)
     across = tl.cdiv(width, COLUMNS)
@@ -72,7 +72,7 @@ def _gelu_product(
     GROUP: tl.constexpr,
 ):
     for number in tl.range(tl.program_id(0), tiles, programs, flatten=True):
-        row, column = _tile(number, tokens, width, ROWS, COLUMNS, GROUP)
+        row, column = tile_at(number, tokens, width, ROWS, COLUMNS, GROUP)
         left, right = _halves(x, weight, row, column, depth, ROWS, COLUMNS, DEPTH)
         columns = column + tl.arange(0, COLUMNS // 2)
         left += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
@@ -98,7 +98,7 @@ def _gated_product(
     GROUP: tl.constexpr,
 ):
     for number in tl.range(tl.program_id(0), tiles, programs, flatten=True):
-        row, column = _tile(number, tokens, width, ROWS, COLUMNS, GROUP)
+        row, column = tile_at(number, tokens, width, ROWS, COLUMNS, GROUP)
         gate, up = _halves(x, weight, row, column, depth, ROWS, COLUMNS, DEPTH)
         out.store([row, column // 2], (gelu_of(gate) * up).to(out.dtype))
 
@@ -153,11 +153,11 @@ def _start(kernel: Any, x: Tensor, weight: Tensor, out: Tensor, *more: Tensor) -
     """Start a kernel; ``more`` are the tensors that it takes besides the product's."""
     tokens, depth = x.shape
     tiles = triton.cdiv(tokens, ROWS) * triton.cdiv(len(weight), COLUMNS)
-    programs = min(tiles, _multiprocessors(x.device))
+    programs = min(tiles, multiprocessors(x.device))
     kernel[(programs,)](
-        _blocks(x, ROWS, DEPTH),
-        _blocks(weight, COLUMNS, DEPTH),
-        _blocks(out, ROWS, HALF),
+        blocks(x, ROWS, DEPTH),
+        blocks(weight, COLUMNS, DEPTH),
+        blocks(out, ROWS, HALF),
         *more,
         tokens,
         len(weight),
@@ -172,12 +172,14 @@ def _start(kernel: Any, x: Tensor, weight: Tensor, out: Tensor, *more: Tensor) -
     )
 
 
-def _blocks(matrix: Tensor, rows: int, columns: int) -> Any:
+def blocks(matrix: Tensor, rows: int, columns: int) -> Any:
+    """A matrix as the tensor memory accelerator takes it, ``rows`` by ``columns`` at a time."""
     from triton.tools.tensor_descriptor import TensorDescriptor  # from Triton 3.4 on
 
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """How many of them a GPU has."""
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -62,7 +62,7 @@ class ModelFacts:
         dtype: what the matrix products are computed in.
         attention: the attention by its own name, such as "triton_flash" or "sdpa".
         implementation: "flash_attention_2" or "standard_attention".
-        layers_run: "eager", or a faster form's name, such as "fused" or "fused fp8".
+        layers_run: "eager", or a faster form's name, such as "fused" or "fused int8".
     """
 
     family: str

@@ -297,9 +297,9 @@ def load_esm2_model(
     Raises:
         UserError: an unknown model, a missing device, weights that cannot be had or do not fit.
     """
-    if precision == "fp8":
+    if precision == "int8":
         raise UserError(
-            "precision fp8 is for embedding jobs (virnucpro.embed and the workflow): take auto, fp32, fp16 or bf16"
+            "precision int8 is for embedding jobs (virnucpro.embed and the workflow): take auto, fp32, fp16 or bf16"
         )
     logger = logger or logging.getLogger(__name__)
     target = parse_device(device)

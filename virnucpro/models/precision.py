@@ -12,14 +12,14 @@ from virnucpro.base.settings import SETTINGS
 from virnucpro.cuda import AMPERE
 from virnucpro.cuda.devices import capability
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-"""The dtype of the matrix products' inputs; with fp8 everything else is bfloat16."""
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
+"""The dtype of the matrix products' inputs; with int8 everything else is float16."""
 
 FAST_HALF = (7, 0)
 """From compute capability 7.0 (Volta) on, tensor cores multiply float16 with float32 sums."""
 
-FLOAT8 = (8, 9)
-"""From compute capability 8.9 (Ada) on, tensor cores multiply float8."""
+INT8 = (7, 5)
+"""From compute capability 7.5 (Turing) on, tensor cores multiply 8-bit integers."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -29,7 +29,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     more bits than bfloat16. So "auto" is float16 on a GPU with tensor cores, float32 elsewhere.
 
     Raises:
-        UserError: an unknown precision, bf16 on a GPU that only emulates it, or fp8 where there is none.
+        UserError: an unknown precision, bf16 on a GPU that only emulates it, or int8 where there is none.
     """
     if precision == "auto":
         return torch.float16 if capability(device) >= FAST_HALF else torch.float32
@@ -39,22 +39,22 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         raise UserError(
             f"{torch.cuda.get_device_name(device)} does not compute bf16: take precision auto, fp16 or fp32"
         )
-    if precision == "fp8" and capability(device) < FLOAT8:
+    if precision == "int8" and capability(device) < INT8:
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
         raise UserError(
-            f"precision fp8 needs a GPU of compute capability 8.9 or newer (Ada, Hopper), and this is {where}: "
+            f"precision int8 needs a GPU of compute capability 7.5 or newer (Turing), and this is {where}: "
             "take precision auto"
         )
     return DTYPES[precision]
 
 
 def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that parameters are loaded in for products in ``dtype``: bfloat16 for float8, else the same."""
-    return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+    """The dtype that parameters are loaded in for products in ``dtype``: float16 for int8, else the same."""
+    return torch.float16 if dtype == torch.int8 else dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """ "float16", "bfloat16", "float32" or "float8_e4m3fn"."""
+    """ "float16", "bfloat16", "float32" or "int8"."""
     return str(dtype).removeprefix("torch.")
 
 

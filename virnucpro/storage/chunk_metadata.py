@@ -25,16 +25,25 @@ FIRST_NUMBERS = "1"
 """What it was in files that do not say it."""
 
 
-@dataclass(frozen=True)
+CALIBRATION = "2c452729409aaf80"
+"""Beginning of the sha256 of the proteins that int8's scales are derived from
+(virnucpro/models/esm2/calibration.faa)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SettingsIdentity:
-    """What a chunk file says of the settings; ``pooling`` is sorted, ``precision`` the setting, not what ran."""
+    """What a chunk file says of the settings; ``pooling`` is sorted, ``precision`` the setting, not what ran.
+
+    ``calibration`` is :data:`CALIBRATION` for int8, else empty.
+    """
 
     pooling: tuple[str, ...]
     precision: str
     long_proteins: LongProteins
+    calibration: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingIdentity(SettingsIdentity):
     """What makes one chunk file exchangeable for another: equal in all files of one table. ``layers`` are numbers."""
 
@@ -189,7 +198,7 @@ def serves(name: str, entries: Mapping[str, str], wanted: str) -> bool:
     """
     if name == RESIDUE_DTYPE:
         return entries.get(name, "float32") in ("float32", wanted)
-    found = entries.get(name)
+    found = entries.get(name, "" if name == "calibration" else None)  # earlier files do not say it
     return found is not None and (found == wanted or decoded(found) == decoded(wanted))
 
 
@@ -213,6 +222,7 @@ def _settings_part(settings: EmbeddingSettings) -> SettingsIdentity:
         pooling=tuple(sorted(settings.pooling)),
         precision=settings.precision,
         long_proteins=settings.long_proteins,
+        calibration=CALIBRATION if settings.precision == "int8" else "",
     )
 
 

@@ -1,4 +1,4 @@
-"""The choice of a form: fused or float8 where it runs and agrees with the readable one, which is left elsewhere."""
+"""The choice of a form: fused, or of integers, where it runs and agrees with the readable one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from virnucpro.models.esm2.model import ESM2, Parameters
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.forms import fused_if_equal
 
-FLOAT8_LIMIT = 1e-2
-"""Largest 1 - cosine to bfloat16 of a pooled vector with which float8 is used at all."""
+INT8_LIMIT = 1e-2
+"""Largest 1 - cosine to float16 of a pooled vector with which integers are used at all."""
 
 
 def fastest_form(
@@ -37,13 +37,13 @@ def fastest_form(
         kernels: "auto", or "eager" for the readable form.
 
     Raises:
-        UserError: float8 was asked for and does not work here, or with "eager", which has no such products.
+        UserError: int8 was asked for and does not work here, or with "eager", which has no such products.
     """
     model = ESM2(parameters, sizes, attend)
-    if dtype == torch.float8_e4m3fn:
+    if dtype == torch.int8:
         if kernels == "eager":
-            raise UserError("precision fp8 is computed by fused kernels alone: take kernels auto, or precision auto")
-        return float8_form(model, logger)
+            raise UserError("precision int8 is computed by fused kernels alone: take kernels auto, or precision auto")
+        return int8_form(model, logger)
     # On older GPUs Triton's compiler can end the process.
     if kernels == "eager" or capability(model.facts.device) < AMPERE:
         return model
@@ -61,30 +61,30 @@ def fused_form(model: ESM2, logger: logging.Logger) -> ESM2:
     return fused_if_equal(model, make, logger)
 
 
-def float8_form(model: ESM2, logger: logging.Logger) -> ESM2:
-    """The float8 form of a bfloat16 model, if its embeddings stay near enough to bfloat16's.
+def int8_form(model: ESM2, logger: logging.Logger) -> ESM2:
+    """The form in 8-bit integers of a float16 model, if its embeddings stay near enough to float16's.
 
     Raises:
-        UserError: it does not run here, or pooled vectors are farther off than :data:`FLOAT8_LIMIT`.
+        UserError: it does not run here, or pooled vectors are farther off than :data:`INT8_LIMIT`.
     """
     started = time.perf_counter()
     try:
-        from virnucpro.models.esm2.float8 import Float8ESM2, calibration_batch  # needs Triton
+        from virnucpro.models.esm2.int8 import Int8ESM2, calibration_batch  # needs Triton
 
         with torch.inference_mode():
             tokens, segments = calibration_batch(model.facts.device)
-            form = Float8ESM2(model.parameters, model.sizes, model.attend)
+            form = Int8ESM2(model.parameters, model.sizes, model.attend)
             exact, found = (pooled(one, tokens, segments) for one in (model, form))
     except Exception as error:
-        raise UserError(f"precision fp8 does not run here ({first_sentence(error)}): take precision auto") from error
+        raise UserError(f"precision int8 does not run here ({first_sentence(error)}): take precision auto") from error
     distance = float(1 - torch.cosine_similarity(exact, found, dim=1).min())
-    if not distance <= FLOAT8_LIMIT:
+    if not distance <= INT8_LIMIT:
         raise UserError(
-            f"this model's embeddings in fp8 are too far from bfloat16's (1 - cosine {distance:.1g}): "
+            f"this model's embeddings in int8 are too far from float16's (1 - cosine {distance:.1g}): "
             "take precision auto"
         )
     seconds = time.perf_counter() - started
-    logger.info("layers run fused in float8, ready in %.1f s (1 - cosine to bfloat16 %.1g)", seconds, distance)
+    logger.info("layers run fused in int8, ready in %.1f s (1 - cosine to float16 %.1g)", seconds, distance)
     return form
 
 

@@ -8,7 +8,7 @@ were 8e-4 in float16 with a float32 stream, 4e-3 with a float16 stream, and 3e-3
 (bfloat16: 8e-3, 1.8e-2, 1.9e-2).
 
 Faster forms of the same model, which are compared with this one before they are used:
-:mod:`virnucpro.models.esm2.fused` and :mod:`virnucpro.models.esm2.float8`.
+:mod:`virnucpro.models.esm2.fused` and :mod:`virnucpro.models.esm2.int8`.
 """
 
 from __future__ import annotations

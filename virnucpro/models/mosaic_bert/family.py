@@ -57,8 +57,8 @@ class MosaicBertFamily:
         kernels: str,
         logger: logging.Logger,
     ) -> Model:
-        if dtype == torch.float8_e4m3fn:
-            raise UserError("precision fp8 is computed for ESM-2 alone: take precision auto")
+        if dtype == torch.int8:
+            raise UserError("precision int8 is computed for ESM-2 alone: take precision auto")
         model = MosaicBert(Parameters.arrange(state, sizes, device=device, dtype=dtype), sizes, attention)
         # On older GPUs Triton's compiler can end the process.
         if kernels == "eager" or capability(device) < AMPERE:
