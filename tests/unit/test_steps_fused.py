@@ -252,8 +252,7 @@ def test_the_proteins_that_scales_are_derived_from_are_part_of_what_a_chunk_file
     text = files("virnucpro.models.esm2").joinpath("calibration.faa").read_bytes()
     assert hashlib.sha256(text).hexdigest().startswith(CALIBRATION)
     assert settings_identity(EmbeddingSettings(precision="int8"))["calibration"] == CALIBRATION
-    assert not settings_identity(EmbeddingSettings(precision="fp16"))["calibration"]
-    assert serves("calibration", {}, "")  # a file of before it was said
+    assert "calibration" not in settings_identity(EmbeddingSettings(precision="fp16"))
     assert not serves("calibration", {}, CALIBRATION)
 
 

@@ -155,8 +155,12 @@ T = TypeVar("T", ChunkSource, EmbeddingIdentity, DeviceRun)
 
 
 def header_entries(part: ChunkSource | SettingsIdentity | DeviceRun) -> dict[str, str]:
-    """The fields as entries of a safetensors header: a text as it is, anything else as JSON."""
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(part).items()}
+    """The fields as entries of a safetensors header: a text as it is, anything else as JSON.
+
+    Without a calibration no entry says so, as none does in files of before there was one.
+    """
+    said = {name: value for name, value in asdict(part).items() if (name, value) != ("calibration", "")}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()}
 
 
 def read_header_entries(entries: Mapping[str, str], kind: type[T], path: Path) -> T:
@@ -198,7 +202,7 @@ def serves(name: str, entries: Mapping[str, str], wanted: str) -> bool:
     """
     if name == RESIDUE_DTYPE:
         return entries.get(name, "float32") in ("float32", wanted)
-    found = entries.get(name, "" if name == "calibration" else None)  # earlier files do not say it
+    found = entries.get(name)
     return found is not None and (found == wanted or decoded(found) == decoded(wanted))
 
 
