@@ -70,13 +70,14 @@ def test_rows_come_back_in_their_order_with_what_is_theirs(tmp_path: Path) -> No
     assert abs(statistics.padding_avoided - 0.1) < 1e-9
 
 
-def test_precisions_of_different_devices_are_told_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("narrow", ["float16", "int8"])
+def test_precisions_of_different_devices_are_told_apart(tmp_path: Path, narrow: str) -> None:
     parts = [
         write(tmp_path / "a", [0], [0], replace(RUN, precisions=("float32",))),
-        write(tmp_path / "b", [1], [1], replace(RUN, precisions=("float16", "bfloat16"))),
+        write(tmp_path / "b", [1], [1], replace(RUN, precisions=(narrow, "bfloat16"))),
     ]
     joined = join_parts(parts, [np.array([0]), np.array([1])])
-    assert joined.run.precisions == ("float16", "bfloat16", "float32")
+    assert joined.run.precisions == (narrow, "bfloat16", "float32")
     assert joined.tensors["precision"].tolist() == [2, 1]
     assert joined.run.device == "Tesla T4"
 

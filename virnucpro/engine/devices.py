@@ -25,6 +25,7 @@ from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.engine.embed import ProteinEmbeddings
 from virnucpro.engine.processes import DeviceProcess
+from virnucpro.models.precision import parameter_dtype
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics, header_entries, read_header_entries
 from virnucpro.storage.chunk_writer import ResidueRegion
 
@@ -172,7 +173,7 @@ def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> Prot
 
 def _range_of(dtype: str) -> float:
     """The largest number of a format: what overflows in one is computed in one of a larger range."""
-    return torch.finfo(getattr(torch, dtype)).max
+    return torch.finfo(parameter_dtype(getattr(torch, dtype))).max
 
 
 def _joined_statistics(parts: Sequence[RunStatistics]) -> RunStatistics:
