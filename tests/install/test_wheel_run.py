@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import tarfile
+import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.install.test_wheel import ROOT, bare, virnucpro
 from virnucpro import cli, launch
@@ -51,6 +54,17 @@ def test_the_pages_that_sentences_name_come_with_the_wheel(bare: Path, tmp_path:
     unknown = virnucpro(bare, tmp_path, "docs", "modles")
     assert unknown.returncode == 1
     assert "there is no page 'modles': README, accuracy" in unknown.stderr.splitlines()[-1]
+
+
+def test_the_extra_brings_what_snakemakes_report_needs() -> None:
+    """The last line of a run recommends ``--report``."""
+    wanted = [Requirement(each) for each in distribution("snakemake").requires or []]
+    needed = {each.name.lower() for each in wanted if each.marker and each.marker.evaluate({"extra": "reports"})}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "pygments" in needed
+    assert needed <= {Requirement(each).name.lower() for each in project["optional-dependencies"]["workflow"]} | {
+        each.name.lower() for each in wanted if each.marker is None
+    }
 
 
 def test_what_is_asked_for_becomes_snakemakes_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
