@@ -73,16 +73,17 @@
     }
   }
 
-  // Those that are chosen in the legend, or all; while the map moves, some of them.
+  // Those that are chosen in the legend, or all; while the map moves, some of them, and half as fine.
   function sift(map, isThin = false) {
     map.isThin = isThin;
     const all = map.chosen ?? (isThin ? Array.from(map.data.ids, (_, point) => point) : null);
+    map.fit();
     const step = isThin ? Math.ceil(all.length / WHILE_MOVED) : 1;
     if (all === null) map.plot.unfilter();
     else map.plot.filter(step > 1 ? all.filter((_, i) => i % step === 0) : all);
   }
 
-  // Without a GPU, a drawing of many points takes a tenth of a second: then fewer are drawn until the map rests.
+  // Without a GPU, a drawing of many points takes a tenth of a second or two: then less is drawn until the map rests.
   function thinWhileMoved(map) {
     let slow = 0, rest = 0, isTimed = false;
     const time = () => requestAnimationFrame((start) => requestAnimationFrame((end) => {
@@ -94,7 +95,7 @@
       if (!isTimed) { isTimed = true; time(); }
       if (!map.isThin && slow > 2 && (map.chosen ?? map.data.ids).length > WHILE_MOVED) sift(map, true);
       clearTimeout(rest);
-      rest = setTimeout(() => { if (map.isThin) sift(map); slow = 0; }, 300);
+      rest = setTimeout(() => { if (map.isThin) sift(map); slow = 0; }, 500);
     });
   }
 
@@ -166,8 +167,10 @@
     $("warning").hidden = !data.warning;
     for (const name of Object.keys(data.layouts)) $("layout").add(new Option(name, name));
     data.columns.forEach((column, i) => $("colour").add(new Option(column.name, i)));
-    // By itself the renderer is as large as the window, and never larger than the screen, which a headless browser may not have.
-    const renderer = createScatterplot.createRenderer();
+    // What is drawn is smooth already and copied at once: a buffer of several samples a pixel, which is kept, would cost a third of the time.
+    const canvas = document.createElement("canvas");
+    canvas.getContext("webgl", { antialias: false, preserveDrawingBuffer: false });
+    const renderer = createScatterplot.createRenderer({ canvas });
     const size = () => ({ width: $("plot").clientWidth, height: $("plot").clientHeight });
     renderer.resize(size().width, size().height);
     // All of the square in which the points are: as high as the canvas, or in a higher one as wide.
@@ -198,13 +201,14 @@
     map.plot.subscribe("pointout", () => hover(map, null));
     map.plot.subscribe("select", ({ points }) => show(map, points[0] ?? null));
     thinWhileMoved(map);
-    const fit = () => {
-      renderer.resize(size().width, size().height);
-      map.plot.set(size());
+    map.fit = () => {
+      const share = map.isThin ? 0.5 : 1, width = size().width * share, height = size().height * share;
+      renderer.resize(width, height);
+      map.plot.set({ width, height, pointSize: options.pointSize * share });
       options.cameraDistance = away(); // what reset() goes back to
       if (!map.isMoved) map.plot.reset();
     };
-    window.addEventListener("resize", () => requestAnimationFrame(fit));
+    window.addEventListener("resize", () => requestAnimationFrame(map.fit));
     $("layout").onchange = map.draw;
     $("colour").onchange = map.draw;
     $("search").oninput = () => find(map, $("search").value);
