@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from virnucpro.engine.outputs import Outputs, Residues, ResiduesInMemory
 from virnucpro.models.esm2.alphabet import CLS, EOS, FIRST_RESIDUE
 from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.family import ESM2_FAMILY
+from virnucpro.models.esm2.published import PUBLISHED, PublishedVectors
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.precision import DTYPES, INT8, dtype_name, exact_products, resolve_precision
 from virnucpro.weights.locate import locate_checkpoint
@@ -52,6 +54,7 @@ class Finding:
         neighbours: share of each protein's nearest others (by cosine, at most ten) that are the same ones.
         computed_by: the attention and the layers' steps.
         tokens_per_second: second of two runs.
+        published: largest difference from what others have published for the model's weights, where anything is known.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Finding:
     neighbours: float
     tokens_per_second: float
     passed: bool = True
+    published: float | None = None
 
 
 def run_doctor(
@@ -81,8 +85,11 @@ def run_doctor(
     device = parse_device(device)
     architecture, state = load_checkpoint(locate_checkpoint(model, logger.info))
     tokens = random_proteins(proteins, longest)
+    known = PUBLISHED.get(Path(model).stem)
+    if known is not None:
+        tokens += ESM2_FAMILY.tokenizer().encode(list(known.proteins), [""] * len(known.proteins))
     try:
-        findings = _findings(state, architecture, tokens, device, logger)
+        findings = _findings(state, architecture, tokens, known, device, logger)
     except torch.OutOfMemoryError:
         raise UserError(
             f"{model} in float32, which the doctor compares with, needs about {architecture.parameters * 4e-9:.0f} GB, "
@@ -97,19 +104,28 @@ def _findings(
     state: State,
     architecture: Architecture,
     tokens: Sequence[np.ndarray],
+    known: PublishedVectors | None,
     device: torch.device,
     logger: logging.Logger,
 ) -> list[Finding]:
-    findings = []
+    findings: list[Finding] = []
+
+    def add(name: str, computed_by: str, found: Embedded, seconds: float) -> Finding:
+        finding = compare(name, computed_by, found, truth, count / seconds)
+        if known is not None:
+            finding.published = known.distance([mean for _, mean in found[-len(known.proteins) :]])
+        findings.append(finding)
+        return finding
+
     with exact_products(), current_device(device):
         truth, seconds = embed_by_fair_esm(state, architecture, tokens, device, torch.float32)
         count = sum(len(ids) + 2 for ids in tokens)
-        findings.append(compare("fair-esm float32", "its own", truth, truth, count / seconds))
+        add("fair-esm float32", "its own", truth, seconds)
         for dtype in _dtypes(device):
             name = dtype_name(dtype)
             if dtype in (torch.float16, torch.bfloat16) and device.type == "cuda":
                 theirs, seconds = embed_by_fair_esm(state, architecture, tokens, device, dtype)
-                findings.append(compare(f"fair-esm {name}", "its own", theirs, truth, count / seconds))
+                add(f"fair-esm {name}", "its own", theirs, seconds)
             try:
                 ours, seconds, how = embed_packed(state, architecture, tokens, device, dtype, logger)
             except UserError as error:
@@ -117,9 +133,8 @@ def _findings(
                     raise
                 logger.warning("int8 left out: %s", error)
                 continue
-            finding = compare(f"virnucpro {name}", how, ours, truth, count / seconds)
+            finding = add(f"virnucpro {name}", how, ours, seconds)
             finding.passed = finding.cosine_distance <= LIMITS[dtype]
-            findings.append(finding)
     return findings
 
 
@@ -146,6 +161,9 @@ def format_findings(findings: Sequence[Finding], model: str, device: str) -> str
         f"{one.tokens_per_second:10,.0f}  {'' if one.passed else 'TOO FAR OFF'}".rstrip()
         for one in findings
     ]
+    if findings[0].published is not None:
+        lines.append("largest difference from what is published for these weights, two proteins, values of up to 14:")
+        lines += [f"{one.name:24}  {one.published:.1e}" for one in findings]
     failed = [one.name for one in findings if not one.passed]
     lines.append(
         f"not to be trusted on this device: {', '.join(failed)}; choose another precision and report this table"
