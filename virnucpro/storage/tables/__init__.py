@@ -130,10 +130,10 @@ def read_parts(path: Path, layer: int, pooling: str) -> Iterator[NDArray[Any]]:
     """
     name = _format_of(path)
     if name == "parquet":
-        from virnucpro.storage.tables.parquet import read_batches
         from virnucpro.storage.tables.rows import COLUMNS
 
-        yield from read_batches(path, layer, COLUMNS[pooling])
+        # By name, as all formats: what embeds imports this module and has no pyarrow in its environment.
+        yield from cast("Any", _module(name)).read_batches(path, layer, COLUMNS[pooling])
         return
     matrix = read_embeddings(path, layer, pooling).matrix
     for begin in range(0, len(matrix), PART_ROWS):
