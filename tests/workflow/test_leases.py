@@ -10,9 +10,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.workflow.faults import Run, same_table, wait_until
+from tests.workflow.faults import Run, wait_until
+from virnucpro import read_embeddings
 
 
 @pytest.fixture
@@ -59,4 +61,7 @@ def test_no_two_jobs_on_one_gpu(run: Run, gpus: set[str], undisturbed: Run) -> N
         (run.plans / f"{run.chunk(chunk).name}.release").touch()
     result = run.finish(process)
     assert result.code == 0, result.text
-    assert same_table(run.table, undisturbed.table)
+    # On a CPU, whose threads are another number here, the same protein's vectors may differ in their last bits.
+    (ids, found), (others, expected) = (read_embeddings(one.table) for one in (run, undisturbed))
+    assert list(ids) == list(others)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
