@@ -88,7 +88,7 @@ def embed(
         empty_records, duplicate_ids, empty_samples, suspicious: what is done about records that can't simply be
             embedded; ``skipped.tsv`` lists the skipped ones.
         devices: ``"cuda:0"``, ``"cpu"``, ...; None takes every GPU that the process sees, or the CPU.
-        threads: of the CPU; None takes as many as torch does.
+        threads: of the CPU; None takes as many as torch does, and never more than there are cores.
         weights_folder: where converted weights are kept; by default ``weights`` in the user's cache, once for all calls
             (:func:`virnucpro.base.paths.user_cache`).
         progress: is told, as batches are done, how many tokens are and how many this call embeds.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
-from virnucpro.base.limits import let_waiting_threads_sleep
+from virnucpro.base.limits import let_waiting_threads_sleep, usable_cores
 from virnucpro.base.paths import user_cache, user_path
 from virnucpro.base.settings import EmbeddingSettings, LongProteins, default
 from virnucpro.base.text import short
@@ -99,7 +99,7 @@ def embed_sequences(
             progress(done, wanted)
 
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(min(threads, usable_cores()))
     name = device or job_devices(None)[0]
     found = embed_proteins(proteins, weights.file, manifest, settings, device=name, heard=heard, logger=log)
     (means,) = (values for key, values in found.tensors.items() if key.startswith("mean."))

@@ -428,3 +428,15 @@ def test_one_protein_needs_no_files_but_the_weights(weights: Path, oracle: ESM2)
         logger=LOGGER,
     )
     close(torch.from_numpy(found.tensors["mean.3"][0]), oracle_residues(oracle, ["MKLV"], [3])[0][3].mean(0))
+
+
+def test_a_job_never_starts_more_threads_than_there_are_cores(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    monkeypatch.setattr("virnucpro.engine.job.usable_cores", lambda: 2)
+    fasta, manifest = write_chunk(tmp_path, ["MKLV"])
+    for threads, started in ((16, 2), (1, 1)):
+        output, settings = tmp_path / "out.safetensors", EmbeddingSettings()
+        file = weights / "w.safetensors"
+        embed_chunk(fasta, manifest, file, output, settings, devices=["cpu"], threads=threads, logger=LOGGER)
+        assert torch.get_num_threads() == started

@@ -30,6 +30,11 @@ _NO_MEMORY = re.compile(
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def sentence_for(error: BaseException) -> str | None:
     """The sentence that ends a step: of a user's mistake, or a limit of the system; None for a defect of ours."""
     if isinstance(error, UserError):
@@ -66,7 +71,7 @@ def check_limits() -> None:
     gate = threading.Event()
     threads: list[threading.Thread] = []
     try:
-        for _ in os.sched_getaffinity(0):
+        for _ in range(usable_cores()):
             thread = threading.Thread(target=gate.wait, daemon=True)
             thread.start()
             threads.append(thread)

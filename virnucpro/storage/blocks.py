@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.limits import usable_cores
 from virnucpro.storage.chunk_layout import BLOCK
 
 QUEUED = 2
@@ -28,7 +29,7 @@ FLUSH = 1 << 28
 
 def writing_threads() -> int:
     """As many as hash and write faster than a GPU computes, where there are so many cores."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return min(8, usable_cores())
 
 
 def block_digest(descriptor: int, start: int, size: int) -> bytes:
