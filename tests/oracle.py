@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from esm.model.esm2 import ESM2
 from torch import Tensor
 
 from virnucpro.models.esm2.sizes import Architecture
+
+if TYPE_CHECKING:
+    from virnucpro.kernels.rows8 import Rows  # needs Triton
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
 
@@ -58,3 +62,12 @@ def oracle_residues(model: ESM2, sequences: Sequence[str], layers: Sequence[int]
 def oracle_mean(model: ESM2, sequences: Sequence[str], layers: Sequence[int]) -> list[dict[int, Tensor]]:
     """Mean over the residues, as fair-esm's ``esm-extract --include mean`` has it: ``(D,)`` a layer."""
     return [{k: v.mean(0) for k, v in found.items()} for found in oracle_residues(model, sequences, layers)]
+
+
+def as_numbers(rows: Rows, split: int = 0) -> Tensor:
+    """What rows of integers stand for, float32; the first ``split`` channels have two integers."""
+    values = rows.values.float()
+    whole = values[:, split:] - rows.zeros[:, None]
+    if split:
+        whole[:, :split] = 256 * values[:, :split] + values[:, split : 2 * split]
+    return whole * rows.scales[:, None]

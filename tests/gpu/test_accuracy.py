@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.oracle import as_numbers
 from virnucpro.attention.segments import Segments
 from virnucpro.doctor import Embedded, embed_by_fair_esm, embed_packed, random_proteins
 from virnucpro.engine.load import build_model
@@ -17,9 +17,6 @@ from virnucpro.engine.pooling import segment_sums, weigh
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
 from virnucpro.models.precision import DTYPES, INT8, exact_products
-
-if TYPE_CHECKING:
-    from virnucpro.kernels.rows8 import Rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 
@@ -146,14 +143,6 @@ def test_products_of_integers_are_exact(tokens: int, outputs: int, inputs: int) 
     if torch.cuda.get_device_capability()[0] == 9:
         assert torch.equal(product8.product_in_one(x, eight), scaled.half())
         assert torch.equal(product8.product_in_one(x, eight, bias), with_bias)
-
-
-def as_numbers(rows: Rows, split: int) -> torch.Tensor:
-    """What rows of integers stand for, float32."""
-    values = rows.values.float()
-    whole = values[:, split:] - rows.zeros[:, None]
-    whole[:, :split] = 256 * values[:, :split] + values[:, split : 2 * split]
-    return whole * rows.scales[:, None]
 
 
 def test_a_protein_alone_in_company_and_in_another_order() -> None:

@@ -23,7 +23,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     if not triton.knobs.runtime.interpret:
         pytest.skip("Triton compiles for a GPU here: tests/gpu runs these kernels")
     module = importlib.import_module("virnucpro.kernels.product")
-    monkeypatch.setattr(module, "multiprocessors", lambda device: 2)  # programs that share the tiles
+    monkeypatch.setattr(module, "_multiprocessors", lambda device: 2)  # programs that share the tiles
     return module
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.oracle import as_numbers
 from tests.unit.test_models_numerics import SHAPES, TINY, build, excess, run_packed, weights
 from virnucpro.attention.choose import plain_attention
 from virnucpro.attention.segments import Segments
@@ -29,7 +30,7 @@ from virnucpro.models.precision import resolve_precision
 from virnucpro.storage.chunk_metadata import CALIBRATION, serves, settings_identity
 
 if TYPE_CHECKING:
-    from virnucpro.kernels.rows8 import Rows
+    pass
 
 LOGGER = logging.getLogger("test")
 SEQUENCES = ["MKLVWY" * 3, "ACD", "MKT" * 7]  # the interpreter is slow
@@ -135,15 +136,6 @@ def test_kernels_that_err_are_not_trusted(
     assert "from plain operators: layers run eager, slower" in caplog.text
 
 
-def as_numbers(rows: Rows, split: int = 0) -> torch.Tensor:
-    """What rows of integers stand for."""
-    values = rows.values.float()
-    whole = values[:, split:] - rows.zeros[:, None]
-    if split:
-        whole[:, :split] = 256 * values[:, :split] + values[:, split : 2 * split]
-    return whole * rows.scales[:, None]
-
-
 @pytest.mark.parametrize(("width", "split"), [(72, 0), (320, 0), (1280, 128)])
 def test_gelu_in_integers(kernels: ModuleType, width: int, split: int) -> None:
     """Within half a step, far channels too where they have two integers; what is not finite is told by its scale."""
@@ -177,7 +169,9 @@ def test_products_of_integers_are_exact(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, tokens: int, outputs: int, inputs: int
 ) -> None:
     product8, rows8 = (importlib.import_module(f"virnucpro.kernels.{name}") for name in ("product8", "rows8"))
-    monkeypatch.setattr(product8, "multiprocessors", lambda device: 1)  # programs that take several tiles
+    monkeypatch.setattr(
+        "virnucpro.kernels.product._multiprocessors", lambda device: 1
+    )  # programs that take several tiles
     split, bias = product8.split_of(inputs), numbers(outputs, seed=2)
     x = rows8.gelu_rows(3 * numbers(tokens, inputs), torch.ones(inputs), split)
     weight = product8.weight_rows(numbers(outputs, inputs, seed=1), split)
@@ -209,22 +203,21 @@ def test_the_attention_kernel(kernels: ModuleType, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(found.float(), exact, rtol=0, atol=3e-3)
 
 
-def shorter(device: torch.device) -> tuple[torch.Tensor, Segments]:
+def shorter() -> tuple[torch.Tensor, Segments]:
     """In place of the proteins that scales are derived from: the interpreter is slow."""
     tokens = torch.randint(4, 24, (120,), generator=torch.Generator().manual_seed(1))
-    return tokens.to(device), Segments.from_lengths([70, 50], device)
+    return tokens, Segments.from_lengths([70, 50])
 
 
-def test_a_layer_in_integers_is_the_layer_but_for_their_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_in_integers_is_the_layer_but_for_their_rounding() -> None:
     """Norms, biases and the order of the hidden channels are changed so that nothing else is."""
-    monkeypatch.setattr("virnucpro.models.esm2.int8.calibration_batch", shorter)
     shape = Architecture(layers=2, embed_dim=320, heads=20)
     model = build(weights(shape), shape)
 
     def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
         return bool((found - expected).norm() < 0.01 * expected.norm())
 
-    for p, seen in zip(model.parameters.layers, inputs_of_products(model), strict=True):
+    for p, seen in zip(model.parameters.layers, inputs_of_products(model, *shorter())[0], strict=True):
         assert [len(one.mean) for one in seen] == [320, 320, 1280]
         changed, eight = in_integers(p, seen)
         order = torch.cdist(changed.fc1.weight, p.fc1.weight).argmin(1)
@@ -239,9 +232,10 @@ def test_a_layer_in_integers_is_the_layer_but_for_their_rounding(monkeypatch: py
 
 def test_what_enters_each_product_is_watched_in_the_same_forward() -> None:
     model = build(weights(TINY), TINY)
-    found = inputs_of_products(model)
-    assert type(model.parameters.layers[0].qkv) is Linear, "the model itself is left as it was"
     tokens, segments = calibration_batch(torch.device("cpu"))
+    found, last = inputs_of_products(model, tokens, segments)
+    assert torch.equal(last, model(tokens, segments, [TINY.layers])[TINY.layers])
+    assert type(model.parameters.layers[0].qkv) is Linear, "the model itself is left as it was"
     entering = model.parameters.layers[0].attention_norm(model.embed(tokens, segments))
     mean, reach = found[0][0]
     assert torch.equal(mean, entering.mean(0))
@@ -257,13 +251,12 @@ def test_the_proteins_that_scales_are_derived_from_are_part_of_what_a_chunk_file
 
 
 def test_the_form_in_integers_is_the_readable_one_in_fewer_bits(
-    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+    kernels: ModuleType,
 ) -> None:
     """Layers asked for alone and together."""
-    monkeypatch.setattr("virnucpro.models.esm2.int8.calibration_batch", shorter)
     shape = Architecture(layers=2, embed_dim=16, heads=1)  # the interpreter is slow
     model = build(weights(shape), shape, torch.float16)
-    form = Int8ESM2(model.parameters, shape, model.attend)
+    form = Int8ESM2(model.parameters, shape, model.attend, inputs_of_products(model, *shorter())[0])
     assert (form.facts.dtype, form.facts.layers_run) == (torch.int8, "fused int8")
     sequences = ["MKLVWY", "ACD"]
     exact, found = (run_packed(one, sequences, [0, 1, 2]) for one in (model, form))

@@ -11,7 +11,7 @@ DNABERT-S 619 and 456 TFLOP/s; fc1 with GELU of ESM-2 650M 570 and 482, of 3B 63
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,11 +20,25 @@ from torch import Tensor
 
 from virnucpro.kernels.pointwise import gelu_of
 
-ROWS, COLUMNS, DEPTH = 128, 256, 64
-"""A tile of the result, and how much of the inner dimension is brought at a time."""
 
-HALF = COLUMNS // 2
-"""Columns of the result that are stored at a time; of a gated product, those of a tile."""
+class Tiling(NamedTuple):
+    """How a product is cut.
+
+    ``rows`` and ``columns`` of a tile of the result, half of whose columns are stored at a time; ``depth``, how much of
+    the inner dimension is brought at a time; ``programs`` on a multiprocessor, with so many ``warps`` each.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    programs: int
+    warps: int
+
+
+TILING = Tiling(128, 256, 64, programs=1, warps=8)
+
+HALF = TILING.columns // 2
+"""Columns of a gated product's tile."""
 
 GROUP = 8
 """Rows of tiles that are computed side by side, so that the weights they share stay in the L2."""
@@ -32,7 +46,7 @@ GROUP = 8
 COUNTS = ["tokens", "tiles", "programs"]
 """What changes from batch to batch: nothing is compiled again for it."""
 
-SCHEDULE = {"num_warps": 8, "num_stages": 3}
+STAGES = 3
 
 
 @triton.jit
@@ -47,12 +61,18 @@ def tile_at(number, tokens, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GR
 
 
 @triton.jit
+def halves_of(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and the right half of a tile."""
+    return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def _halves(x, weight, row, column, depth, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
     """The tile of ``x @ weight.T`` at ``row`` and ``column`` in float32, its left and its right half."""
     tile = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, depth, DEPTH):
         tile = tl.dot(x.load([row, start]), weight.load([column, start]).T, tile)
-    return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+    return halves_of(tile, ROWS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -115,7 +135,7 @@ def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ``(T, width)`` in the dtype of ``x``.
     """
     out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
-    _start(_gelu_product, x, weight, out, bias)
+    start(_gelu_product, x, weight, out, bias, tiling=TILING)
     return out
 
 
@@ -145,34 +165,37 @@ def gated_product(x: Tensor, rows: Tensor) -> Tensor:
         ``(T, F)`` in the dtype of ``x``.
     """
     out = torch.empty(len(x), len(rows) // 2, dtype=x.dtype, device=x.device)
-    _start(_gated_product, x, rows, out)
+    start(_gated_product, x, rows, out, tiling=TILING)
     return out
 
 
-def _start(kernel: Any, x: Tensor, weight: Tensor, out: Tensor, *more: Tensor) -> None:
-    """Start a kernel; ``more`` are the tensors that it takes besides the product's."""
+def start(kernel: Any, x: Tensor, weight: Tensor, out: Tensor, *more: Tensor, tiling: Tiling, **constants: int) -> None:
+    """Start a kernel; ``more`` and ``constants`` are what it takes besides the product's."""
     tokens, depth = x.shape
-    tiles = triton.cdiv(tokens, ROWS) * triton.cdiv(len(weight), COLUMNS)
-    programs = min(tiles, multiprocessors(x.device))
+    rows, columns = tiling.rows, tiling.columns
+    tiles = triton.cdiv(tokens, rows) * triton.cdiv(len(weight), columns)
+    programs = min(tiles, tiling.programs * _multiprocessors(x.device))
     kernel[(programs,)](
-        blocks(x, ROWS, DEPTH),
-        blocks(weight, COLUMNS, DEPTH),
-        blocks(out, ROWS, HALF),
+        _blocks(x, rows, tiling.depth),
+        _blocks(weight, columns, tiling.depth),
+        _blocks(out, rows, columns // 2),
         *more,
         tokens,
         len(weight),
         depth,
         tiles,
         programs,
-        ROWS,
-        COLUMNS,
-        DEPTH,
+        rows,
+        columns,
+        tiling.depth,
         GROUP,
-        **SCHEDULE,
+        **constants,
+        num_warps=tiling.warps,
+        num_stages=STAGES,
     )
 
 
-def blocks(matrix: Tensor, rows: int, columns: int) -> Any:
+def _blocks(matrix: Tensor, rows: int, columns: int) -> Any:
     """A matrix as the tensor memory accelerator takes it, ``rows`` by ``columns`` at a time."""
     from triton.tools.tensor_descriptor import TensorDescriptor  # from Triton 3.4 on
 
@@ -180,6 +203,6 @@ def blocks(matrix: Tensor, rows: int, columns: int) -> Any:
 
 
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
+def _multiprocessors(device: torch.device) -> int:
     """How many of them a GPU has."""
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -14,28 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from virnucpro.kernels.product import COUNTS, GROUP, blocks, multiprocessors, tile_at
+from virnucpro.kernels.product import COUNTS, Tiling, halves_of, start, tile_at
 from virnucpro.kernels.rows8 import Rows
 
 DEPTH = 128
 """How much of the inner dimension is brought at a time."""
 
 
-class Tiling(NamedTuple):
-    """How a product is cut: rows and columns of a tile, and what runs on a multiprocessor."""
-
-    rows: int
-    columns: int
-    programs: int
-    warps: int
-
-
-DEEP, SHALLOW = Tiling(128, 256, programs=1, warps=8), Tiling(128, 128, programs=2, warps=4)
+DEEP, SHALLOW = Tiling(128, 256, DEPTH, programs=1, warps=8), Tiling(128, 128, DEPTH, programs=2, warps=4)
 """Where the inner dimension is larger than the result's width, and elsewhere: there what ends a tile takes a larger
 share of the time, and another program's products go on meanwhile. On an H100 in TFLOP/s, DEEP and SHALLOW: 3B's fc2
 1,223 and 1,066, its fc1 1,091 and 1,260, 650M's 841 and 1,085."""
-
-STAGES = 3
 
 SHARE = 20
 """One channel in so many has two integers where a product has any."""
@@ -132,7 +121,7 @@ def _product(
             tile = tile * 256
         for start in range(SPLIT, depth, DEPTH):
             tile = tl.dot(x.load([row, start]), weight.load([column, start]).T, tile, out_dtype=tl.int32)
-        left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+        left, right = halves_of(tile, ROWS, COLUMNS)
         left = _scaled(
             left, row, column, scales, zeros, weight_scales, weight_sums, bias, tokens, width, COLUMNS // 2, BIAS
         )
@@ -147,22 +136,10 @@ def _product(
 def product_in_one(x: Rows, weight: Weight8, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``, float16 ``(T, outputs)``, by one kernel; inputs are a multiple of 16, outputs of 8."""
     (tokens, depth), width = x.values.shape, len(weight.values)
-    tiling = DEEP if depth > width else SHALLOW
-    rows, columns = tiling.rows, tiling.columns
     out = torch.empty(tokens, width, dtype=torch.float16, device=x.values.device)
-    tiles = triton.cdiv(tokens, rows) * triton.cdiv(width, columns)
-    programs = min(tiles, tiling.programs * multiprocessors(out.device))
-    _product[(programs,)](
-        blocks(x.values, rows, DEPTH),
-        blocks(weight.values, columns, DEPTH),
-        blocks(out, rows, columns // 2),
-        *(x.scales, x.zeros, weight.scales, weight.sums, weight.scales if bias is None else bias),
-        *(tokens, width, depth, tiles, programs),
-        *(rows, columns, DEPTH, GROUP),
-        *(weight.split, bias is not None),
-        num_warps=tiling.warps,
-        num_stages=STAGES,
-    )
+    of_rows = (x.scales, x.zeros, weight.scales, weight.sums, weight.scales if bias is None else bias)
+    tiling = DEEP if depth > width else SHALLOW
+    start(_product, x.values, weight.values, out, *of_rows, tiling=tiling, SPLIT=weight.split, BIAS=bias is not None)
     return out
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
+from virnucpro.cuda import HOPPER
 from virnucpro.cuda.attention_utils import first_sentence
 from virnucpro.cuda.devices import capability
 from virnucpro.models.base import ModelFacts
@@ -52,7 +53,7 @@ def belongs_in_product(fast: Product, plain: Product, weight: Tensor) -> bool:
         fast, plain: within the product, and in a pass behind it.
         weight: ``(width, D)``, for the device, the dtype and D of what both are tried on.
     """
-    if capability(weight.device)[0] != 9:
+    if capability(weight.device)[0] != HOPPER:
         return False
     x = torch.randn(TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
     try:

@@ -24,7 +24,6 @@ NUMBERS = "1"
 FIRST_NUMBERS = "1"
 """What it was in files that do not say it."""
 
-
 CALIBRATION = "2c452729409aaf80"
 """Beginning of the sha256 of the proteins that int8's scales are derived from
 (virnucpro/models/esm2/calibration.faa)."""

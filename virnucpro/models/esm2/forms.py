@@ -69,12 +69,14 @@ def int8_form(model: ESM2, logger: logging.Logger) -> ESM2:
     """
     started = time.perf_counter()
     try:
-        from virnucpro.models.esm2.int8 import Int8ESM2, calibration_batch  # needs Triton
+        from virnucpro.models.esm2.int8 import Int8ESM2, calibration_batch, inputs_of_products  # needs Triton
 
         with torch.inference_mode():
             tokens, segments = calibration_batch(model.facts.device)
-            form = Int8ESM2(model.parameters, model.sizes, model.attend)
-            exact, found = (pooled(one, tokens, segments) for one in (model, form))
+            seen, hidden = inputs_of_products(model, tokens, segments)
+            form = Int8ESM2(model.parameters, model.sizes, model.attend, seen)
+            last = model.sizes.layers
+            exact, found = (pooled(one, segments) for one in (hidden, form(tokens, segments, [last])[last]))
     except Exception as error:
         raise UserError(f"precision int8 does not run here ({first_sentence(error)}): take precision auto") from error
     distance = float(1 - torch.cosine_similarity(exact, found, dim=1).min())
@@ -88,8 +90,6 @@ def int8_form(model: ESM2, logger: logging.Logger) -> ESM2:
     return form
 
 
-def pooled(model: ESM2, tokens: Tensor, segments: Segments) -> Tensor:
-    """Mean over each sequence's tokens of the last layer, float64 ``(sequences, D)``."""
-    last = model.sizes.layers
-    hidden = model(tokens, segments, [last])[last].double()
-    return torch.stack([part.mean(0) for part in torch.split(hidden, list(segments.lengths))])
+def pooled(hidden: Tensor, segments: Segments) -> Tensor:
+    """Mean over each sequence's tokens of ``hidden (T, D)``, float64 ``(sequences, D)``."""
+    return torch.stack([part.mean(0) for part in torch.split(hidden.double(), list(segments.lengths))])

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
+from virnucpro.cuda import HOPPER
 from virnucpro.cuda.devices import capability
 from virnucpro.kernels import rows8 as kernels
 from virnucpro.kernels.product8 import Weight8, product_in_one, product_in_two, split_of, weight_rows
@@ -39,8 +40,6 @@ from virnucpro.sequences.fasta import read_fasta
 
 AFTER_NORM, AFTER_GELU = 0.5, 0.3
 """How much of a channel's reach goes to the weight: ``reach ** exponent / weight's reach ** (1 - exponent)``."""
-
-HOPPER = 9
 
 
 def calibration_batch(device: torch.device) -> tuple[Tensor, Segments]:
@@ -75,16 +74,20 @@ class Watched(Linear):
         return super().__call__(y)
 
 
-def inputs_of_products(model: ESM2) -> list[tuple[Inputs, Inputs, Inputs]]:
-    """Run the calibration's proteins through a model: for each layer, what enters qkv, fc1 and fc2."""
+SeenByLayer = list[tuple[Inputs, Inputs, Inputs]]
+"""For each layer, what enters qkv, fc1 and fc2."""
+
+
+def inputs_of_products(model: ESM2, tokens: Tensor, segments: Segments) -> tuple[SeenByLayer, Tensor]:
+    """Run sequences through a model: what enters its products, and the last layer's representation ``(T, D)``."""
     watched = [tuple(Watched(one.weight, one.bias) for one in (p.qkv, p.fc1, p.fc2)) for p in model.parameters.layers]
     layers = tuple(
         replace(p, qkv=qkv, fc1=fc1, fc2=fc2)
         for p, (qkv, fc1, fc2) in zip(model.parameters.layers, watched, strict=True)
     )
     watching = ESM2(replace(model.parameters, layers=layers), model.sizes, model.attend)
-    watching(*calibration_batch(model.facts.device), [model.sizes.layers])
-    return [(qkv.seen[0], fc1.seen[0], fc2.seen[0]) for qkv, fc1, fc2 in watched]
+    last = watching(tokens, segments, [model.sizes.layers])[model.sizes.layers]
+    return [(qkv.seen[0], fc1.seen[0], fc2.seen[0]) for qkv, fc1, fc2 in watched], last
 
 
 def shared_range(inputs: Inputs, weight: Tensor, exponent: float) -> Tensor:
@@ -138,9 +141,8 @@ def in_integers(p: Layer, seen: tuple[Inputs, Inputs, Inputs]) -> tuple[Layer, L
 class Int8ESM2(FusedESM2):
     """The fused form with integer products; fc2's is added to the stream by the norm that follows."""
 
-    def __init__(self, parameters: Parameters, sizes: Architecture, attend: PackedAttention) -> None:
-        """Args: ``parameters`` are float16."""
-        seen = inputs_of_products(ESM2(parameters, sizes, attend))
+    def __init__(self, parameters: Parameters, sizes: Architecture, attend: PackedAttention, seen: SeenByLayer) -> None:
+        """Args: ``parameters`` are float16, ``seen`` is what enters their products (:func:`inputs_of_products`)."""
         made = [in_integers(p, inputs) for p, inputs in zip(parameters.layers, seen, strict=True)]
         self.eight: Sequence[Layer8] = [eight for _, eight in made]
         super().__init__(replace(parameters, layers=tuple(layer for layer, _ in made)), sizes, attend)
