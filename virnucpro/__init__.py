@@ -10,10 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virnucpro.api import embed
+    from virnucpro.api import embed, embed_sequences
     from virnucpro.base.errors import UserError
     from virnucpro.base.settings import LongProteins
-    from virnucpro.in_memory import embed_sequences
     from virnucpro.storage.tables import read_embeddings, read_residues
 
 __version__ = "0.1.0"
@@ -21,7 +20,7 @@ __all__ = ["LongProteins", "UserError", "__version__", "embed", "embed_sequences
 
 _HOMES = {
     "embed": "virnucpro.api",
-    "embed_sequences": "virnucpro.in_memory",
+    "embed_sequences": "virnucpro.api",
     "LongProteins": "virnucpro.base.settings",
     "UserError": "virnucpro.base.errors",
     "read_embeddings": "virnucpro.storage.tables",

@@ -1,18 +1,21 @@
-"""Embedding from Python without Snakemake: the workflow's steps one after the other, in one process."""
+"""Embedding from Python without Snakemake: FASTA files to tables in a folder, or sequences in memory to a matrix."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from virnucpro.base.atomic import alone_in
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
-from virnucpro.base.limits import let_waiting_threads_sleep
+from virnucpro.base.limits import let_waiting_threads_sleep, usable_cores
 from virnucpro.base.paths import user_cache, user_path
 from virnucpro.base.records import read_record
 from virnucpro.base.settings import (
@@ -30,6 +33,7 @@ from virnucpro.chunking.manifest import CHUNK_FILES, ChunkManifest, SplitRecord,
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_sizes
 from virnucpro.models.reference import ModelRef
 from virnucpro.options import in_arguments, speaking
+from virnucpro.sequences.residues import clean_residues
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.request import REUSE_INDEX, PoolRequest, SampleRequest, WeightsRequest, sources_text
 from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
@@ -39,6 +43,7 @@ from virnucpro.weights.manifest import read_manifest
 
 if TYPE_CHECKING:
     from virnucpro.storage.reuse import Reuse
+
 
 SAMPLE = "sample"
 """The one sample of a call, for messages."""
@@ -107,11 +112,9 @@ def embed(
     from virnucpro.storage.chunk_file import why_not_chunk
     from virnucpro.storage.merge import merge_embeddings
     from virnucpro.storage.pool import Finder
-    from virnucpro.weights.prepare import prepare_weights
 
     log = logger or logging.getLogger(__name__)
     folder = user_path(folder, "folder")
-    weights_folder = user_path(weights_folder or user_cache() / "weights", "weights_folder")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise UserError(f"threads can't be {short(threads)}: it must be a whole number of 1 or more")
     settings = EmbeddingSettings(
@@ -131,9 +134,7 @@ def embed(
     inputs = _files([fasta] if isinstance(fasta, (str, Path)) else fasta)
     with alone_in(folder):
         digests = FileDigests(folder / DIGESTS)
-        weights = WeightsRequest.of(model, weights_folder, digests)
-        if weights.prepared() is None:
-            prepare_weights(model, weights.file, digests=weights.digests, log=log.info)
+        weights = _prepared(model, weights_folder, digests, log)
         manifest = read_manifest(weights.file)
         kept = len(resolve_layers(settings.layers, manifest.layers))
         sizes = chunk_sizes(
@@ -171,7 +172,10 @@ def embed(
                 log.info("%s is there already", output)
             else:
                 left[chunk] = reason
-        told = _Told(progress, [read_record(pool.chunks / f"{chunk}.json", ChunkManifest) for chunk in left])
+        chunks = [read_record(pool.chunks / f"{chunk}.json", ChunkManifest) for chunk in left]
+        told = _Told(progress, [chunk.residues + SPECIAL_TOKENS * chunk.proteins for chunk in chunks])
+        if left:
+            told.batch(0)
         for chunk, reason in left.items():
             log.info("embedding %s (%s)", chunk, reason)
             source, output = pool.chunks / f"{chunk}.fasta", pool.chunk_file(chunk)
@@ -202,24 +206,32 @@ def embed(
 class _Told:
     """Adds up tokens over chunks; residues in two windows have two, so that a chunk's count is right at its end."""
 
-    def __init__(self, progress: Callable[[int, int], None] | None, chunks: Sequence[ChunkManifest]) -> None:
+    def __init__(self, progress: Callable[[int, int], None] | None, tokens: Iterable[int]) -> None:
         self._progress = progress
-        self._ends = list(accumulate(chunk.residues + SPECIAL_TOKENS * chunk.proteins for chunk in chunks))
+        self._ends = list(accumulate(tokens))
         self._done = self._chunks = 0
-        self._tell()
 
     def batch(self, tokens: int) -> None:
-        self._done = min(self._done + tokens, self._ends[self._chunks])
-        self._tell()
+        self._tell(min(self._done + tokens, self._ends[self._chunks]))
 
     def chunk(self) -> None:
-        self._done = self._ends[self._chunks]
+        self._tell(self._ends[self._chunks])
         self._chunks += 1
-        self._tell()
 
-    def _tell(self) -> None:
-        if self._progress is not None and self._ends:
-            self._progress(self._done, self._ends[-1])
+    def _tell(self, done: int) -> None:
+        self._done = done
+        if self._progress is not None:
+            self._progress(done, self._ends[-1])
+
+
+def _prepared(model: ModelRef, folder: str | Path | None, digests: FileDigests, log: logging.Logger) -> WeightsRequest:
+    """The model's weights, prepared by now; by default in the user's cache, once for all calls."""
+    from virnucpro.weights.prepare import prepare_weights
+
+    weights = WeightsRequest.of(model, user_path(folder or user_cache() / "weights", "weights_folder"), digests)
+    if weights.prepared() is None:
+        prepare_weights(model, weights.file, digests=weights.digests, log=log.info)
+    return weights
 
 
 def _earlier(given: Sequence[str | Path], which: str, folder: Path, devices: Sequence[str] | None) -> Reuse | None:
@@ -260,3 +272,88 @@ def _files(given: Sequence[str | Path]) -> tuple[Path, ...]:
         if file.is_dir():
             raise UserError(f"{file} is a folder: name the FASTA files in it")
     return files
+
+
+class Embedded(NamedTuple):
+    """``ids`` in the order in which they came, and a vector for each: float32 ``(n, D)``."""
+
+    ids: list[str]
+    matrix: NDArray[np.float32]
+
+
+@speaking(in_arguments)
+def embed_sequences(
+    sequences: Mapping[str, str] | Iterable[tuple[str, str]],
+    *,
+    model: str | Path | ModelRef = default("model"),
+    adapter: str | Path = default("adapter"),
+    layer: int | str = "last",
+    precision: str = default("precision"),
+    long_proteins: LongProteins | Mapping[str, int | str] | str = LongProteins(),
+    device: str | None = None,
+    threads: int | None = None,
+    weights_folder: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    logger: logging.Logger | None = None,
+) -> Embedded:
+    """Embed proteins that are in memory: the mean of a layer over each one's residues.
+
+    For many proteins, residues or several GPUs there is :func:`virnucpro.embed`, which goes on where it was stopped;
+    the numbers are the same. Equal sequences are embedded once.
+
+    Args:
+        sequences: residues by id, or pairs of both; ids may be any text, also the same one twice in pairs.
+        model, adapter, precision, long_proteins: as for :func:`virnucpro.embed`.
+        layer: its number, or ``"last"``.
+        device: ``"cuda:0"``, ``"cpu"``, ...; None takes the first GPU, or the CPU.
+        threads, weights_folder, progress: as for :func:`virnucpro.embed`.
+
+    Raises:
+        UserError: a sequence that is empty or holds what is no residue, or what :func:`virnucpro.embed` refuses.
+
+    >>> embed_sequences({"a": "MKVLAAGIV", "b": "MKV"}, model="esm2_demo", device="cpu").matrix.shape
+    (2, 64)
+    """
+    let_waiting_threads_sleep()
+    import torch
+
+    from virnucpro.cuda.devices import job_devices
+    from virnucpro.engine.embed import Protein, embed_proteins
+
+    log = logger or logging.getLogger(__name__)
+    settings = EmbeddingSettings((layer,), ("mean",), precision, LongProteins.of(long_proteins))
+    pairs = [*(sequences.items() if isinstance(sequences, Mapping) else sequences)]
+    ids = [name for name, _ in pairs]
+    residues = [_residues(name, text) for name, text in pairs]
+    ref = ModelRef.of(model, adapter)
+    ref.resolve(settings.layers)
+    weights = _prepared(ref, weights_folder, FileDigests(), log)
+    manifest = read_manifest(weights.file)
+    if not pairs:
+        return Embedded([], np.zeros((0, manifest.embed_dim), np.float32))
+    rows = {text: row for row, text in enumerate(dict.fromkeys(residues))}
+    names = dict(zip(reversed(residues), reversed(ids), strict=True))
+    proteins = [Protein(names[text], text) for text in rows]
+    told = _Told(progress, [sum(len(text) + SPECIAL_TOKENS for text in rows)])
+    if threads is not None:
+        torch.set_num_threads(min(threads, usable_cores()))
+    name = device or job_devices(None)[0]
+    found = embed_proteins(proteins, weights.file, manifest, settings, device=name, heard=told.batch, logger=log)
+    (means,) = (values for key, values in found.tensors.items() if key.startswith("mean."))
+    return Embedded(ids, means[[rows[text] for text in residues]])
+
+
+def _residues(name: str, text: str) -> bytes:
+    """One sequence's residues.
+
+    Raises:
+        UserError: there are none, or something else is among them.
+    """
+    if not isinstance(name, str) or not isinstance(text, str):
+        raise UserError(f"sequences must be texts by their ids, and {short(name)} is {short(text)}")
+    cleaned = clean_residues(text.encode())
+    if cleaned is None:
+        raise UserError(f"the sequence of {short(name)} holds what is no residue: {short(text)}")
+    if not cleaned[0].strip(b"-."):
+        raise UserError(f"the sequence of {short(name)} is empty: give it one, or leave it out")
+    return cleaned[0]

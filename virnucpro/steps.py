@@ -9,10 +9,13 @@ import argparse
 import logging
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+from virnucpro.base.atomic import scratch_directory
 from virnucpro.base.call_settings import DEMO_CLASSIFIER
-from virnucpro.base.digest import FileDigests, write_products
+from virnucpro.base.digest import FileDigests, recorded, write_products
 from virnucpro.base.settings import (
     SETTINGS,
     EmbeddingSettings,
@@ -20,9 +23,11 @@ from virnucpro.base.settings import (
     LongProteins,
     TableSettings,
     checked,
+    default,
 )
 from virnucpro.calling.rule import CallRule
-from virnucpro.chunking.size import chunk_sizes
+from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
+from virnucpro.chunking.size import BASES, RESIDUES, ChunkSize, Letters, chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
 from virnucpro.options import (
@@ -49,46 +54,43 @@ LOG = logging.getLogger("virnucpro")
 
 def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add a subcommand for each step."""
-    prepare = commands.add_parser("prepare", help="step: put a model's weights into a folder")
+
+    def step(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=about)
+        parser.set_defaults(run=run)
+        return parser
+
+    prepare = step("prepare", _prepare, "step: put a model's weights into a folder")
     prepare.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="where weights are kept")
     add_options(prepare, ["model", "adapter"])
-    prepare.set_defaults(run=_prepare)
 
-    translate = commands.add_parser("translate", help="step: cut contigs into windows and translate them")
+    translate = step("translate", _translate, "step: cut contigs into windows and translate them")
     add_files(translate, "nucleotide FASTA")
     add_options(translate, ["nucleotide.window", *POLICIES])
-    translate.set_defaults(run=_translate)
 
-    split = commands.add_parser("split", help="step: cut a sample's proteins into chunks")
+    split = step("split", _split, "step: cut a sample's proteins into chunks")
     add_files(split, "protein FASTA")
     add_options(split, ["model", "layers", "pooling", "chunk_residues", *LONG_PROTEINS, *POLICIES])
-    split.set_defaults(run=_split)
 
-    embed_chunk = commands.add_parser("embed-chunk", help="step: embed one chunk of a split sample")
-    _takes_sample(embed_chunk)
-    embed_chunk.add_argument("chunk", help="its name, such as chunk_00000")
-    embed_chunk.add_argument("--devices", nargs="+", metavar="DEVICE", help="cpu, cuda:0, ... (default: all GPUs)")
+    embed_chunk = step("embed-chunk", _embed_chunk, "step: embed one chunk of a split sample")
+    _takes_chunk(embed_chunk)
     add_options(embed_chunk, [*EMBEDDING, DTYPE])
-    embed_chunk.set_defaults(run=_embed_chunk)
 
-    merge = commands.add_parser("merge", help="step: verify a sample's embedded chunks and write its tables")
+    merge = step("merge", _merge, "step: verify a sample's embedded chunks and write its tables")
     _takes_sample(merge)
     add_options(merge, [*EMBEDDING, *TABLES])
-    merge.set_defaults(run=_merge)
 
-    summarise = commands.add_parser("summarise", help="step: sum up merged samples")
+    summarise = step("summarise", _summarise, "step: sum up merged samples")
     summarise.add_argument("samples", nargs="+", type=path, metavar="FOLDER", help="folders of merged samples")
     summarise.add_argument("-o", "--output", type=path, required=True, metavar="FOLDER", help="where summaries go")
-    summarise.set_defaults(run=_summarise)
 
-    drawn = commands.add_parser("map", help="step: draw a merged sample, with a map to look into; list neighbours")
-    drawn.add_argument("folder", type=path, metavar="FOLDER", help="the sample's folder")
+    drawn = step("map", _map, "step: draw a merged sample, with a map to look into; list neighbours")
+    _takes_folder(drawn)
     drawn.add_argument("--metadata", type=path, metavar="TABLE", help=SETTINGS["metadata"].about)
     drawn.add_argument("--neighbours", type=int, default=0, metavar="K", help="how many of each protein; default: none")
-    drawn.set_defaults(run=_map)
 
-    classify = commands.add_parser(
-        "classify", help="call contigs viral or not, from features in VirNucPro's files and its classifier"
+    classify = step(
+        "classify", _classify, "call contigs viral or not, from features in VirNucPro's files and its classifier"
     )
     add_files(classify, "nucleotide FASTA")
     classify.add_argument(
@@ -98,12 +100,39 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--classifier", type=path, required=True, help="VirNucPro's 500_model.pth or 300_model.pth, or classifier_demo"
     )
     add_options(classify, ["nucleotide.window", *RULE, *POLICIES])
-    classify.set_defaults(run=_classify)
+
+    split = step("split-nucleotides", _split_nucleotides, "step: cut the nucleotides of translated frames into chunks")
+    _takes_folder(split)
+    add_options(split, ["classify.nucleotide_model", "classify.chunk_bases", *POLICIES])
+
+    embed_chunk = step("embed-nucleotides", _embed_nucleotides, "step: embed one chunk of nucleotides")
+    _takes_chunk(embed_chunk)
+    add_options(embed_chunk, ["precision"])
+
+    score = step("score", _score, "step: join a sample's two kinds of vectors and score its frames")
+    _takes_sample(score)
+    score.add_argument("--nucleotide-weights", type=path, required=True, help="DNABERT-S's, likewise")
+    score.add_argument("--classifier", type=path, required=True, help=f"500_model.pth, ..., or {DEMO_CLASSIFIER}")
+    add_options(score, ["nucleotide.window", *EMBEDDING])
+
+    call = step("call", _call, "step: call a sample's contigs from the scores of their frames")
+    add_files(call, "the contigs")
+    add_options(call, ["nucleotide.window", *RULE, *POLICIES])
+
+
+def _takes_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=path, metavar="FOLDER", help="the sample's folder")
 
 
 def _takes_sample(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=path, metavar="FOLDER", help="the sample's folder")
+    _takes_folder(parser)
     parser.add_argument("--weights", type=path, required=True, help="the file that virnucpro prepare has written")
+
+
+def _takes_chunk(parser: argparse.ArgumentParser) -> None:
+    _takes_sample(parser)
+    parser.add_argument("chunk", help="its name, such as chunk_00000")
+    parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="cpu, cuda:0, ... (default: all GPUs)")
 
 
 def _embedding(given: argparse.Namespace) -> EmbeddingSettings:
@@ -139,17 +168,9 @@ def _split(given: argparse.Namespace) -> None:
     from virnucpro.chunking.split import split_proteins
 
     sample, pool = SampleFiles(given.output), PoolFiles(given.output)
-    model = ModelRef.of(given.model)
     wanted = values(given, ["layers", "pooling", "chunk_residues"])
-    width = planning_architecture(model).embed_dim
-    layers = len(model.resolve(wanted["layers"]))
-    size = chunk_sizes(
-        wanted["chunk_residues"],
-        parameters=planning_parameters(model),
-        embed_dim=width,
-        layers=layers,
-        pooling=wanted["pooling"],
-    )["gpu" if has_gpu() else "cpu"]
+    settings = EmbeddingSettings(wanted["layers"], wanted["pooling"])
+    width, size = _size_of(ModelRef.of(given.model), wanted["chunk_residues"], settings)
     split_proteins(
         given.fasta,
         sample.index,
@@ -164,13 +185,32 @@ def _split(given: argparse.Namespace) -> None:
     print(pool.chunks)
 
 
+def _size_of(
+    model: ModelRef, wanted: int | str, settings: EmbeddingSettings, letters: Letters = RESIDUES
+) -> tuple[int, ChunkSize]:
+    """The width of a model's vectors, and the size of chunks for the devices that are here."""
+    width = planning_architecture(model, "dnabert_s" if letters is BASES else default("model")).embed_dim
+    sizes = chunk_sizes(
+        wanted,
+        parameters=planning_parameters(model),
+        embed_dim=width,
+        layers=len(model.resolve(settings.layers)),
+        pooling=settings.pooling,
+        letters=letters,
+    )
+    return width, sizes["gpu" if has_gpu() else "cpu"]
+
+
 def _embed_chunk(given: argparse.Namespace) -> None:
+    _embed(given, PoolFiles(given.folder), _embedding(given))
+
+
+def _embed(given: argparse.Namespace, pool: PoolFiles, settings: EmbeddingSettings) -> None:
     from virnucpro.engine.job import embed_chunk
 
-    pool = PoolFiles(given.folder)
     chunk, output = pool.chunks / given.chunk, pool.chunk_file(given.chunk)
     fasta, manifest = chunk.with_suffix(".fasta"), chunk.with_suffix(".json")
-    embed_chunk(fasta, manifest, given.weights, output, _embedding(given), devices=given.devices, logger=LOG)
+    embed_chunk(fasta, manifest, given.weights, output, settings, devices=given.devices, logger=LOG)
     print(output)
 
 
@@ -255,3 +295,82 @@ def _summarise(given: argparse.Namespace) -> None:
     written = [table, chunks, page, text, *(file for files in plots.values() for file in files)]
     write_products(folder / "summary.json", origin, written)
     print(text.read_text(encoding="utf-8"))
+
+
+def _whole(precision: str) -> EmbeddingSettings:
+    """Of nucleotides, which are embedded whole."""
+    return EmbeddingSettings(precision=precision, long_proteins=LongProteins("full"))
+
+
+def _split_nucleotides(given: argparse.Namespace) -> None:
+    from virnucpro.chunking.split import split_proteins
+    from virnucpro.sequences.translation import FRAME_BASES
+
+    sample = NucleotideFiles(given.folder)
+    wanted = values(given, ["classify.nucleotide_model", "classify.chunk_bases"])
+    settings = _whole("auto")
+    width, size = _size_of(ModelRef.of(wanted["nucleotide_model"]), wanted["chunk_bases"], settings, BASES)
+    split_proteins(
+        [sample.translated],
+        sample.index,
+        sample.pool.chunks,
+        sample.skipped,
+        chunk_residues=size.residues,
+        multiple_of=size.multiple_of,
+        embed_dim=width,
+        long_proteins=settings.long_proteins,
+        policies=InputPolicies(**values(given, POLICIES)),
+        made_as=[recorded(sample.translation, sample.translated).sha256],
+        kind=FRAME_BASES,
+        logger=LOG,
+    )
+    print(sample.pool.chunks)
+
+
+def _embed_nucleotides(given: argparse.Namespace) -> None:
+    _embed(given, NucleotideFiles(given.folder).pool, _whole(**values(given, ["precision"])))
+
+
+def _score(given: argparse.Namespace) -> None:
+    from virnucpro.calling.classifier import load_classifier
+    from virnucpro.calling.classifier_file import prepare_classifier
+    from virnucpro.calling.join import Embedded, classify_frames
+
+    (window,) = values(given, ["nucleotide.window"]).values()
+    settings = embedding_settings(given)
+
+    def embedded(index: Path, pool: PoolFiles, weights: Path, settings: EmbeddingSettings) -> Embedded:
+        manifest = read_manifest(weights)
+        return Embedded(index, pool.chunks, pool.tensors, frame_identity(manifest, manifest.model, settings))
+
+    frames = NucleotideFiles(given.folder)
+    files = CallFiles(given.folder)
+    source = None if given.classifier.name == DEMO_CLASSIFIER else given.classifier
+    with scratch_directory(files.scores) as folder:
+        prepared = folder / "classifier.safetensors"
+        prepare_classifier(source, given.weights, given.nucleotide_weights, prepared, window, logger=LOG)
+        classify_frames(
+            embedded(files.index, PoolFiles(given.folder), given.weights, settings),
+            embedded(frames.index, frames.pool, given.nucleotide_weights, _whole(settings.precision)),
+            load_classifier(prepared),
+            files.scores,
+            logger=LOG,
+        )
+    print(files.scores)
+
+
+def _call(given: argparse.Namespace) -> None:
+    from virnucpro.calling.classify import call_contigs
+
+    files = CallFiles(given.output)
+    call_contigs(
+        given.fasta,
+        files.translation,
+        files.scores,
+        files.calls,
+        **values(given, ["nucleotide.window"]),
+        rule=CallRule(**values(given, RULE)),
+        policies=InputPolicies(**values(given, POLICIES)),
+        logger=LOG,
+    )
+    print(files.calls / "contigs.tsv")

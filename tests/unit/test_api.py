@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from virnucpro.api import embed
+from virnucpro.api import embed, embed_sequences
 from virnucpro.base.errors import UserError
-from virnucpro.in_memory import embed_sequences
 from virnucpro.storage.tables import TABLES, read_embeddings, read_residues
 
 FASTA = ">a/1 one\nMKVLAAGIVGLCAKAYE*\n>b\nMKJLA\n>c\nmkvlaagivglcakaye\n>d\nM\n>e\n" + "MKVLWAALLVTF" * 5 + "\n"

@@ -17,10 +17,9 @@ import pytest
 
 from virnucpro.base.records import write_record
 from virnucpro.chunking.manifest import ChunkManifest
-from virnucpro.display import RunDisplay
+from virnucpro.display import RunDisplay, RunningJob, RunProgress
 from virnucpro.jobs import DISPLAY, job, read_job_log
-from virnucpro.report.plan import Planned
-from virnucpro.run_progress import RunningJob, RunProgress
+from virnucpro.plan import Planned
 
 
 class Event(Enum):

@@ -18,7 +18,7 @@ from virnucpro.chunking.size import ChunkSize
 from virnucpro.chunking.split import ToSplit, split_proteins, split_samples
 from virnucpro.config import RunConfig, load_config
 from virnucpro.config_files import Source
-from virnucpro.report.plan import H200_TOKENS_PER_SECOND, Planned, plan, planned_text
+from virnucpro.plan import H200_TOKENS_PER_SECOND, Planned, plan, planned_text
 from virnucpro.run_state import run_state
 from virnucpro.sequences.amount import Amount, estimate
 from virnucpro.storage.state import translation_origin

@@ -22,7 +22,7 @@ from benchmarks.tables import accuracy_table, speed_table
 from tests.workflow.running import ROOT, forked_python, snakemake
 from virnucpro.engine.run import LOWEST_BUDGET, bytes_per_token
 from virnucpro.models.esm2.sizes import ESM2_MODELS
-from virnucpro.report.plan import H200_TOKENS_PER_SECOND
+from virnucpro.plan import H200_TOKENS_PER_SECOND
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEVELOPERS = [

@@ -40,8 +40,7 @@ try:
     from virnucpro.cuda.visible import has_gpu
     from virnucpro.display import take_over
     from virnucpro.models.reference import planning_architecture
-    from virnucpro.report.plan import MOST_LINES, plan, why_no_room
-    from virnucpro.run_plan import plan_text
+    from virnucpro.plan import MOST_LINES, plan, plan_text, why_no_room
     from virnucpro.run_state import (
         calls_state,
         end_dates_to_come,
