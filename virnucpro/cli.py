@@ -217,8 +217,7 @@ def _with_stdin(files: list[Path], folder: Path) -> list[Path]:
 
 def _close(folder: Path, line: MovingLine) -> None:
     """What was embedded, in a sentence, and what must be known of it."""
-    from virnucpro.report.read import read_sample
-    from virnucpro.report.summary import notes, work_of
+    from virnucpro.report.samples import notes, read_sample, work_of
     from virnucpro.storage.report_record import REPORT
 
     sample = read_sample(folder / REPORT)

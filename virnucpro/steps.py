@@ -43,6 +43,7 @@ from virnucpro.options import (
     path,
     values,
 )
+from virnucpro.report import RUN_PLOTS, SAMPLE_PLOTS
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.request import WeightsRequest
 from virnucpro.storage.sample_files import PoolFiles, SampleFiles
@@ -261,7 +262,7 @@ def _classify(given: argparse.Namespace) -> None:
 
 def _map(given: argparse.Namespace) -> None:
     from virnucpro.report.neighbours import find_neighbours
-    from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
+    from virnucpro.report.sample import plot_sample
 
     files = SampleFiles(given.folder)
     count = checked("neighbours", given.neighbours)
@@ -280,7 +281,7 @@ def _map(given: argparse.Namespace) -> None:
 
 def _summarise(given: argparse.Namespace) -> None:
     from virnucpro.report.front import write_front_page
-    from virnucpro.report.run_plots import RUN_PLOTS, plot_run
+    from virnucpro.report.run_plots import plot_run
     from virnucpro.report.summary import summarise
 
     reports = [SampleFiles(folder).report for folder in given.samples]

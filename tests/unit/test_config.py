@@ -371,7 +371,7 @@ ELSEWHERE = {
     # What each word does is said where it is done; the test below compares the words.
     ("virnucpro/models/precision.py", "DTYPES"): set(SETTINGS["precision"].words) - {"auto"},
     ("virnucpro/storage/tables/__init__.py", "TABLES"): set(SETTINGS["merge.formats"].words),
-    ("virnucpro/report/sample_plots.py", "LONG_POLICIES"): set(SETTINGS["long_proteins.policy"].words),
+    ("virnucpro/report/sample.py", "LONG_POLICIES"): set(SETTINGS["long_proteins.policy"].words),
 }
 NUMBERS = (str(LONGEST), str(LONGEST // 2))
 

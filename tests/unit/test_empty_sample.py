@@ -14,9 +14,10 @@ import torch
 
 from virnucpro.api import embed
 from virnucpro.base.errors import UserError
+from virnucpro.report import RUN_PLOTS, SAMPLE_PLOTS
 from virnucpro.report.front import write_front_page
-from virnucpro.report.run_plots import RUN_PLOTS, plot_run
-from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
+from virnucpro.report.run_plots import plot_run
+from virnucpro.report.sample import plot_sample
 from virnucpro.report.summary import summarise
 from virnucpro.storage.tables import TABLES, read_embeddings, read_residues
 

@@ -12,7 +12,7 @@ from tests.unit.report_cases import chunk, write_report
 from tests.workflow.browser import Page, find_chromium
 from virnucpro.base.records import from_entries
 from virnucpro.report.front import write_front_page
-from virnucpro.report.times import times_of
+from virnucpro.report.samples import times_of
 from virnucpro.storage.report_record import ChunkRun
 
 HASHES = ["0123456789abcdef" * 4, "fedcba9876543210" * 4, "00ff" * 16]

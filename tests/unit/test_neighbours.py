@@ -15,7 +15,7 @@ from tests.unit.stub_chunks import stub_vectors, write_stub_chunk
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.split import split_proteins
 from virnucpro.report import neighbours as neighbours_module
-from virnucpro.report.metadata import read_metadata
+from virnucpro.report.map_page import read_metadata
 from virnucpro.report.neighbours import by_numpy, find_neighbours, nearest
 
 LOGGER = logging.getLogger("test")

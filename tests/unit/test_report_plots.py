@@ -22,22 +22,11 @@ from tests.unit.report_cases import chunk, write_report
 from tests.unit.stub_chunks import write_stub_chunk
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.split import split_proteins
+from virnucpro.report import RUN_PLOTS, SAMPLE_PLOTS
 from virnucpro.report.map import FEWEST_FOR_UMAP, ChosenVectors, choose_vectors, principal_components
-from virnucpro.report.read import Sample, read_sample
-from virnucpro.report.run_plots import (
-    RUN_PLOTS,
-    plot_packing,
-    plot_run,
-    plot_throughput,
-)
-from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
-from virnucpro.report.sample_plots import (
-    histogram,
-    length_bins,
-    lengths_of,
-    plot_lengths,
-    plot_map,
-)
+from virnucpro.report.run_plots import plot_packing, plot_run, plot_throughput
+from virnucpro.report.sample import histogram, length_bins, lengths_of, plot_lengths, plot_map, plot_sample
+from virnucpro.report.samples import Sample, read_sample
 from virnucpro.report.style import large, write
 
 OLD = {"attention": "standard_attention", "attention_kernel": "efficient", "device": "Tesla T4"}

@@ -29,8 +29,6 @@ from virnucpro.report.style import (
     write,
 )
 
-CALL_PLOTS = ("call_tracks", "call_scores", "call_counts")
-
 MOST_TRACKS = 6
 """Contigs whose scores are drawn along them."""
 
@@ -175,7 +173,7 @@ def plot_calls(record: Path, outputs: Mapping[str, Sequence[Path]]) -> None:
 
     Args:
         record: its ``calls.json``, beside which its tables are.
-        outputs: for each name of :data:`CALL_PLOTS` the files to write (.svg, .png).
+        outputs: for each name of :data:`virnucpro.report.CALL_PLOTS` the files to write (.svg, .png).
 
     Raises:
         UserError: the record is missing or damaged, or an output cannot be written.
@@ -185,7 +183,7 @@ def plot_calls(record: Path, outputs: Mapping[str, Sequence[Path]]) -> None:
     contigs = list(scored_contigs(folder / "contigs.tsv"))
     write(plot_counts(name, calls), outputs["call_counts"])
     if not contigs:
-        for plot in CALL_PLOTS[:-1]:
+        for plot in ("call_tracks", "call_scores"):
             write(empty_figure(f"{short(name)}: calls", NOTHING_SCORED), outputs[plot])
         return
     frames, tracks = read_scores(folder / "frames.parquet", strongest(contigs))

@@ -173,6 +173,11 @@ def choose_vectors(
     return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), *where, total, sample.chunks)
 
 
+def shown_of(shown: int, total: int) -> str:
+    """``50,000 of 812,345 different proteins``."""
+    return f"{shown:,} of {total:,} different proteins" if shown < total else f"{shown:,} different proteins"
+
+
 def _means(reader: RowReader, number: int, name: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
     """Means over residues, one protein at a time: residues of all would not fit."""
     each = [reader.ragged(number, name, rows[at : at + 1])[0].mean(axis=0, dtype=np.float32) for at in range(len(rows))]

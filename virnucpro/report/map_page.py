@@ -1,21 +1,39 @@
 """The map as one self-contained page: points by WebGL, hover, search, colours; it opens from disk, without network.
 
-The library that draws, regl-scatterplot (MIT, https://github.com/flekschas/regl-scatterplot), and the two that it needs
-are in the folder ``vendor`` as they are published on the npm registry, versions in the files' names.
-"""
+It shows proteins of one sample or several, laid out together, with what is known of each. The library that draws,
+regl-scatterplot (MIT, https://github.com/flekschas/regl-scatterplot), and the two that it needs are in the folder
+``vendor`` as they are published on the npm registry, versions in the files' names."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import gzip
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from virnucpro.base.errors import UserError
+from virnucpro.chunking.index import read_index
+from virnucpro.report.map import (
+    COMPONENTS_FOR_UMAP,
+    FEWEST_FOR_UMAP,
+    ChosenVectors,
+    Components,
+    clusters_of,
+    principal_components,
+    shown_of,
+    umap_coordinates,
+    umap_is_installed,
+)
+from virnucpro.report.samples import Sample
 
 STEPS = 65535
 """A coordinate is one of so many steps and 0: finer than any screen."""
@@ -111,3 +129,183 @@ def _column(name: str, values: NDArray[Any] | Sequence[str]) -> dict[str, Any]:
     levels = sorted(filter(None, counts), key=lambda level: (-counts[level], level))
     codes = {level: code for code, level in enumerate(levels)}
     return {"name": name, "kind": "category", "levels": levels, "codes": [codes.get(value, -1) for value in values]}
+
+
+MOST_COLUMNS = 50
+
+
+def read_metadata(path: Path, sample: str, ids: Sequence[str]) -> dict[str, NDArray[np.float64] | list[str]]:
+    """The columns of a table for some proteins of a sample, each in the order of ``ids``.
+
+    Args:
+        path: a table with a header, tab-separated, or comma-separated where its name ends in .csv. Its column ``id``
+            says which protein a row is of; where it has a column ``sample``, rows of other samples are passed over.
+
+    Returns:
+        By the columns' names numbers, NaN where there are none, or texts, empty where there are none. Columns
+        without any value here are left out.
+
+    Raises:
+        UserError: the table cannot be read, has no column id, or too many.
+    """
+    places = {name: place for place, name in enumerate(ids)}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t")
+            names = [name for name in reader.fieldnames or [] if name and name not in ("id", "sample")]
+            if "id" not in (reader.fieldnames or []):
+                raise UserError(f"{path}: it has no column id: give its first line the columns' names")
+            if len(names) > MOST_COLUMNS:
+                raise UserError(f"{path} has {len(names)} columns: leave those in that maps are to be coloured by")
+            columns = {name: [""] * len(ids) for name in names}
+            for row in reader:
+                place = places.get(row["id"] or "")
+                if place is None or row.get("sample", sample) not in (sample, "", None):
+                    continue
+                for name in names:
+                    columns[name][place] = (row[name] or "").strip()
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: it cannot be read ({reason}): give a table of UTF-8 text") from None
+    return {name: _numbers(values) for name, values in columns.items() if any(values)}
+
+
+def _numbers(values: list[str]) -> NDArray[np.float64] | list[str]:
+    """The values as numbers where all of them are some, else as they are."""
+    try:
+        numbers = np.array([float(value) if value else np.nan for value in values])
+    except ValueError:
+        return values
+    return values if np.isinf(numbers).any() else numbers
+
+
+MOST_POINTS = 50_000
+"""Proteins on a map: with 2560 numbers each they take 512 MB, and more could not be told apart anyway."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Of each of n sequences its first record's id and description, and how many more records have it."""
+
+    ids: list[str]
+    descriptions: list[str]
+    repeats: list[int]
+
+
+def first_records(index: Path, chosen: ChosenVectors) -> Records:
+    """The records of the chosen sequences.
+
+    Raises:
+        UserError: the index is missing or damaged.
+    """
+    wanted = chosen.chunk.astype(np.int64) << 32 | chosen.row
+    order = np.argsort(wanted)
+    ids, descriptions = [""] * len(wanted), [""] * len(wanted)
+    counts = np.zeros(len(wanted), np.int64)
+    for rows in read_index(index, chunks=chosen.chunks):
+        keys = rows.chunk.astype(np.int64) << 32 | rows.row
+        places = np.minimum(np.searchsorted(wanted[order], keys), len(wanted) - 1)
+        here = np.flatnonzero(wanted[order[places]] == keys)
+        for record, point in zip(here.tolist(), order[places[here]].tolist(), strict=True):
+            if not counts[point]:
+                ids[point], descriptions[point] = rows.ids[record], rows.descriptions[record]
+            counts[point] += 1
+    return Records(ids, descriptions, (counts - 1).tolist())
+
+
+@dataclass(frozen=True)
+class Part:
+    """The proteins of one sample that a map shows."""
+
+    sample: Sample
+    chosen: ChosenVectors
+    records: Records
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where n proteins are: by their components, and by UMAP (n, 2) with a cluster each (n,), where there is one."""
+
+    components: Components
+    umap: NDArray[np.float64] | None
+    clusters: NDArray[np.int64] | None
+
+
+def lay_out(vectors: NDArray[np.float32], logger: logging.Logger) -> Places:
+    """Lay out vectors, (n, D): principal components, and UMAP where it is installed and they are many enough."""
+    components = principal_components(vectors, COMPONENTS_FOR_UMAP)
+    umap = clusters = None
+    if not umap_is_installed():
+        logger.info("the map shows principal components; with the package umap-learn it shows UMAP and clusters too")
+    elif len(vectors) >= FEWEST_FOR_UMAP:
+        umap = umap_coordinates(components.coordinates)
+        clusters = clusters_of(umap)
+    return Places(components, umap, clusters)
+
+
+def map_data(name: str, parts: Sequence[Part], places: Places, metadata: Path | None) -> MapData:
+    """What the page of a map needs.
+
+    Args:
+        name: of the map.
+        parts: the samples whose proteins it shows, one after the other in ``places``.
+        metadata: a table by whose columns points can be coloured (:func:`read_metadata`).
+    """
+    shares = [f"{100 * share:.1f} %" for share in places.components.explained[:2]]
+    layouts = {
+        "principal components": Layout(
+            places.components.coordinates[:, :2],
+            "The two directions in which the embeddings vary most: across "
+            f"{shares[0]}, upwards {shares[1]} of the variance.",
+        )
+    }
+    columns: dict[str, NDArray[np.integer | np.floating] | list[str]] = {
+        "length": np.concatenate([part.chosen.lengths for part in parts])
+    }
+    if len(parts) > 1:
+        columns["sample"] = [part.sample.name for part in parts for _ in part.records.ids]
+    if places.umap is not None and places.clusters is not None:
+        about = (
+            f"UMAP of the first {COMPONENTS_FOR_UMAP} principal components, neighbours by Euclidean distance. Close "
+            "together means alike; distances between groups mean little. Clusters are dense regions of this layout "
+            "(HDBSCAN)."
+        )
+        layouts = {"UMAP": Layout(places.umap, about), **layouts}
+        columns["cluster"] = [f"cluster {number}" if number else "" for number in places.clusters.tolist()]
+    if metadata is not None:
+        columns |= _known(metadata, parts)
+    warnings = dict.fromkeys(part.sample.provenance.warning for part in parts)
+    return MapData(
+        name=name,
+        shown=shown_of(sum(len(part.records.ids) for part in parts), sum(part.chosen.total for part in parts)),
+        warning="; ".join(filter(None, warnings)),
+        layouts=layouts,
+        ids=[each for part in parts for each in part.records.ids],
+        columns=columns,
+        descriptions=[each for part in parts for each in part.records.descriptions],
+        repeats=[each for part in parts for each in part.records.repeats],
+    )
+
+
+def _known(metadata: Path, parts: Sequence[Part]) -> dict[str, NDArray[np.integer | np.floating] | list[str]]:
+    """The columns of a table for all parts: numbers where they are numbers in every part that has any."""
+    found = [read_metadata(metadata, part.sample.name, part.records.ids) for part in parts]
+    columns: dict[str, NDArray[np.integer | np.floating] | list[str]] = {}
+    for name in dict.fromkeys(name for each in found for name in each):
+        own = [each.get(name) for each in found]
+        sizes = [len(part.records.ids) for part in parts]
+        if any(isinstance(values, list) for values in own):
+            columns[name] = [text for values, size in zip(own, sizes, strict=True) for text in _texts(values, size)]
+        else:
+            numbers = [
+                np.full(size, np.nan) if values is None else np.asarray(values, np.float64)
+                for values, size in zip(own, sizes, strict=True)
+            ]
+            columns[name] = np.concatenate(numbers)
+    return columns
+
+
+def _texts(values: NDArray[np.float64] | list[str] | None, size: int) -> list[str]:
+    if values is None:
+        return [""] * size
+    return values if isinstance(values, list) else ["" if value != value else f"{value:g}" for value in values.tolist()]

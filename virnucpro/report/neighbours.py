@@ -14,8 +14,8 @@ from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.index import read_index
 from virnucpro.report.map import choose_vectors
-from virnucpro.report.map_data import first_records
-from virnucpro.report.read import read_sample
+from virnucpro.report.map_page import first_records
+from virnucpro.report.samples import read_sample
 
 MOST_WITHOUT_FAISS = 20_000
 """Sequences that NumPy compares all with all; more take FAISS, which is many times faster."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from virnucpro.base.text import number
-from virnucpro.report.read import Sample, read_sample
-from virnucpro.report.sample_plots import MANY_POINTS
+from virnucpro.report.samples import Sample, attention_of, chunks_by, chunks_of, read_sample, work_for, work_of
 from virnucpro.report.style import (
     COLOURS,
     LARGE,
+    MANY_POINTS,
     empty_figure,
     horizontal_bars,
     house_style,
@@ -23,7 +23,6 @@ from virnucpro.report.style import (
     new_figure,
     write,
 )
-from virnucpro.report.summary import attention_of, chunks_by, chunks_of, work_for, work_of
 from virnucpro.storage.report_record import ChunkRun
 
 MOST_SAMPLES = 25
@@ -122,23 +121,18 @@ def _of(title: str, samples: Sequence[Sample]) -> str:
     return title if len(samples) <= MOST_SAMPLES else f"{title} ({MOST_SAMPLES} largest of {len(samples)} samples)"
 
 
-RUN_PLOTS: dict[str, Callable[[Sequence[Sample]], Figure]] = {
-    "throughput": plot_throughput,
-    "packing": plot_packing,
-}
-
-
 def plot_run(reports: Sequence[Path], outputs: Mapping[str, Sequence[Path]]) -> None:
     """Draw the whole run.
 
     Args:
         reports: ``embeddings.json`` of each sample.
-        outputs: for each name of :data:`RUN_PLOTS` the files to write (.svg, .png).
+        outputs: for each name of :data:`virnucpro.report.RUN_PLOTS` the files to write (.svg, .png).
 
     Raises:
         UserError: a report is missing or damaged, or an output cannot be written.
     """
     samples = [read_sample(path) for path in reports]
+    draw = {"throughput": plot_throughput, "packing": plot_packing}
     is_empty = not any(sample.chunks for sample in samples)
     for name, paths in outputs.items():
-        write(empty_figure(f"The run: {name}") if is_empty else RUN_PLOTS[name](samples), paths)
+        write(empty_figure(f"The run: {name}") if is_empty else draw[name](samples), paths)

@@ -29,6 +29,9 @@ QUIET = "#767676"
 
 DPI = 150
 
+MANY_POINTS = 2000
+"""More points than this are drawn as an image inside of an SVG, which else would be slow to open."""
+
 WIDTH = 7.5
 """Inches; narrow enough that 12-point type can still be read on a phone."""
 

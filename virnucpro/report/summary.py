@@ -7,117 +7,29 @@ import logging
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import duration, listed, number
 from virnucpro.calling.state import CALL_WORDS
-from virnucpro.report.chunk_table import CHUNK_COLUMNS, GIB, chunk_rows
-from virnucpro.report.read import Sample, read_samples
-from virnucpro.report.times import times_of
-from virnucpro.storage.chunk_metadata import RunStatistics
+from virnucpro.report.samples import (
+    Sample,
+    attention_of,
+    chunks_by,
+    chunks_of,
+    count_of,
+    notes,
+    precisions_of,
+    read_samples,
+    times_of,
+    work_for,
+    work_of,
+)
 from virnucpro.storage.report_record import ChunkRun, Provenance
 
-
-@dataclass(frozen=True)
-class Work:
-    """What the embed jobs of some chunks did together.
-
-    ``seconds`` adds up the jobs' times, so ``tokens_per_second`` is the mean rate of one job, whatever ran beside it.
-    """
-
-    chunks: int
-    tokens: int
-    seconds: float
-    padding_avoided: float
-    peak_memory_bytes: int
-    out_of_memory_retries: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
-
-
-def work_of(chunks: Iterable[ChunkRun]) -> Work:
-    """Add up chunks; the share of padding avoided is that of all their tokens together."""
-    runs = [chunk.statistics for chunk in chunks]
-    tokens = sum(run.tokens for run in runs)
-    # A share s of padding means tokens / (1 - s) places in padded batches, and places add up where shares do not.
-    padded = sum(run.tokens / (1 - run.padding_avoided) for run in runs if run.padding_avoided < 1)
-    return Work(
-        chunks=len(runs),
-        tokens=tokens,
-        seconds=sum(run.seconds for run in runs),
-        padding_avoided=1 - tokens / padded if padded else 0.0,
-        peak_memory_bytes=max((run.peak_memory_bytes for run in runs), default=0),
-        out_of_memory_retries=sum(run.out_of_memory_retries for run in runs),
-    )
-
-
-def chunks_of(samples: Iterable[Sample]) -> list[ChunkRun]:
-    """The chunks of some samples, in order; one that they share is there once."""
-    return list({replace(chunk, proteins=0): chunk for sample in samples for chunk in sample.chunks}.values())
-
-
-def work_for(sample: Sample) -> Work:
-    """The sample's part of the work of its chunks, by its share of their proteins."""
-    return work_of(replace(chunk, statistics=_part(chunk)) for chunk in sample.chunks)
-
-
-def _part(chunk: ChunkRun) -> RunStatistics:
-    whole = chunk.statistics
-    share = chunk.proteins / max(1, whole.proteins)
-    return replace(whole, tokens=round(whole.tokens * share), seconds=whole.seconds * share)
-
-
-def count_of(samples: Iterable[Sample], name: str) -> int:
-    """One of the counts over all samples; 0 where a sample does not have it."""
-    return sum(sample.counts.get(name, 0) for sample in samples)
-
-
-def chunks_by(samples: Iterable[Sample], key: Callable[[ChunkRun], str]) -> Counter[str]:
-    """Chunks by something that they have, the most frequent first."""
-    counted = Counter(map(key, chunks_of(samples)))
-    return Counter(dict(counted.most_common()))
-
-
-def precisions_of(samples: Iterable[Sample]) -> Counter[str]:
-    """Unique proteins by the number format in which they were embedded, the most frequent first."""
-    counted: Counter[str] = Counter()
-    for sample in samples:
-        counted.update(sample.provenance.precisions)
-    return Counter(dict(counted.most_common()))
-
-
-def attention_of(chunk: ChunkRun) -> str:
-    """The kind of attention with the kernel that ran, as ``flash_attention_2 (varlen_attn)``."""
-    return f"{chunk.attention} ({chunk.attention_kernel})"
-
-
-def notes(samples: Sequence[Sample]) -> list[str]:
-    """What a reader must know before using the numbers: a random model, jobs that were not run alike."""
-    empty = [sample.name for sample in samples if not sample.chunks]
-    found = [f"sample {name} has no protein: its tables have no rows" for name in empty]
-    found += dict.fromkeys(sample.provenance.warning for sample in samples if sample.provenance.warning)
-    found += dict.fromkeys(sample.calls.warning for sample in samples if sample.calls and sample.calls.warning)
-    attentions = chunks_by(samples, lambda chunk: f"{chunk.attention} on {chunk.device}")
-    if len({chunk.attention for chunk in chunks_of(samples)}) > 1:
-        found.append(
-            f"jobs used more than one kind of attention: {listed(attentions, 'chunk')}; "
-            "their values agree to the rounding of the number format, not to the last digit"
-        )
-    elif len(devices := chunks_by(samples, lambda chunk: chunk.device)) > 1:
-        found.append(f"jobs ran on more than one kind of device: {listed(devices, 'chunk')}")
-    formats = Counter("+".join(chunk.precisions[:1]) for chunk in chunks_of(samples))
-    if len(formats) > 1:
-        found.append(f"jobs used more than one number format: {listed(formats, 'chunk')}")
-    models = {(sample.provenance.model, sample.provenance.weights_sha256) for sample in samples}
-    if len(models) > 1:
-        found.append(f"samples were embedded with different weights: {', '.join(sorted({name for name, _ in models}))}")
-    return found
-
+GIB = 1 << 30
 
 ALL = "(all)"
 """The name of the last row, that of the whole run; no sample can be named so."""
@@ -159,7 +71,7 @@ def summarise(
     closing = closing_text(samples, table.with_suffix(".html"))
     _write_table(table, list(rows[0]), rows)
     if chunks is not None:
-        _write_table(chunks, CHUNK_COLUMNS, chunk_rows(samples))
+        _write_table(chunks, ["sample", *CHUNK_COLUMNS], chunk_rows(samples))
     with atomic_path(text) as temporary:
         temporary.write_text(closing, encoding="utf-8")
     if logger is not None:
@@ -355,3 +267,37 @@ def wrapped(name: str, text: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+CHUNK_COLUMNS: dict[str, Callable[[ChunkRun], str]] = {
+    "chunk": lambda run: run.chunk,
+    "host": lambda run: run.host,
+    "ended": lambda run: run.ended,
+    "device": lambda run: run.device,
+    "attention": lambda run: run.attention,
+    "attention_kernel": lambda run: run.attention_kernel,
+    "precision": lambda run: ", ".join(run.precisions),
+    "proteins": lambda run: str(run.statistics.proteins),
+    "residues": lambda run: str(run.statistics.residues),
+    "tokens": lambda run: str(run.statistics.tokens),
+    "seconds": lambda run: f"{run.statistics.seconds:.3f}",
+    "tokens_per_second": lambda run: f"{run.statistics.tokens_per_second:.1f}",
+    "padding_avoided_percent": lambda run: f"{100 * run.statistics.padding_avoided:.2f}",
+    "peak_memory_gib": lambda run: f"{run.statistics.peak_memory_bytes / GIB:.3f}",
+    "out_of_memory_retries": lambda run: str(run.statistics.out_of_memory_retries),
+    "recomputed_proteins": lambda run: str(run.statistics.recomputed),
+}
+"""Of the table of chunks, behind ``sample``: where each ran, with what, and how fast."""
+
+
+def chunk_rows(samples: Sequence[Sample]) -> list[dict[str, str]]:
+    """The rows of the table of chunks; ``sample`` says whose sequences a chunk has."""
+    users: dict[ChunkRun, list[str]] = {}
+    for sample in samples:
+        for chunk in sample.chunks:
+            users.setdefault(replace(chunk, proteins=0), []).append(sample.name)
+    return [
+        {"sample": names[0] if len(names) == 1 else f"({len(names)} samples)"}
+        | {column: text_of(chunk) for column, text_of in CHUNK_COLUMNS.items()}
+        for chunk, names in users.items()
+    ]

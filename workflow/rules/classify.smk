@@ -255,37 +255,13 @@ rule plot_calls:
     input:
         unpack(calls_of),
     output:
+        **{
+            plot: drawn(
+                SAMPLE_PLOTS, plot, about, category="Calls", subcategory="{sample}"
+            )
+            for plot, about in PLOTS_OF_CALLS.items()
+        },
         record=SAMPLE_PLOTS / "calls.json",
-        call_tracks=[
-            report(
-                SAMPLE_PLOTS / "call_tracks.svg",
-                caption="../report/call_tracks.rst",
-                category="Calls",
-                subcategory="{sample}",
-                labels={"plot": "Scores along the strongest contigs"},
-            ),
-            SAMPLE_PLOTS / "call_tracks.png",
-        ],
-        call_scores=[
-            report(
-                SAMPLE_PLOTS / "call_scores.svg",
-                caption="../report/call_scores.rst",
-                category="Calls",
-                subcategory="{sample}",
-                labels={"plot": "Distribution of scores"},
-            ),
-            SAMPLE_PLOTS / "call_scores.png",
-        ],
-        call_counts=[
-            report(
-                SAMPLE_PLOTS / "call_counts.svg",
-                caption="../report/call_counts.rst",
-                category="Calls",
-                subcategory="{sample}",
-                labels={"plot": "Contigs by call"},
-            ),
-            SAMPLE_PLOTS / "call_counts.png",
-        ],
     log:
         LOGS / "{sample}" / "plot_calls.log",
     benchmark:

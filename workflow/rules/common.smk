@@ -41,6 +41,9 @@ try:
     from virnucpro.display import take_over
     from virnucpro.models.reference import planning_architecture
     from virnucpro.plan import MOST_LINES, plan, plan_text, why_no_room
+    from virnucpro.report import CALL_PLOTS as PLOTS_OF_CALLS
+    from virnucpro.report import RUN_PLOTS as PLOTS_OF_RUN
+    from virnucpro.report import SAMPLE_PLOTS as PLOTS_OF_SAMPLE
     from virnucpro.run_state import (
         calls_state,
         end_dates_to_come,
@@ -162,17 +165,9 @@ RUN_PLOTS = run.results / "plots"
 OF_THE_RUN = [
     *(SUMMARY.with_suffix(f".{kind}") for kind in ("tsv", "html", "txt", "json")),
     run.results / "chunks.tsv",
-    *(
-        RUN_PLOTS / f"{plot}.{kind}"
-        for plot in ("throughput", "packing")
-        for kind in ("svg", "png")
-    ),
+    *(RUN_PLOTS / f"{plot}.{kind}" for plot in PLOTS_OF_RUN for kind in ("svg", "png")),
 ]
 SAMPLE_PLOTS = SAMPLE / "plots"
-PLOTS_OF_A_SAMPLE = [
-    *(f"{plot}.{kind}" for plot in ("lengths", "map") for kind in ("svg", "png")),
-    "map.html",
-]
 
 # On Slurm: Ampere or newer where available.
 GPU_JOB = slurm_resources(workflow, run.prefer_features)

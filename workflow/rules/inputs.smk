@@ -193,13 +193,19 @@ def all_nucleotide_files(wildcards):
 def call_plots():
     if calls is None:
         return []
-    names = [
-        f"call_{plot}.{kind}"
-        for plot in ("tracks", "scores", "counts")
-        for kind in ("svg", "png")
+    return [
+        *expand(SAMPLE_PLOTS / "calls.json", sample=run.samples),
+        *pictures(PLOTS_OF_CALLS),
     ]
+
+
+def pictures(plots):
+    """The files of some plots, of every sample."""
     return expand(
-        SAMPLE_PLOTS / "{plot}", sample=run.samples, plot=[*names, "calls.json"]
+        SAMPLE_PLOTS / "{plot}.{kind}",
+        sample=run.samples,
+        plot=plots,
+        kind=["svg", "png"],
     )
 
 
@@ -265,12 +271,9 @@ def all_tables():
 
 
 def sample_plots():
-    return (
-        []
-        if not run.draws_samples
-        else expand(
-            SAMPLE_PLOTS / "{plot}",
-            sample=run.samples,
-            plot=[*PLOTS_OF_A_SAMPLE, "plots.json"],
-        )
+    if not run.draws_samples:
+        return []
+    others = expand(
+        SAMPLE_PLOTS / "{name}", sample=run.samples, name=["map.html", "plots.json"]
     )
+    return [*pictures(PLOTS_OF_SAMPLE), *others]

@@ -1,11 +1,6 @@
-# What the plots of samples are: their files in both formats, and their places in the report.
+# What plots are: their files in both formats, and their places in the report.
 
 in_report = report  # which Snakemake takes for a keyword where a line begins with it
-ABOUT = dict(
-    lengths="Protein lengths",
-    map="Map of the embeddings",
-)
-PLOTS = tuple(ABOUT)
 PLOTTED = dict(
     chunks=str(CHUNKS),
     tensors=str(state.pool.tensors),
@@ -13,29 +8,38 @@ PLOTTED = dict(
 )
 
 
-def plots_of_format(plot, samples):
-    """One plot of several samples: of each its SVG and PNG, in turn."""
+def drawn(folder, plot, about, **place):
+    """One plot in both formats, with its place in the report."""
+    labels = {"plot": about}
+    caption = f"../report/{plot}.rst"
     return [
-        (
-            in_report(
-                str(SAMPLE_PLOTS / f"{plot}.{kind}").format(sample=sample),
-                caption=f"../report/{plot}.rst",
-                category="Samples",
-                subcategory=sample,
-                labels={"plot": ABOUT[plot]},
-            )
-            if kind == "svg"
-            else str(SAMPLE_PLOTS / f"{plot}.{kind}").format(sample=sample)
-        )
-        for sample in samples
-        for kind in ("svg", "png")
+        in_report(f"{folder}/{plot}.svg", caption=caption, labels=labels, **place),
+        f"{folder}/{plot}.png",
     ]
 
 
-def map_page(folder, sample):
+def plots_of_each(*samples):
+    """The plots of samples by name: of each sample its SVG and PNG, in turn."""
+    return {
+        plot: [
+            file
+            for sample in samples
+            for file in drawn(
+                folder_of_plots(sample),
+                plot,
+                about,
+                category="Samples",
+                subcategory=sample,
+            )
+        ]
+        for plot, about in PLOTS_OF_SAMPLE.items()
+    }
+
+
+def map_page(sample):
     """The interactive map, with its place in the report."""
     return in_report(
-        f"{folder}/map.html",
+        f"{folder_of_plots(sample)}/map.html",
         caption="../report/interactive_map.rst",
         category="Samples",
         subcategory=sample,
@@ -43,15 +47,5 @@ def map_page(folder, sample):
     )
 
 
-def plot_of_a_sample(plot):
-    """One plot in both formats, with its place in the report."""
-    return [
-        in_report(
-            SAMPLE_PLOTS / f"{plot}.svg",
-            caption=f"../report/{plot}.rst",
-            category="Samples",
-            subcategory="{sample}",
-            labels={"plot": ABOUT[plot]},
-        ),
-        SAMPLE_PLOTS / f"{plot}.png",
-    ]
+def folder_of_plots(sample):
+    return str(SAMPLE_PLOTS).replace("{sample}", sample)

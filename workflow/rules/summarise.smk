@@ -9,6 +9,10 @@ rule summarise:
     input:
         unpack(reports_of_all),
     output:
+        **{
+            plot: drawn(RUN_PLOTS, plot, about, category="How it ran")
+            for plot, about in PLOTS_OF_RUN.items()
+        },
         table=report(
             SUMMARY,
             caption="../report/table.rst",
@@ -29,24 +33,6 @@ rule summarise:
         ),
         text=SUMMARY.with_suffix(".txt"),
         record=SUMMARY_RECORD,
-        throughput=[
-            report(
-                RUN_PLOTS / "throughput.svg",
-                caption="../report/throughput.rst",
-                category="How it ran",
-                labels={"plot": "Throughput by chunk and device"},
-            ),
-            RUN_PLOTS / "throughput.png",
-        ],
-        packing=[
-            report(
-                RUN_PLOTS / "packing.svg",
-                caption="../report/packing.rst",
-                category="How it ran",
-                labels={"plot": "Padding avoided"},
-            ),
-            RUN_PLOTS / "packing.png",
-        ],
     log:
         LOGS / "summarise.log",
     benchmark:
@@ -67,8 +53,8 @@ rule plot_sample:
     input:
         unpack(plots_of),
     output:
-        **{plot: plot_of_a_sample(plot) for plot in PLOTS},
-        page=[map_page(str(SAMPLE_PLOTS), "{sample}")],
+        **plots_of_each("{sample}"),
+        page=[map_page("{sample}")],
         record=[SAMPLE_PLOTS / "plots.json"],
     log:
         LOGS / "{sample}" / "plot_sample.log",
@@ -95,11 +81,9 @@ for number, names in enumerate(TOGETHER):
         input:
             unpack(plots_of_several(names)),
         output:
-            **{plot: plots_of_format(plot, names) for plot in PLOTS},
+            **plots_of_each(*names),
             record=expand(SAMPLE_PLOTS / "plots.json", sample=names),
-            page=[
-                map_page(str(SAMPLE_PLOTS).format(sample=name), name) for name in names
-            ],
+            page=[map_page(name) for name in names],
         log:
             LOGS / f"plot_sample_{number}.log",
         benchmark:

@@ -6,7 +6,8 @@ from virnucpro.jobs import job
 
 with job(f"plot_calls {snakemake.wildcards.sample}", snakemake.log[0]):
     from virnucpro.base.digest import file_sha256, write_products
-    from virnucpro.report.call_plots import CALL_PLOTS, plot_calls
+    from virnucpro.report import CALL_PLOTS
+    from virnucpro.report.call_plots import plot_calls
     from virnucpro.storage.state import reports_origin
 
     calls = Path(snakemake.input.calls[0])

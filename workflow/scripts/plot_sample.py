@@ -9,7 +9,8 @@ name = records[0].parents[1].name if len(records) == 1 else f"{len(records)} sam
 with job(f"plot_sample {name}", snakemake.log[0]) as log:
     from virnucpro.base.digest import file_sha256, write_products
     from virnucpro.chunking.manifest import read_split
-    from virnucpro.report.sample import SAMPLE_PLOTS, plot_sample
+    from virnucpro.report import SAMPLE_PLOTS
+    from virnucpro.report.sample import plot_sample
     from virnucpro.storage.sample_files import SampleFiles
     from virnucpro.storage.state import plots_origin, sha256_by_sample
 

@@ -6,8 +6,9 @@ from virnucpro.jobs import job
 
 with job("summarise", snakemake.log[0]) as log:
     from virnucpro.base.digest import file_sha256, write_products
+    from virnucpro.report import RUN_PLOTS
     from virnucpro.report.front import write_front_page
-    from virnucpro.report.run_plots import RUN_PLOTS, plot_run
+    from virnucpro.report.run_plots import plot_run
     from virnucpro.report.summary import summarise
     from virnucpro.storage.state import sha256_by_sample, summary_origin
 
