@@ -105,8 +105,9 @@ class OtherFamily:
         return torch.tensor([0.5, 0.25])
 
     def build(self, state: Any, sizes: OtherSizes, attention: Any, **options: Any) -> Any:
+        chosen = attention()
         self.facts = ModelFacts(
-            "other", 1, 8, options["device"], options["dtype"], attention.name, attention.implementation, "eager"
+            "other", 1, 8, options["device"], options["dtype"], chosen.name, chosen.implementation, "eager"
         )
         return self
 

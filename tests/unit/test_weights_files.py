@@ -21,7 +21,7 @@ from virnucpro.models.esm2.checkpoint import Checkpoint, read_checkpoint
 from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_WARNING, Architecture, embedding_shapes
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.weights import file as weights_file
-from virnucpro.weights.file import load_weights, write_weights
+from virnucpro.weights.file import load_weights, verified_weights, write_weights
 from virnucpro.weights.locate import locate_checkpoint
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 from virnucpro.weights.prepare import prepare_weights
@@ -238,6 +238,17 @@ def test_weights_replaced_while_they_are_read(tmp_path: Path, source: Path, monk
     monkeypatch.setattr(weights_file, "safe_open", replaced)
     with pytest.raises(UserError, match="replaced while they were read"):
         load_weights(weights)
+
+
+def test_damaged_weights_are_the_reason_of_what_fails_with_them(tmp_path: Path, source: Path) -> None:
+    weights = prepare(tmp_path, source)
+    with pytest.raises(RuntimeError, match="something else"), verified_weights(weights):
+        raise RuntimeError("something else")
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(UserError, match="are damaged"), verified_weights(weights):
+        raise RuntimeError("something else")
 
 
 MEASURE = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.models.base import Model, Sizes, Tokenizer
 from virnucpro.models.families import family_named
 from virnucpro.models.precision import dtype_name, parameter_dtype, resolve_precision
-from virnucpro.weights.file import load_weights
+from virnucpro.weights.file import verified_weights
 from virnucpro.weights.manifest import WeightsManifest, read_tokenizer
 
 
@@ -31,6 +32,8 @@ def load_model(
 ) -> Model:
     """A model from prepared weights, memory-mapped and brought to the device tensor by tensor.
 
+    What takes long happens side by side: the weights are verified while they are copied and the attention is chosen.
+
     Args:
         precision: see :func:`virnucpro.models.precision.resolve_precision`.
         kernels, attention, logger: see :func:`build_model`.
@@ -42,19 +45,19 @@ def load_model(
     """
     target = parse_device(device)
     dtype = resolve_precision(precision, target)
-    found, state = load_weights(weights)
-    if manifest not in (None, found):
-        raise UserError(f"weights {weights} were replaced since the job began: run the same command again")
-    return build_model(
-        state,
-        found.architecture,
-        device=target,
-        dtype=dtype,
-        kernels=kernels,
-        attention=attention,
-        logger=logger,
-        name=str(weights),
-    )
+    with verified_weights(weights) as (found, state):
+        if manifest not in (None, found):
+            raise UserError(f"weights {weights} were replaced since the job began: run the same command again")
+        return build_model(
+            state,
+            found.architecture,
+            device=target,
+            dtype=dtype,
+            kernels=kernels,
+            attention=attention,
+            logger=logger,
+            name=str(weights),
+        )
 
 
 def load_tokenizer(weights: Path, manifest: WeightsManifest) -> Tokenizer:
@@ -93,12 +96,15 @@ def build_model(
             or the dtype does not work here.
     """
     family, computed_in = family_named(sizes.family), parameter_dtype(dtype)
-    with current_device(device):
-        attention = attention or choose_attention(
-            device, computed_in, sizes.head_dim, logger, slopes=family.slopes(sizes)
-        )
+
+    def chosen() -> PackedAttention:
+        with current_device(device):
+            return choose_attention(device, computed_in, sizes.head_dim, logger, slopes=family.slopes(sizes))
+
+    with current_device(device), ThreadPoolExecutor(1, thread_name_prefix="attention") as beside:
+        choice = (lambda: attention) if attention is not None else beside.submit(chosen).result
         try:
-            model = family.build(state, sizes, attention, device=device, dtype=dtype, kernels=kernels, logger=logger)
+            model = family.build(state, sizes, choice, device=device, dtype=dtype, kernels=kernels, logger=logger)
         except torch.OutOfMemoryError:
             raise too_large(name, sizes, device, computed_in) from None
     facts = model.facts

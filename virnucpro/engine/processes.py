@@ -1,15 +1,17 @@
-"""The processes of a job's devices, started before there is anything for them to do: they take seconds to import torch.
+"""What a job starts before it imports torch, which takes seconds: its devices' processes, and CUDA's driver.
 
-Needs the standard library alone, so that they can be started before the job itself imports torch.
+Needs the standard library alone.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,9 +28,11 @@ class DeviceProcess:
         events: what it says, a JSON list a line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ordinal: int | None = None) -> None:
+        """Start it; ``ordinal`` is its CUDA device's number, None a CPU's."""
+        given = [] if ordinal is None else [str(ordinal)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "virnucpro.engine.worker"],
+            [sys.executable, "-m", "virnucpro.engine.worker", *given],
             stdin=subprocess.PIPE,  # says where the task is, and its end that we have gone
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -73,9 +77,30 @@ class DeviceProcess:
 
 @contextmanager
 def device_processes(devices: int) -> Iterator[list[DeviceProcess]]:
-    """One process a device, where there are several; one device alone is the job's own process's."""
+    """One process a GPU, where there are several; one GPU alone is this process's own. Starts the driver here too."""
+    if devices:
+        start_driver(0 if devices == 1 else None)
     with ExitStack() as running:
-        yield [running.enter_context(DeviceProcess()) for _ in range(devices if devices > 1 else 0)]
+        yield [running.enter_context(DeviceProcess(ordinal)) for ordinal in range(devices if devices > 1 else 0)]
+
+
+def start_driver(ordinal: int | None) -> None:
+    """Start CUDA's driver in a thread, where there is one; torch finds it started and, where not, says why.
+
+    Args:
+        ordinal: the device whose context is made too, the one that torch uses (CUDA driver API, primary contexts).
+    """
+    threading.Thread(target=_start_driver, args=(ordinal,), daemon=True).start()
+
+
+def _start_driver(ordinal: int | None) -> None:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    if driver.cuInit(0) == 0 and ordinal is not None and driver.cuDeviceGet(ctypes.byref(device), ordinal) == 0:
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 def _environment() -> dict[str, str]:

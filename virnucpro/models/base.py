@@ -7,7 +7,7 @@ its sizes, which need no torch, in :mod:`virnucpro.models.reference`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -175,7 +175,7 @@ class Family(Protocol[S]):
         self,
         state: Mapping[str, Tensor],
         sizes: S,
-        attention: PackedAttention,
+        attention: Callable[[], PackedAttention],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -186,7 +186,8 @@ class Family(Protocol[S]):
 
         Args:
             state: tensors by the names of the family's prepared weights; they are read one at a time.
-            attention: takes and gives :func:`virnucpro.models.precision.parameter_dtype` of ``dtype``.
+            attention: gives the attention, which takes and gives :func:`virnucpro.models.precision.parameter_dtype`
+                of ``dtype``; it is still being chosen while the parameters go to the device, so it is asked for last.
             dtype: of the matrix products.
             kernels: "auto", or "eager" for the readable form.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,8 +99,11 @@ def write_weights(
     return whole
 
 
-def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict[str, Tensor]]:
-    """Load prepared weights and verify every byte of them; they are memory-mapped, so many processes share one copy.
+@contextmanager
+def verified_weights(path: Path, *, threads: int = 4) -> Iterator[tuple[WeightsManifest, dict[str, Tensor]]]:
+    """Prepared weights, verified to the last byte while the block brings them to a device; its end waits for that.
+
+    They are memory-mapped, so many processes share one copy.
 
     Args:
         threads: blocks hashed at the same time.
@@ -111,7 +115,7 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
         UserError: no such file, cut short, damaged, or replaced while it was read.
     """
     path = Path(path)
-    with open_weights(path) as file:
+    with open_weights(path) as file, ThreadPoolExecutor(threads) as pool:
         header, manifest = read_weights_header(path, file)
         found = {name: entry.shape for name, entry in header.tensors.items()}
         expected = manifest.architecture.shapes()
@@ -122,10 +126,14 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
                     f"not {expected.get(name)}): {WAY_OUT}"
                 )
         offsets = range(header.data_start, os.fstat(file.fileno()).st_size, BLOCK)
-        with ThreadPoolExecutor(threads) as pool:
-            blocks = list(pool.map(lambda offset: _block_digest(file.fileno(), offset), offsets))
-        if digest(header.tensors, blocks, header.metadata.get(TOKENIZER_ENTRY, "")) != manifest.sha256:
-            raise UserError(f"weights {path} are damaged (their numbers do not give their sha256): {WAY_OUT}")
+        blocks = pool.map(lambda offset: _block_digest(file.fileno(), offset), offsets)
+
+        def verify() -> None:
+            if digest(header.tensors, blocks, header.metadata.get(TOKENIZER_ENTRY, "")) != manifest.sha256:
+                raise UserError(f"weights {path} are damaged (their numbers do not give their sha256): {WAY_OUT}")
+            if not is_still(file.fileno(), path):
+                raise UserError(f"weights {path} were replaced while they were read: run the same command again")
+
         try:
             with safe_open(path, framework="pt", device="cpu") as tensors:
                 state = {name: tensors.get_tensor(name) for name in header.tensors}
@@ -133,9 +141,18 @@ def load_weights(path: Path, *, threads: int = 4) -> tuple[WeightsManifest, dict
             if is_out_of_memory(error):
                 raise
             raise UserError(f"weights {path} are cut short or damaged ({error}): {WAY_OUT}") from None
-        if not is_still(file.fileno(), path):
-            raise UserError(f"weights {path} were replaced while they were read: run the same command again")
-    return manifest, state
+        try:
+            yield manifest, state
+        except Exception:
+            verify()  # damaged weights are the better reason
+            raise
+        verify()
+
+
+def load_weights(path: Path) -> tuple[WeightsManifest, dict[str, Tensor]]:
+    """What :func:`verified_weights` gives, once it is verified."""
+    with verified_weights(path) as found:
+        return found
 
 
 def _block_digest(descriptor: int, offset: int) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -51,7 +51,7 @@ class ESM2Family:
         self,
         state: Mapping[str, Tensor],
         sizes: Architecture,
-        attention: PackedAttention,
+        attention: Callable[[], PackedAttention],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -59,7 +59,7 @@ class ESM2Family:
         logger: logging.Logger,
     ) -> Model:
         parameters = Parameters.arrange(state, sizes, device=device, dtype=parameter_dtype(dtype))
-        return fastest_form(parameters, sizes, attention, dtype=dtype, kernels=kernels, logger=logger)
+        return fastest_form(parameters, sizes, attention(), dtype=dtype, kernels=kernels, logger=logger)
 
 
 ESM2_FAMILY = ESM2Family()

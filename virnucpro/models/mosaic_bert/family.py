@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -50,7 +50,7 @@ class MosaicBertFamily:
         self,
         state: Mapping[str, Tensor],
         sizes: MosaicSizes,
-        attention: PackedAttention,
+        attention: Callable[[], PackedAttention],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -59,7 +59,8 @@ class MosaicBertFamily:
     ) -> Model:
         if dtype == torch.int8:
             raise UserError("precision int8 is computed for ESM-2 alone: take precision auto")
-        model = MosaicBert(Parameters.arrange(state, sizes, device=device, dtype=dtype), sizes, attention)
+        parameters = Parameters.arrange(state, sizes, device=device, dtype=dtype)
+        model = MosaicBert(parameters, sizes, attention())
         # On older GPUs Triton's compiler can end the process.
         if kernels == "eager" or capability(device) < AMPERE:
             return model
