@@ -24,9 +24,9 @@ from benchmarks.workloads import SIZES
 from virnucpro.base.settings import EmbeddingSettings, LongProteins
 from virnucpro.calling.classifier import Classifier, demo_classifier
 from virnucpro.engine.embed import Protein, embed_proteins
+from virnucpro.models.mosaic_bert.family import write_checkpoint
 from virnucpro.models.mosaic_bert.sizes import MOSAIC_MODELS
-from virnucpro.models.mosaic_bert.synthetic import write_checkpoint
-from virnucpro.sequences.frames import cut_windows, stop_free_frames
+from virnucpro.sequences.translation import cut_windows, stop_free_frames
 from virnucpro.weights.manifest import read_manifest
 from virnucpro.weights.prepare import prepare_weights
 

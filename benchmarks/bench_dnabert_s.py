@@ -32,8 +32,8 @@ from virnucpro.engine.load import build_model, load_model
 from virnucpro.engine.outputs import Outputs
 from virnucpro.engine.run import default_budget
 from virnucpro.models.base import Model
+from virnucpro.models.mosaic_bert.family import random_state, write_checkpoint
 from virnucpro.models.mosaic_bert.sizes import MOSAIC_MODELS
-from virnucpro.models.mosaic_bert.synthetic import random_state, write_checkpoint
 from virnucpro.models.mosaic_bert.tokenizer import NucleotideTokenizer
 from virnucpro.models.precision import exact_products
 from virnucpro.weights.prepare import prepare_weights

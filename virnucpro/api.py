@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import alone_in
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
-from virnucpro.base.limits import let_waiting_threads_sleep, usable_cores
+from virnucpro.base.limits import check_space, let_waiting_threads_sleep, usable_cores
 from virnucpro.base.paths import user_cache, user_path
 from virnucpro.base.records import read_record
 from virnucpro.base.settings import (
@@ -27,7 +27,6 @@ from virnucpro.base.settings import (
     default,
     resolve_layers,
 )
-from virnucpro.base.space import check_space
 from virnucpro.base.text import short
 from virnucpro.chunking.manifest import CHUNK_FILES, ChunkManifest, SplitRecord, SplitSettings
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_sizes

@@ -29,8 +29,7 @@ from virnucpro.base.settings import (
     default,
 )
 from virnucpro.base.text import brief, short
-from virnucpro.calling.rule import CallRule
-from virnucpro.calling.state import check_window
+from virnucpro.calling.state import CallRule, check_window
 from virnucpro.chunking.size import BASES, ChunkSize, chunk_sizes
 from virnucpro.config_files import Source
 from virnucpro.models.mosaic_bert.sizes import MosaicSizes

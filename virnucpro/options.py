@@ -14,7 +14,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.paths import user_path
 from virnucpro.base.setting import Setting
 from virnucpro.base.settings import SETTINGS, EmbeddingSettings, InputPolicies, LongProteins
-from virnucpro.calling.rule import CallRule
+from virnucpro.calling.state import CallRule
 
 LONG_PROTEINS = tuple(key for key in SETTINGS if key.startswith("long_proteins."))
 POLICIES = tuple(field.name for field in fields(InputPolicies))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.base.errors import UserError
+from virnucpro.base.limits import free_bytes, no_room
 from virnucpro.base.records import read_record
-from virnucpro.base.space import free_bytes, no_room
 from virnucpro.base.text import duration, number, size
 from virnucpro.calling.state import CallsState
 from virnucpro.chunking.manifest import ChunkManifest, chunk_name
@@ -24,7 +24,7 @@ from virnucpro.models.esm2 import sizes as esm2
 from virnucpro.models.mosaic_bert import sizes as mosaic_bert
 from virnucpro.models.reference import DEMO_WARNINGS, KNOWN, ModelRef, planning_architecture
 from virnucpro.sequences.amount import ENOUGH, Amount, estimate
-from virnucpro.slurm.sizing import MEGABYTE, embed_memory_mb
+from virnucpro.slurm.resources import MEGABYTE, embed_memory_mb
 from virnucpro.storage.chunk_metadata import DeviceRun
 from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
 from virnucpro.storage.state import RunState

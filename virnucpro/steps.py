@@ -25,8 +25,7 @@ from virnucpro.base.settings import (
     checked,
     default,
 )
-from virnucpro.calling.rule import CallRule
-from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
+from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles, frame_identity
 from virnucpro.chunking.size import BASES, RESIDUES, ChunkSize, Letters, chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
@@ -245,7 +244,7 @@ def _merge(given: argparse.Namespace) -> None:
 def _classify(given: argparse.Namespace) -> None:
     from virnucpro.calling.classifier import demo_classifier
     from virnucpro.calling.classifier_file import read_classifier
-    from virnucpro.calling.classify import classify
+    from virnucpro.calling.contigs import classify
     from virnucpro.calling.features import Features, feature_files
 
     (window,) = values(given, ["nucleotide.window"]).values()
@@ -361,7 +360,7 @@ def _score(given: argparse.Namespace) -> None:
 
 
 def _call(given: argparse.Namespace) -> None:
-    from virnucpro.calling.classify import call_contigs
+    from virnucpro.calling.contigs import call_contigs
 
     files = CallFiles(given.output)
     call_contigs(

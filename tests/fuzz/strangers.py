@@ -22,7 +22,7 @@ from tests.fuzz.drawing import SEEDS, Target, bombs, damaged
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import parse_record
 from virnucpro.checkpoints.torch_file import verify_archive
-from virnucpro.models.esm2.names import huggingface_name
+from virnucpro.models.esm2.checkpoint import huggingface_name
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.families import read_checkpoint

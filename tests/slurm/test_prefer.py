@@ -10,8 +10,7 @@ import pytest
 
 from tests.slurm.commands import jobs, out_of_service, set_features, submit, wait
 from tests.slurm.testbed import NODES
-from virnucpro.slurm.cluster import JobSize, ask_cluster
-from virnucpro.slurm.features import prefer_option
+from virnucpro.slurm.cluster import JobSize, ask_cluster, prefer_option
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 

@@ -11,10 +11,9 @@ from virnucpro.base.digest import write_products
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins
 from virnucpro.calling.classifier import load_classifier
 from virnucpro.calling.classifier_file import prepare_classifier
-from virnucpro.calling.classify import call_contigs
+from virnucpro.calling.contigs import call_contigs
 from virnucpro.calling.join import Embedded, classify_frames
-from virnucpro.calling.rule import CallRule
-from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
+from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles, frame_identity
 from virnucpro.chunking.split import split_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.models.reference import ModelRef

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from virnucpro.models.esm2.names import huggingface_name
+from virnucpro.models.esm2.checkpoint import huggingface_name
 from virnucpro.models.esm2.sizes import Architecture, embedding_shapes
 from virnucpro.models.esm2.synthetic import random_state_dict
 

@@ -30,11 +30,10 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies
 from virnucpro.calling.classifier import demo_classifier
 from virnucpro.calling.classifier_file import read_classifier
-from virnucpro.calling.classify import classify
-from virnucpro.calling.contigs import contig_calls, window_scores
+from virnucpro.calling.contigs import classify, contig_calls, window_scores
 from virnucpro.calling.features import Features, feature_files
 from virnucpro.calling.frames import Contig, Frames
-from virnucpro.calling.rule import CallRule
+from virnucpro.calling.state import CallRule
 from virnucpro.cli import main
 
 

@@ -18,17 +18,16 @@ from tests.unit.calling_cases import MLPClassifier, column, contigs, save_as_mai
 from tests.unit.calling_steps import Steps
 from tests.unit.test_mosaic_bert import plain_tokens, restated
 from tests.unit.test_virnucpro_pt import read_plain
-from virnucpro.base import space
+from virnucpro.base import limits
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record, write_record
-from virnucpro.calling import classify as classify_module
+from virnucpro.calling import contigs as contigs_module
 from virnucpro.calling.classifier import load_classifier
-from virnucpro.calling.rule import CallRule
-from virnucpro.calling.state import CallsRecord
+from virnucpro.calling.state import CallRule, CallsRecord
 from virnucpro.cli import main
 from virnucpro.models.esm2 import synthetic as esm2_synthetic
 from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, ESM2_MODELS, Architecture
-from virnucpro.models.mosaic_bert import synthetic
+from virnucpro.models.mosaic_bert import family as mosaic_family
 from virnucpro.models.mosaic_bert.sizes import DEMO_SIZES, MOSAIC_MODELS, MosaicSizes
 from virnucpro.report import CALL_PLOTS
 from virnucpro.report.call_plots import plot_calls, read_scores, scored_contigs, strongest
@@ -44,7 +43,7 @@ def original_features(
     """VirNucPro's procedure: each frame alone through DNABERT-S, by its formula, and through fair-esm."""
     proteins, nucleotides = (read_plain(folder / f"translated.{kind}") for kind in ("faa", "fna"))
     esm2 = fair_esm(esm2_synthetic.random_state_dict(sizes[0], seed=4), sizes[0])
-    state = synthetic.random_state(sizes[1], seed=5)
+    state = mosaic_family.random_state(sizes[1], seed=5)
     tokenizer = json.loads(tokens.read_text())
     layer, rows = sizes[0].layers, []
     for (name, protein), (same, bases) in zip(proteins, nucleotides, strict=True):
@@ -85,7 +84,7 @@ def test_frames_windows_and_calls_are_the_original_procedures(
 ) -> None:
     esm2 = tmp_path / "esm2.pt"
     esm2_synthetic.write_checkpoint(esm2, sizes[0], seed=4)
-    models = (esm2, synthetic.write_checkpoint(tmp_path / "dnabert", sizes[1], seed=5))
+    models = (esm2, mosaic_family.write_checkpoint(tmp_path / "dnabert", sizes[1], seed=5))
     steps = Steps(tmp_path / "sample", contigs(tmp_path / "in.fna"), models, chunk_letters=(3000, 9000))
     steps.embed()
     names, features = original_features(steps.folder, sizes, tmp_path / "dnabert" / "tokenizer.json")
@@ -277,11 +276,11 @@ def test_what_is_no_longer_what_was_written_is_not_used(steps: Steps, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:  # half-way: the earlier calls stay as they are
-        patch.setattr(classify_module, "write_viral", fail)
+        patch.setattr(contigs_module, "write_viral", fail)
         with pytest.raises((UserError, OSError), match="No space left"):
             steps.call(CallRule(viral_over=0.9))
     with monkeypatch.context() as patch:
-        patch.setattr(space, "free_bytes", lambda _: 0)
+        patch.setattr(limits, "free_bytes", lambda _: 0)
         with pytest.raises(UserError, match=r"writing the scores of frames takes .* where 0 bytes is free"):
             steps.classify()
     assert contents(steps.files.calls) == before

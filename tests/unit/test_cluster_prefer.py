@@ -11,12 +11,14 @@ from virnucpro.slurm.cluster import (
     Cluster,
     JobSize,
     ask_cluster,
+    is_ampere_or_newer,
     parse_gres,
     parse_groups,
     parse_version,
+    prefer_option,
+    preferred_features,
     why_not_reached,
 )
-from virnucpro.slurm.features import is_ampere_or_newer, prefer_option, preferred_features
 
 NEW = """
     ampere Ampere ada lovelace ada_lovelace hopper BLACKWELL gpu_ampere gpu:hopper nvidia-ampere

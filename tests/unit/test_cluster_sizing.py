@@ -9,7 +9,7 @@ from virnucpro.base.settings import LongProteins
 from virnucpro.chunking.cost import protein_costs
 from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
-from virnucpro.slurm.sizing import START_MINUTES, embed_memory_mb, embed_minutes
+from virnucpro.slurm.resources import START_MINUTES, embed_memory_mb, embed_minutes
 
 MODEL_3B = ESM2_MODELS["esm2_t36_3B_UR50D"]
 

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import LONGEST, SETTINGS, EmbeddingSettings, LongProteins, TableSettings
-from virnucpro.calling.rule import CallRule
+from virnucpro.calling.state import CallRule
 from virnucpro.config import GROUPS, RunConfig, json_schema, load_config, merged, schema_text
 from virnucpro.config_files import Source, read_arguments, read_file
 from virnucpro.models.reference import ModelRef, planning_architecture

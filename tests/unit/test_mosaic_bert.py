@@ -26,10 +26,9 @@ from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.load import build_model
 from virnucpro.models.families import read_checkpoint
-from virnucpro.models.mosaic_bert.family import fused_form
+from virnucpro.models.mosaic_bert.family import fused_form, random_state, write_checkpoint
 from virnucpro.models.mosaic_bert.model import MosaicBert, Parameters
 from virnucpro.models.mosaic_bert.sizes import DEMO_SIZES, MOSAIC_MODELS, MosaicSizes, alibi_slopes
-from virnucpro.models.mosaic_bert.synthetic import random_state, write_checkpoint
 from virnucpro.models.mosaic_bert.tokenizer import NucleotideTokenizer, checked_tokenizer, demo_tokenizer
 from virnucpro.weights.file import load_weights
 from virnucpro.weights.locate import locate_checkpoint

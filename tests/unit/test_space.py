@@ -16,7 +16,7 @@ import virnucpro
 from tests.unit.sample import Sample, write_input
 from tests.unit.test_tables import WITH_VECTORS
 from virnucpro.base.errors import UserError
-from virnucpro.base.space import check_space, free_bytes
+from virnucpro.base.limits import check_space, free_bytes
 from virnucpro.models.esm2.synthetic import write_demo_checkpoint
 from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
 from virnucpro.storage.tables import TABLES

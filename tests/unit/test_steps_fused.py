@@ -21,7 +21,7 @@ from virnucpro.attention.choose import plain_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings
-from virnucpro.models.esm2.forms import fastest_form, fused_form
+from virnucpro.models.esm2.family import fastest_form, fused_form
 from virnucpro.models.esm2.int8 import Int8ESM2, calibration_batch, in_integers, inputs_of_products
 from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Linear, rotary_tables
 from virnucpro.models.esm2.sizes import Architecture

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies
 from virnucpro.sequences import translation
-from virnucpro.sequences.frames import cut_windows
-from virnucpro.sequences.translation import translate_contigs
+from virnucpro.sequences.translation import cut_windows, translate_contigs
 
 # The standard genetic code as NCBI prints it (table 1): residues, then first, second and third base.
 RESIDUES = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"

@@ -20,8 +20,7 @@ from virnucpro.base.digest import file_sha256
 from virnucpro.base.errors import UserError
 from virnucpro.calling.classifier import Classifier, demo_classifier, shapes, write_classifier
 from virnucpro.calling.state import DEMO_WARNING, ClassifierManifest, check_window
-from virnucpro.checkpoints.plain import plain_tensor
-from virnucpro.checkpoints.torch_file import Inert, load_torch_file, verify_archive
+from virnucpro.checkpoints.torch_file import Inert, load_torch_file, plain_tensor, verify_archive
 from virnucpro.weights.manifest import read_manifest
 
 

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import number, short
-from virnucpro.checkpoints.plain import plain_tensor
-from virnucpro.checkpoints.torch_file import load_torch_file, verify_archive
+from virnucpro.checkpoints.torch_file import load_torch_file, plain_tensor, verify_archive
 
 KINDS = {"nucleotide": "DNABERT-S", "proteins": "ESM-2", "ids": "merged"}
 """The key of a file's ids, and what it then holds."""

@@ -16,9 +16,8 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies
 from virnucpro.base.text import number, short
 from virnucpro.calling.classifier import CLASSES, Classifier
-from virnucpro.sequences.frames import FRAMES, cut_windows
 from virnucpro.sequences.intake import Intake
-from virnucpro.sequences.translation import SILENT_REASON, translate_contigs
+from virnucpro.sequences.translation import FRAMES, SILENT_REASON, cut_windows, translate_contigs
 
 if TYPE_CHECKING:
     from virnucpro.calling.features import Features  # reads VirNucPro's files with torch, which scores do without

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.digest import write_products
 from virnucpro.base.errors import UserError
-from virnucpro.base.space import check_space
+from virnucpro.base.limits import check_space
 from virnucpro.base.text import short
 from virnucpro.calling.classifier import Classifier
 from virnucpro.calling.frames import OTHERS, VIRUS

@@ -19,14 +19,37 @@ from virnucpro.base.digest import FileDigests, FileProof, Products, read_product
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies
-from virnucpro.calling.rule import CallRule
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, check_fields, default
 from virnucpro.models.reference import LONGEST_NAME
 from virnucpro.storage.chunk_metadata import identity, settings_identity
 from virnucpro.storage.request import SampleRequest
 from virnucpro.storage.sample_files import PoolFiles, SampleFiles
 from virnucpro.storage.state import MISSING, RunState, reports_origin
 from virnucpro.weights.manifest import WeightsManifest
+
+
+@dataclass(frozen=True)
+class CallRule:
+    """When a contig is called viral or not; ``SETTINGS`` says what each is. Published constants, nothing calibrated.
+
+    Raises:
+        UserError: a value is not allowed, or ``non_viral_under`` is over ``viral_over``.
+    """
+
+    viral_over: float = default("classify.viral_over")
+    non_viral_under: float = default("classify.non_viral_under")
+    sure_over: float = default("classify.sure_over")
+    sure_under: float = default("classify.sure_under")
+    ambiguous_over: float = default("classify.ambiguous_over")
+
+    def __post_init__(self) -> None:
+        check_fields(self, "classify.")
+        if self.non_viral_under > self.viral_over:
+            raise UserError(
+                f"viral_over is {self.viral_over} and non_viral_under {self.non_viral_under}: give two numbers, the "
+                "second no larger than the first"
+            )
+
 
 WINDOWS = (300, 500)
 """Bases of the windows that VirNucPro's two classifiers were trained on."""

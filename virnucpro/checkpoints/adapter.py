@@ -24,8 +24,8 @@ from torch import Tensor
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import number, short
 from virnucpro.checkpoints.files import CheckpointFiles
-from virnucpro.checkpoints.plain import plain_tensor
 from virnucpro.checkpoints.tensors import read_tensors
+from virnucpro.checkpoints.torch_file import plain_tensor
 
 HEADS = ("classifier", "lm_head", "contact_head", "pooler", "score", "qa_outputs", "cls")
 """Modules that transformers' models have beside the embedding part: what an adapter holds for them is not needed."""

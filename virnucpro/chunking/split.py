@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import atomic_directory, atomic_path
 from virnucpro.base.digest import FileProof, digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
+from virnucpro.base.limits import check_space
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import InputPolicies, LongProteins
-from virnucpro.base.space import check_space
 from virnucpro.chunking.chunk_folder import ChunkFolder
 from virnucpro.chunking.cost import assign_chunks, protein_costs
 from virnucpro.chunking.index import BATCH_ROWS, IndexRows, IndexWriter

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
-from virnucpro.base.limits import usable_cores
+from virnucpro.base.limits import check_space, usable_cores
 from virnucpro.base.records import read_record
 from virnucpro.base.settings import EmbeddingSettings, resolve_layers
-from virnucpro.base.space import check_space
 from virnucpro.base.text import number
 from virnucpro.chunking.cost import embedded_residues, protein_costs
 from virnucpro.chunking.manifest import ChunkManifest

@@ -7,10 +7,9 @@ from typing import Any
 
 from virnucpro.base.errors import UserError
 from virnucpro.checkpoints.files import CheckpointFiles
-from virnucpro.checkpoints.tensors import read_tensors
+from virnucpro.checkpoints.tensors import foreign_model, read_tensors
 from virnucpro.models.base import Checkpoint, Family
 from virnucpro.models.esm2.family import ESM2_FAMILY
-from virnucpro.models.foreign import foreign_model
 from virnucpro.models.mosaic_bert.family import MOSAIC_BERT_FAMILY
 
 FAMILIES: tuple[Family[Any], ...] = (ESM2_FAMILY, MOSAIC_BERT_FAMILY)

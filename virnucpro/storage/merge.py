@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import remove
 from virnucpro.base.digest import files_of
 from virnucpro.base.errors import UserError
+from virnucpro.base.limits import check_space
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import VECTORS
-from virnucpro.base.space import check_space
 from virnucpro.chunking.index import IndexRows, read_index
 from virnucpro.chunking.manifest import SplitRecord, read_split
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, verify_chunks

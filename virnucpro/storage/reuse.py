@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import remove
 from virnucpro.base.digest import digest_of_digests, file_stamp
 from virnucpro.base.errors import UserError
+from virnucpro.base.limits import check_space
 from virnucpro.base.settings import VECTORS
-from virnucpro.base.space import check_space
 from virnucpro.base.text import utc
 from virnucpro.chunking.manifest import CHUNK_FILES, chunk_name
 from virnucpro.storage.chunk_file import LISTED, ChunkError, ChunkFile, read_chunk_file, verify_chunk_file

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from virnucpro.base.digest import FileProof, digest_of_digests, file_stamp
 from virnucpro.base.errors import UserError
+from virnucpro.base.limits import check_space
 from virnucpro.base.records import RecordError, read_record
 from virnucpro.base.settings import VECTORS, EmbeddingSettings
-from virnucpro.base.space import check_space
 from virnucpro.base.text import utc
 from virnucpro.chunking.cost import embedded_residues, piece_counts
 from virnucpro.chunking.index import read_index

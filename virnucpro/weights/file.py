@@ -17,10 +17,9 @@ from torch import Tensor
 
 from virnucpro.base.atomic import atomic_path, is_still
 from virnucpro.base.errors import UserError
-from virnucpro.base.limits import is_out_of_memory
+from virnucpro.base.limits import check_space, is_out_of_memory
 from virnucpro.base.records import record_text
 from virnucpro.base.safetensors_header import TensorEntry
-from virnucpro.base.space import check_space
 from virnucpro.weights.manifest import (
     METADATA_ENTRY,
     TOKENIZER_ENTRY,

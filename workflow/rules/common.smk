@@ -54,7 +54,7 @@ try:
         unasked_calls,
     )
     from virnucpro.slurm.resources import slurm_resources, why_no_slurm
-    from virnucpro.slurm.sizing import embed_memory_mb, embed_minutes
+    from virnucpro.slurm.resources import embed_memory_mb, embed_minutes
     from virnucpro.storage.request import REUSE_INDEX
     from virnucpro.storage.state import MISSING
     from virnucpro.storage.tables import TABLES

@@ -6,8 +6,8 @@ from virnucpro.jobs import job
 
 with job(f"call_contigs {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     from virnucpro.base.settings import InputPolicies
-    from virnucpro.calling.classify import call_contigs
-    from virnucpro.calling.rule import CallRule
+    from virnucpro.calling.contigs import call_contigs
+    from virnucpro.calling.state import CallRule
 
     call_contigs(
         [Path(file) for file in snakemake.params.files],

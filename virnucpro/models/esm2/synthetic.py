@@ -11,8 +11,7 @@ from typing import IO, cast
 import torch
 from torch import Tensor
 
-from virnucpro.base.atomic import atomic_path
-from virnucpro.base.guarded_file import GuardedFile
+from virnucpro.base.atomic import GuardedFile, atomic_path
 from virnucpro.models.esm2.checkpoint import rounded_inv_freq
 from virnucpro.models.esm2.sizes import (
     DEMO_ARCHITECTURE,

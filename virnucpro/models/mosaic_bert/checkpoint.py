@@ -10,8 +10,8 @@ from torch import Tensor
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
 from virnucpro.checkpoints.files import TOKENIZER
-from virnucpro.checkpoints.plain import plain_tensor
 from virnucpro.checkpoints.tensors import StoredTensors
+from virnucpro.checkpoints.torch_file import plain_tensor
 from virnucpro.models.mosaic_bert.sizes import MosaicSizes
 from virnucpro.models.mosaic_bert.tokenizer import checked_tokenizer
 

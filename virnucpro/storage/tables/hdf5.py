@@ -27,8 +27,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.atomic import GuardedFile
 from virnucpro.base.errors import UserError
-from virnucpro.base.guarded_file import GuardedFile
 from virnucpro.base.records import record_text
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from virnucpro.base.atomic import GuardedFile
 from virnucpro.base.errors import UserError
-from virnucpro.base.guarded_file import GuardedFile
 from virnucpro.base.records import record_text
-from virnucpro.checkpoints.plain import plain_tensor
-from virnucpro.checkpoints.torch_file import LARGEST_EXPANSION, is_zip, load_torch_file, verify_archive
+from virnucpro.checkpoints.torch_file import LARGEST_EXPANSION, is_zip, load_torch_file, plain_tensor, verify_archive
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
     Embeddings,
