@@ -1,9 +1,11 @@
 """Time and memory of split and merge on a large synthetic sample; each stage is a process of its own.
 
-    python benchmarks/bench_data.py [--records 1000000] [--embed-dim 320] [--formats parquet] [--folder DIR]
+    python -m benchmarks.bench_data [--records 1000000] [--embed-dim 320] [--formats parquet] [--folder DIR]
+    python -m benchmarks.bench_data --pooling per_residue --records 20000 --embed-dim 1280 --formats npy
 
 The FASTA has proteins of 300 residues on average, a third of the records repeat an earlier one. The embedding is
 faked by a stub that writes chunk files of the right shape (noise), because this benchmark is about the data stages.
+"disk" writes as many bytes as the chunk files have to one file and flushes it: what a merge cannot be faster than.
 Peak memory is the process's largest resident set (getrusage), Python and its libraries included.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -26,12 +29,13 @@ import numpy as np
 if TYPE_CHECKING:
     from virnucpro.storage.chunk_metadata import EmbeddingIdentity
 
-STAGES = ("generate", "split", "stub", "merge", "translate")
+STAGES = ("generate", "split", "stub", "disk", "merge", "translate")
 FILES = {
     "parquet": "embeddings.parquet",
     "hdf5": "embeddings.h5",
     "virnucpro_pt": "virnucpro_pt",
     "npy": "embeddings_npy",
+    "chunk_files": "chunk_files",
 }
 
 
@@ -77,7 +81,7 @@ def stub_identity(options: argparse.Namespace) -> EmbeddingIdentity:
     from virnucpro.storage.chunk_metadata import EmbeddingIdentity
 
     return EmbeddingIdentity(
-        pooling=("mean",),
+        pooling=(options.pooling,),
         precision="fp16",
         long_proteins=LongProteins(),
         model="esm2_stub",
@@ -117,8 +121,12 @@ def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     for fasta in sorted((folder / "chunks").glob("*.fasta")):
         sequences = [record.sequence for record in read_fasta(fasta)]
         n = len(sequences)
-        tensors = stub_tensors(sequences, "mean.6", np.resize(noise, (n, options.embed_dim)))
         residues = sum(map(len, sequences))
+        if options.pooling == "mean":
+            tensors = stub_tensors(sequences, "mean.6", np.resize(noise, (n, options.embed_dim)))
+        else:
+            tensors = stub_tensors(sequences, "residues.6", np.resize(noise, (residues, options.embed_dim)))
+            tensors["starts"] = np.cumsum(tensors["embedded"], dtype=np.int64) - tensors["embedded"]
         digest = read_record(fasta.with_suffix(".json"), ChunkManifest).digest
         path = folder / "tensors" / f"{fasta.stem}.safetensors"
         statistics = RunStatistics(n, residues, residues, 1.0, 0.0, 0.0, 0, 0, 0)
@@ -129,7 +137,22 @@ def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     return {"bytes": size}
 
 
+def disk(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    size = sum(path.stat().st_size for path in (folder / "tensors").iterdir())
+    block = np.random.default_rng(0).bytes(1 << 24)
+    path = folder / "written"
+    with path.open("wb") as file:
+        for _ in range(0, size, len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+    return {"bytes": size}
+
+
 def merge(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    from virnucpro.base.limits import usable_cores
+    from virnucpro.sequences.fasta import read_fasta
     from virnucpro.storage.chunk_metadata import header_entries
     from virnucpro.storage.merge import merge_embeddings
 
@@ -142,10 +165,13 @@ def merge(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         outputs,
         folder / "report.json",
         expected=expected,
-        threads=2,
+        threads=usable_cores(),
     )
-    # What is delivered: the table's rows, repeats included.
-    return {"bytes": counts.records * counts.embed_dim * 4 * len(outputs), "records": counts.records}
+    # What is delivered: the table's vectors, repeats included.
+    vectors = counts.records
+    if options.pooling == "per_residue":
+        vectors = sum(len(record.sequence) for record in read_fasta(folder / "proteins.faa"))
+    return {"bytes": vectors * counts.embed_dim * 4 * len(outputs), "records": counts.records}
 
 
 def translate(folder: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -171,6 +197,7 @@ def run_stage(name: str, folder: Path, options: argparse.Namespace) -> None:
         "generate": generate,
         "split": split,
         "stub": stub,
+        "disk": disk,
         "merge": merge,
         "translate": translate,
     }
@@ -185,6 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--embed-dim", type=int, default=320)
+    parser.add_argument("--pooling", choices=["mean", "per_residue"], default="mean")
     parser.add_argument("--chunk-residues", type=int, default=20_000_000)
     parser.add_argument("--formats", default="parquet", help="comma-separated: " + ", ".join(FILES))
     parser.add_argument("--folder", type=Path, help="where to work (kept); by default a temporary folder")
@@ -200,7 +228,16 @@ def main() -> None:
     print(f"{'stage':10}{'seconds':>10}{'MB':>10}{'MB/s':>8}{'peak MB':>10}")
     try:
         for name in options.stages.split(","):
-            command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder), "--stage", name]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.bench_data",
+                *sys.argv[1:],
+                "--folder",
+                str(folder),
+                "--stage",
+                name,
+            ]
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             seconds, size, peak = found.pop("seconds"), found.pop("bytes") / 1e6, found.pop("peak") / 1e6
             more = "".join(f"  {key} {value}" for key, value in found.items())

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
+from virnucpro.base.limits import usable_cores
 from virnucpro.base.records import RecordError, read_record, write_record
 
 
@@ -160,7 +161,7 @@ def files_of(paths: Iterable[Path], folder: Path) -> dict[str, FileProof]:
     files = [
         file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
     ]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads of Python run
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:  # hashing lets other threads of Python run
         proofs = list(pool.map(FileProof.of, files))
     return {os.path.relpath(file, folder): proof for file, proof in zip(files, proofs, strict=True)}
 
