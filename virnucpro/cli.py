@@ -43,7 +43,6 @@ EXIT_CODES = """exit codes:
 virnucpro --print-completion bash (zsh, tcsh) prints what completes commands and options in your shell.
 """
 
-
 OPTIONS = ("model", "adapter", *EMBEDDING, *POLICIES, "chunk_residues", "reuse", "reuse_devices", *TABLES)
 """Settings of the workflow that ``virnucpro embed`` has too."""
 

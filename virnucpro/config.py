@@ -61,7 +61,6 @@ FORMS = {
 }
 """The JSON schema of settings that words, numbers and text do not describe."""
 
-
 DEFAULT = Source("default", {})
 
 MOST_DRAWN = 100

@@ -24,7 +24,6 @@ from virnucpro.options import add_options, given_values, path
 
 CONFIG = "config.yaml"
 
-
 EXAMPLES = """examples:
   virnucpro run my.faa --model esm2_t33_650M_UR50D
   virnucpro run a.faa b.faa.gz --cores 16 --dry-run

@@ -32,7 +32,6 @@ from virnucpro.storage.state import RunState
 H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 95_600}
 """In fp16 on one NVIDIA H200 with torch 2.11 (benchmarks/results); in docs/models.md too."""
 
-
 MOST_LINES = 100
 """Samples that are told one by one; in the sums all are counted."""
 

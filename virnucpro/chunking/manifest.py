@@ -14,7 +14,6 @@ from virnucpro.base.settings import InputPolicies, LongProteins
 SPLIT_RECORD = "split.json"
 """Its name in the folder of chunks."""
 
-
 CHUNK_FILES = "chunk_*.safetensors"
 """The pattern of chunk files' names; :func:`chunk_name` gives what stands before the ending."""
 

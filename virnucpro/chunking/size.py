@@ -33,7 +33,6 @@ PER_RESIDUE_BYTES = 50_000_000_000
 """Of a chunk file with every residue's vector: large enough that the start of a job does not matter (half a minute of
 650M on an H100), and small enough for most disks. It streams to the disk, so memory does not matter."""
 
-
 AUTO_MULTIPLE = 8
 """Chunks of automatic size come in multiples of this, so that 2, 4 or 8 equal GPUs end together."""
 

@@ -194,7 +194,6 @@ class PackedPieces:
 PORTION = 16_000_000
 """Letters that are tokenised and laid out at a time: about a second's work, computed in two seconds and more."""
 
-
 QUICK = 1e-4
 """Seconds after which Python's threads take turns while batches run (its default: 5e-3). Each kernel's start gives the
 turn away; with the default the thread that packs made the GPU wait for a tenth of the time (DNABERT-S, H100)."""

@@ -86,10 +86,8 @@ class Progress:
 CPU_BUDGET = 4096
 """Larger batches leave the caches of a CPU and gain nothing (measured on two cores with 8M to 150M)."""
 
-
 GPU_BUDGET = 32768
 """Enough rows for the matrix products of the larger models to run at full rate."""
-
 
 LOWEST_BUDGET = 1024
 
@@ -128,7 +126,6 @@ def default_budget(
 
 
 Forward = Callable[[Tensor, Segments, Sequence[int]], Mapping[int, Tensor]]
-
 
 IN_FLIGHT = 2
 """Batches that the host prepares ahead of the device."""

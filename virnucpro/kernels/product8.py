@@ -20,7 +20,6 @@ from virnucpro.kernels.rows8 import Rows
 DEPTH = 128
 """How much of the inner dimension is brought at a time."""
 
-
 DEEP, SHALLOW = Tiling(128, 256, DEPTH, programs=1, warps=8), Tiling(128, 128, DEPTH, programs=2, warps=4)
 """Where the inner dimension is larger than the result's width, and elsewhere: there what ends a tile takes a larger
 share of the time, and another program's products go on meanwhile. On an H100 in TFLOP/s, DEEP and SHALLOW: 3B's fc2

@@ -92,7 +92,6 @@ def widen_rotary(model: ESM2) -> None:
 
 Batch = Sequence[tuple[str, str]]
 
-
 BatchConverter = Callable[[Batch], tuple[list[str], list[str], Tensor]]
 
 

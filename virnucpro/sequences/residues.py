@@ -5,19 +5,14 @@ from __future__ import annotations
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
 """The letters with a token of their own (fair-esm's alphabet "ESM-1b", in its order)."""
 
-
 SPACE = b" \t\n\r\x0b\x0c"
-
 
 _upper = bytes(range(256)).upper()
 
-
 _known = RESIDUES.encode("ascii") + b"J*"
-
 
 _CLEANING = bytes(letter if letter in _known else 0 for letter in _upper)
 """Upper-cases; every byte that is no residue, ``J`` or ``*`` becomes NUL."""
-
 
 _TO_X = bytes.maketrans(b"J*", b"XX")
 

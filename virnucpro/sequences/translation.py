@@ -57,20 +57,15 @@ def cut_windows(lengths: NDArray[np.integer], window: int) -> Windows:
 
 FRAMES = (b"F1", b"F2", b"F3", b"R1", b"R2", b"R3")
 
-
 NOTHING, STOP = 0, ord("*")
 
-
 _BASES = b"TCAG"
-
 
 # The standard code (NCBI translation table 1), codons in the order of _BASES, first base slowest.
 _STANDARD_CODE = b"FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
 
-
 _DIGIT = bytes(_BASES.find(bytes([letter])) if letter in _BASES else 4 for letter in range(256))
 """Each letter as a digit: 0 to 3 for T C A G, 4 for any other."""
-
 
 COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
 """VirNucPro complements these four alone; other letters stay what they are."""

@@ -167,7 +167,6 @@ def _number(text: str) -> int:
 
 GENERATIONS = ("ampere", "ada", "lovelace", "adalovelace", "hopper", "blackwell", "rubin")
 
-
 # Models by NVIDIA's list of CUDA GPUs with capability 8.0 and newer (developer.nvidia.com/cuda-gpus), in lower case
 # and without separators.
 MODELS = (
@@ -181,18 +180,13 @@ MODELS = (
     *("5060", "5070", "5080", "5090", "5060ti", "5070ti", "pro4000", "pro4500", "pro5000", "pro6000"),
 )
 
-
 BRANDS = ("nvidia", "tesla", "geforce", "quadro", "rtx", "gpu")
-
 
 CAPABILITY_WORDS = ("sm", "cc", "compute", "computecap", "computecapability", "capability", "cudacc", "gpucc", "gpusm")
 
-
 _MODEL = re.compile(f"(?:{'|'.join(BRANDS)})*(?:{'|'.join(MODELS)})")
 
-
 _GENERATION = re.compile(f"(?:{'|'.join(BRANDS)})*(?:{'|'.join(GENERATIONS)})")
-
 
 _CAPABILITY = re.compile(f"(?:{'|'.join(CAPABILITY_WORDS)})(\\d+)(?:\\.(\\d))?[af]?")
 
@@ -229,7 +223,6 @@ def _new_capability(text: str) -> bool:
 
 
 FIRST_VERSION = (22, 5)
-
 
 # What may stand in a feature without meaning something in the expression (| & , [] () *).
 _PLAIN = re.compile(r"[\w.:=/+-]+")

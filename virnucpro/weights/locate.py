@@ -123,7 +123,6 @@ def _expected(model: ModelRef) -> Expected:
 _BESIDE = 1 << 24
 """Bytes that a checkpoint may have beside its numbers."""
 
-
 NO_LIBRARY = (
     "it is downloaded with the package huggingface_hub, which is not installed: pip install 'virnucpro[hub]', or "
     "give the path of a folder with the repository's files"

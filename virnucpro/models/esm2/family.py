@@ -72,7 +72,6 @@ class ESM2Family:
 
 ESM2_FAMILY = ESM2Family()
 
-
 INT8_LIMIT = 1e-2
 """Largest 1 - cosine to float16 of a pooled vector with which integers are used at all."""
 

@@ -13,15 +13,12 @@ from virnucpro.base.digest import FileProof
 CHECKPOINT_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 """Where fair-esm itself downloads a model from (``esm.pretrained``)."""
 
-
 HUB_OWNER = "facebook"
 """Who publishes the models on huggingface.co, under the same names."""
 
 DEMO_MODEL = "esm2_demo"
 
-
 DEMO_WARNING = "esm2_demo is random: its embeddings mean nothing biologically"
-
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -76,7 +73,6 @@ ESM2_MODELS: dict[str, Architecture] = {
 }
 """The released models (Lin et al. 2023, doi:10.1126/science.ade2574), by fair-esm's names."""
 
-
 RELEASED = {
     "esm2_t6_8M_UR50D": FileProof(30_099_493, "46f002a9870c9bdecd0ea887acb1f9a38a6b561e8f8bf8a6990b679b9d31b928"),
     "esm2_t12_35M_UR50D": FileProof(134_095_705, "7f21e80e61d16a71735163ef555d3009afb0c98da74c48e29df08606973cc55e"),
@@ -87,13 +83,10 @@ RELEASED = {
 """Size and sha256 of the released files, as FastPLMs pins them (github.com/Synthyra/FastPLMs, src/fastplms/models.toml)
 and others measured them after downloads of their own. fair-esm itself publishes none, and of 15B none was found."""
 
-
 DEMO_ARCHITECTURE = Architecture(layers=4, embed_dim=64, heads=4)
-
 
 VOCABULARY = 33
 """Tokens of the ESM-1b alphabet, which ESM-2 uses."""
-
 
 PREFIXES = ("encoder.sentence_encoder.", "encoder.")
 """What stands before the names in a published file; fair-esm's loader strips it, and so do we."""

@@ -84,7 +84,6 @@ def fused_form(model: MosaicBert, logger: logging.Logger) -> MosaicBert:
 
 MOSAIC_BERT_FAMILY = MosaicBertFamily()
 
-
 DEMO_SEED = 20240213
 """Seed of ``dnabert_s_demo``; its weights never change, so neither do the demo's embeddings."""
 

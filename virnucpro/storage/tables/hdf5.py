@@ -48,7 +48,6 @@ _LARGEST_COMPACT = 60_000
 _LARGEST_CHUNK = 1 << 31
 """Bytes; HDF5 allows up to 4 GiB."""
 
-
 _CACHE = 1 << 25
 """Bytes of headers and names that HDF5 keeps in memory; with the 2 MiB that it begins with it reads names again."""
 

@@ -20,7 +20,6 @@ from virnucpro.storage.report_record import Provenance
 Floats = NDArray[Any]
 """float32, or float16 where a chunk file was written so."""
 
-
 COLUMNS = {kind: kind for kind in (*VECTORS, "residues")} | {"mean": "embedding"}
 """The column of each kind of vectors."""
 
