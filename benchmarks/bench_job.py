@@ -35,7 +35,7 @@ from virnucpro.models.esm2.alphabet import FIRST_RESIDUE
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.precision import exact_products, resolve_precision
-from virnucpro.sequences.residues import RESIDUES
+from virnucpro.sequences.fasta import RESIDUES
 from virnucpro.storage.chunk_metadata import RunStatistics
 from virnucpro.weights.prepare import prepare_weights
 

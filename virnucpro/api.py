@@ -18,21 +18,13 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.limits import check_space, let_waiting_threads_sleep, usable_cores
 from virnucpro.base.paths import user_cache, user_path
 from virnucpro.base.records import read_record
-from virnucpro.base.settings import (
-    EmbeddingSettings,
-    InputPolicies,
-    LongProteins,
-    TableSettings,
-    checked,
-    default,
-    resolve_layers,
-)
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings, checked, default
 from virnucpro.base.text import short
 from virnucpro.chunking.manifest import CHUNK_FILES, ChunkManifest, SplitRecord, SplitSettings
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_sizes
-from virnucpro.models.reference import ModelRef
+from virnucpro.models.reference import ModelRef, resolve_layers
 from virnucpro.options import in_arguments, speaking
-from virnucpro.sequences.residues import clean_residues
+from virnucpro.sequences.fasta import clean_residues
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.request import REUSE_INDEX, PoolRequest, SampleRequest, WeightsRequest, sources_text
 from virnucpro.storage.sizes import chunk_file_bytes, table_bytes

@@ -16,11 +16,12 @@ from typing import Any
 
 import yaml
 
-from virnucpro.base.call_settings import DEMO_CLASSIFIER, NO_CLASSIFIER
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import matching, own_folder, without_patterns
 from virnucpro.base.setting import Setting
 from virnucpro.base.settings import (
+    DEMO_CLASSIFIER,
+    NO_CLASSIFIER,
     SETTINGS,
     EmbeddingSettings,
     InputPolicies,
@@ -313,7 +314,7 @@ def _shape(setting: Setting) -> dict[str, Any]:
     one = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
     if not setting.several:
         return one
-    many = {"type": "array", "minItems": int(not setting.optional), "uniqueItems": True, "items": one}
+    many = {"type": "array", "minItems": int(bool(setting.default)), "uniqueItems": True, "items": one}
     return {"anyOf": [*kinds, many]}
 
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from virnucpro.base.atomic import scratch_directory
-from virnucpro.base.call_settings import DEMO_CLASSIFIER
 from virnucpro.base.digest import FileDigests, recorded, write_products
 from virnucpro.base.settings import (
+    DEMO_CLASSIFIER,
     SETTINGS,
     EmbeddingSettings,
     InputPolicies,
@@ -334,7 +334,7 @@ def _embed_nucleotides(given: argparse.Namespace) -> None:
 def _score(given: argparse.Namespace) -> None:
     from virnucpro.calling.classifier import load_classifier
     from virnucpro.calling.classifier_file import prepare_classifier
-    from virnucpro.calling.join import Embedded, classify_frames
+    from virnucpro.calling.frames import Embedded, classify_frames
 
     (window,) = values(given, ["nucleotide.window"]).values()
     settings = embedding_settings(given)

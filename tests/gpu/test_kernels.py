@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from virnucpro.attention.candidates import (
+    TOLERANCE,
     BucketedAttention,
     EfficientAttention,
     FlashOperatorAttention,
@@ -16,8 +17,10 @@ from virnucpro.attention.candidates import (
     RunsAttention,
     TritonAttention,
     VarlenAttention,
+    choose_attention,
+    plain_attention,
+    try_attention,
 )
-from virnucpro.attention.choose import TOLERANCE, choose_attention, plain_attention, try_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.cuda.attention_utils import (
     FLASH,

@@ -12,7 +12,7 @@ from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProtei
 from virnucpro.calling.classifier import load_classifier
 from virnucpro.calling.classifier_file import prepare_classifier
 from virnucpro.calling.contigs import call_contigs
-from virnucpro.calling.join import Embedded, classify_frames
+from virnucpro.calling.frames import Embedded, classify_frames
 from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles, frame_identity
 from virnucpro.chunking.split import split_proteins
 from virnucpro.engine.job import embed_chunk

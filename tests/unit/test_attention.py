@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnucpro.attention import choose as choose_module
+from virnucpro.attention import candidates as candidates_module
 from virnucpro.attention.candidates import (
     BucketedAttention,
     EfficientAttention,
@@ -18,8 +18,10 @@ from virnucpro.attention.candidates import (
     FlashRunsAttention,
     RunsAttention,
     VarlenAttention,
+    choose_attention,
+    plain_attention,
+    try_attention,
 )
-from virnucpro.attention.choose import choose_attention, plain_attention, try_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.cuda.attention_utils import FLASH, STANDARD, AttentionSupport
 
@@ -157,11 +159,11 @@ def test_a_varlen_function_without_scale_gets_unscaled_queries() -> None:
 
 def use(monkeypatch: pytest.MonkeyPatch, support: AttentionSupport, flash: list[Any], standard: list[Any]) -> None:
     """Pretend a GPU with this support; its kernels run on the CPU."""
-    monkeypatch.setattr(choose_module, "attention_support", lambda device: support)
-    monkeypatch.setattr(choose_module, "FLASH_CHOICES", tuple(flash))
-    monkeypatch.setattr(choose_module, "STANDARD_CHOICES", tuple(standard))
+    monkeypatch.setattr(candidates_module, "attention_support", lambda device: support)
+    monkeypatch.setattr(candidates_module, "FLASH_CHOICES", tuple(flash))
+    monkeypatch.setattr(candidates_module, "STANDARD_CHOICES", tuple(standard))
     trial = try_attention
-    monkeypatch.setattr(choose_module, "try_attention", lambda make, device, *args: trial(make, CPU, *args))
+    monkeypatch.setattr(candidates_module, "try_attention", lambda make, device, *args: trial(make, CPU, *args))
 
 
 class GoodFlash(RunsAttention):

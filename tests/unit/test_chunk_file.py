@@ -288,7 +288,7 @@ def test_the_embed_job_needs_no_table_libraries() -> None:
         "import virnucpro.cli, virnucpro.api, virnucpro.engine.worker\n"
         "assert 'torch' not in sys.modules, 'its threads would not be told how to wait'\n"
         "import virnucpro.storage.chunk_file, virnucpro.base.atomic, virnucpro.sequences.fasta\n"
-        "import virnucpro.sequences.residues, virnucpro.engine.job\n"
+        "import virnucpro.sequences.fasta, virnucpro.engine.job\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,7 @@ from virnucpro.chunking.size import chunk_count
 from virnucpro.chunking.split import SplitCounts, split_proteins
 from virnucpro.engine.batch import cut_into_pieces
 from virnucpro.sequences.fasta import read_fasta
-from virnucpro.sequences.repeats import first_of
+from virnucpro.sequences.intake import first_of
 
 LETTERS = "LAGVSERTIDPKQNFYMHWC"
 SOME_RESIDUES = st.text("MKjvX*.-", min_size=1, max_size=12).filter(lambda s: s.removesuffix("*").strip(".-") != "")

@@ -8,14 +8,17 @@ import pytest
 from esm.data import Alphabet
 
 from virnucpro.base.digest import digest_of_digests, residue_digest
-from virnucpro.sequences.residues import RESIDUES, clean_residues, is_residue
+from virnucpro.sequences.fasta import RESIDUES, clean_residues
 
 
 def test_residues_are_the_one_letter_tokens_of_fair_esm() -> None:
     tokens = Alphabet.from_architecture("ESM-1b").all_toks
     assert set(RESIDUES) == {token for token in tokens if len(token) == 1}
-    assert all(is_residue(byte) == (chr(byte).upper() in RESIDUES + "J*") for byte in range(128))
-    assert not any(is_residue(byte) for byte in range(128, 256))
+    assert all(
+        bool(clean_residues(b"A" + bytes([byte]) + b"A")) == (chr(byte).upper() in RESIDUES + "J*")
+        for byte in range(128)
+    )
+    assert not any(bool(clean_residues(b"A" + bytes([byte]) + b"A")) for byte in range(128, 256))
 
 
 @pytest.mark.parametrize(

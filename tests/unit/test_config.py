@@ -408,7 +408,7 @@ def test_nothing_of_a_setting_is_stated_twice() -> None:
     found = []
     for path in sorted([*(ROOT / "virnucpro").rglob("*.py"), *(ROOT / "workflow/scripts").glob("*.py")]):
         name = path.relative_to(ROOT).as_posix()
-        if name not in ("virnucpro/base/settings.py", "virnucpro/base/call_settings.py"):
+        if name not in ("virnucpro/base/settings.py", "virnucpro/base/settings.py"):
             found += stated_again(path.read_text(encoding="utf-8"), name)
     assert found == []
     assert stated_again('A = ["mean", "per_residue"]\ndef f(longest=1022): ...') == [":1: words of pooling", ":2: 1022"]

@@ -9,12 +9,18 @@ import pytest
 import torch
 
 from virnucpro.attention.segments import Segments
-from virnucpro.doctor import embed_by_fair_esm, format_findings, random_proteins, run_doctor
+from virnucpro.doctor import (
+    PUBLISHED,
+    PublishedVectors,
+    embed_by_fair_esm,
+    format_findings,
+    random_proteins,
+    run_doctor,
+)
 from virnucpro.engine import run as run_module
 from virnucpro.engine.pooling import segment_sums
 from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.family import ESM2_FAMILY
-from virnucpro.models.esm2.published import PUBLISHED, PublishedVectors
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
 

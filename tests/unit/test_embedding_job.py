@@ -24,7 +24,7 @@ from tests.oracle import fair_esm, oracle_residues, oracle_tokens, random_protei
 from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
-from virnucpro.base.settings import EmbeddingSettings, LongProteins, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, LongProteins
 from virnucpro.chunking.manifest import ChunkManifest
 from virnucpro.engine import embed as embed_module
 from virnucpro.engine import processes as processes_module
@@ -33,6 +33,7 @@ from virnucpro.engine.job import embed_chunk
 from virnucpro.engine.load import load_model
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
+from virnucpro.models.reference import resolve_layers
 from virnucpro.storage.chunk_file import ChunkFile, verify_chunk_file
 from virnucpro.weights.file import load_weights, write_weights
 from virnucpro.weights.manifest import read_manifest

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from virnucpro.base.errors import UserError
 from virnucpro.sequences import files
-from virnucpro.sequences.fasta import read_fasta
-from virnucpro.sequences.residues import RESIDUES
+from virnucpro.sequences.fasta import RESIDUES, read_fasta
 
 Plain = tuple[str, bytes, int, int]
 OTHER_FILES = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"\xff\xfe", b"\xfe\xff")

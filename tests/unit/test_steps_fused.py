@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from tests.oracle import as_numbers
 from tests.unit.test_models_numerics import SHAPES, TINY, build, excess, run_packed, weights
-from virnucpro.attention.choose import plain_attention
+from virnucpro.attention.candidates import plain_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings

@@ -8,7 +8,7 @@ from esm.data import Alphabet
 from tests.oracle import random_protein
 from virnucpro.base.errors import UserError
 from virnucpro.models.esm2.alphabet import CLS, EOS, MASK, PAD, UNK, tokenise
-from virnucpro.sequences.residues import RESIDUES
+from virnucpro.sequences.fasta import RESIDUES
 
 ALPHABET = Alphabet.from_architecture("ESM-1b")
 

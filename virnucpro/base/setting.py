@@ -32,8 +32,7 @@ class Setting:
         decimals: the smallest and the largest number that it may be, whole or not.
         truth: it is true or false.
         text: it may be any text (a name, a path) that is not empty.
-        several: it may be a list of such values, each named once.
-        optional: that list may be empty.
+        several: it may be a list of such values, each named once; an empty one where that is the default.
     """
 
     key: str
@@ -45,7 +44,6 @@ class Setting:
     truth: bool = False
     text: bool = False
     several: bool = False
-    optional: bool = False
 
     @property
     def name(self) -> str:
@@ -80,7 +78,7 @@ class Setting:
             return self._one(value)
         given = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         checked = tuple(map(self._one, given))
-        if not checked and not self.optional:
+        if not checked and self.default:
             raise self.error(value)
         if len(set(checked)) < len(checked):
             raise UserError(f"setting {self.key!r} can't be {short(value)}: it names one of them twice")

@@ -1,7 +1,4 @@
-"""Every setting, stated once: what it means, what it may be, and what it is when nobody says.
-
-The configuration, its schema, arguments in Python, options of commands and sentences of mistakes are made of it.
-"""
+"""Every setting, stated once: what it means, what it may be, and what it is when nobody says."""
 
 from __future__ import annotations
 
@@ -9,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from virnucpro.base.call_settings import CALL_SETTINGS
 from virnucpro.base.errors import UserError
 from virnucpro.base.setting import Setting
 from virnucpro.base.text import short
+
+NO_CLASSIFIER, DEMO_CLASSIFIER = "none", "classifier_demo"
+"""No calls are wanted; and a random classifier, the same each time, whose calls mean nothing."""
 
 LONGEST = 1022
 """Residues that fit into the 1024 tokens that ESM-2 was trained on, beside BOS and EOS."""
@@ -89,7 +88,6 @@ SETTINGS = {
             (),
             text=True,
             several=True,
-            optional=True,
         ),
         Setting(
             "reuse_devices",
@@ -178,7 +176,45 @@ SETTINGS = {
             words=("float32", "float16"),
         ),
         Setting("merge.records_per_file", "Proteins in each file of virnucpro_pt.", 10_000, numbers=(1, COUNT)),
-        *CALL_SETTINGS,
+        Setting(
+            "classify.classifier",
+            "What calls contigs viral or not (docs/calls.md): none, the path of VirNucPro's 500_model.pth or "
+            "300_model.pth, or classifier_demo, which is random and means nothing biologically.",
+            NO_CLASSIFIER,
+            words=(NO_CLASSIFIER, DEMO_CLASSIFIER),
+            text=True,
+        ),
+        Setting(
+            "classify.nucleotide_model",
+            "What embeds the frames' nucleotides: dnabert_s, the path of its folder or file, its repository on "
+            "huggingface.co, or dnabert_s_demo, which has random weights.",
+            "dnabert_s",
+            text=True,
+        ),
+        Setting(
+            "classify.chunk_bases",
+            "Bases in a chunk of the frames' nucleotides. auto is 200 million on a GPU, and some ten minutes on a CPU.",
+            "auto",
+            words=("auto",),
+            numbers=(1, 2**53),
+        ),
+        Setting("classify.viral_over", "A contig's score over which it is called viral.", 0.3, decimals=(-1, 1)),
+        Setting(
+            "classify.non_viral_under",
+            "A contig's score under which it is called non-viral; between the two it is ambiguous.",
+            -0.3,
+            decimals=(-1, 1),
+        ),
+        Setting(
+            "classify.sure_over",
+            "A window is surely of a class when its score is over this, and the other's under sure_under.",
+            0.8,
+            decimals=(0, 1),
+        ),
+        Setting("classify.sure_under", "See sure_over.", 0.3, decimals=(0, 1)),
+        Setting(
+            "classify.ambiguous_over", "A window is ambiguous when both scores are over this.", 0.7, decimals=(0, 1)
+        ),
         Setting(
             "metadata",
             "A table (.tsv or .csv) of what is known of the proteins, by whose columns maps are coloured: its column "
@@ -218,7 +254,6 @@ SETTINGS = {
             (),
             text=True,
             several=True,
-            optional=True,
         ),
     )
 }
@@ -361,20 +396,3 @@ class TableSettings:
             raise UserError(
                 "merge format virnucpro_pt holds one mean vector a protein: set pooling to mean and give one layer"
             )
-
-
-def resolve_layers(layers: Sequence[int | str] | int | str, count: int) -> tuple[int, ...]:
-    """Layer numbers from 0 (the scaled embedding) to ``count``, sorted, each once.
-
-    A negative number counts from the end as esm-extract does: -1 is the last layer.
-
-    Raises:
-        UserError: a layer that the model does not have, or no number and not "last".
-    """
-    resolved = set()
-    for layer in SETTINGS["layers"].check(layers):
-        number = count if layer == "last" else layer + count + 1 if layer < 0 else layer
-        if not 0 <= number <= count:
-            raise UserError(f"layer {layer} does not exist: the model has {count} layers, so give 0 to {count}")
-        resolved.add(number)
-    return tuple(sorted(resolved))

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from virnucpro.base.call_settings import DEMO_CLASSIFIER
 from virnucpro.base.digest import file_sha256
 from virnucpro.base.errors import UserError
+from virnucpro.base.settings import DEMO_CLASSIFIER
 from virnucpro.calling.classifier import Classifier, demo_classifier, shapes, write_classifier
 from virnucpro.calling.state import DEMO_WARNING, ClassifierManifest, check_window
 from virnucpro.checkpoints.torch_file import Inert, load_torch_file, plain_tensor, verify_archive

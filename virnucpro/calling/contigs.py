@@ -288,7 +288,7 @@ def call_contigs(
 
     Args:
         translation: the record of the contigs' translation, ``translated.json``.
-        scores: what :func:`virnucpro.calling.join.classify_frames` has written, with its record beside it.
+        scores: what :func:`virnucpro.calling.frames.classify_frames` has written, with its record beside it.
 
     Raises:
         UserError: the contigs are not those that were translated, or the scores not those that were written.

@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from virnucpro.base.call_settings import DEMO_CLASSIFIER
 from virnucpro.base.digest import FileDigests, FileProof, Products, read_products, why_stale
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, check_fields, default
+from virnucpro.base.settings import DEMO_CLASSIFIER, EmbeddingSettings, InputPolicies, check_fields, default
 from virnucpro.models.reference import LONGEST_NAME
 from virnucpro.storage.chunk_metadata import identity, settings_identity
 from virnucpro.storage.request import SampleRequest

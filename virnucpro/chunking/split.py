@@ -38,8 +38,7 @@ from virnucpro.chunking.manifest import (
 )
 from virnucpro.chunking.size import chunk_count
 from virnucpro.sequences.fasta import FastaRecord, description_of
-from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, Kind, skipped_table
-from virnucpro.sequences.repeats import first_of
+from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, Kind, first_of, skipped_table
 
 MOST_LINES = 20
 """Samples of which the log has a line each."""

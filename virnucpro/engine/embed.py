@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from virnucpro import __version__
 from virnucpro.base.errors import UserError
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.base.text import utc
 from virnucpro.chunking.cost import embedded_residues
 from virnucpro.cuda.devices import current_device, device_name, parse_device
@@ -35,6 +35,7 @@ from virnucpro.engine.run import (
 )
 from virnucpro.models.base import Model, ModelFacts
 from virnucpro.models.precision import dtype_name, exact_products, parameter_dtype, resolve_precision
+from virnucpro.models.reference import resolve_layers
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics
 from virnucpro.weights.manifest import WeightsManifest
 

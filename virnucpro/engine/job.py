@@ -15,7 +15,7 @@ from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.limits import check_space, usable_cores
 from virnucpro.base.records import read_record
-from virnucpro.base.settings import EmbeddingSettings, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.base.text import number
 from virnucpro.chunking.cost import embedded_residues, protein_costs
 from virnucpro.chunking.manifest import ChunkManifest
@@ -24,6 +24,7 @@ from virnucpro.engine.devices import TASK_FILE, ShareTask, balanced_shares, embe
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.load import load_tokenizer
 from virnucpro.engine.processes import DeviceProcess
+from virnucpro.models.reference import resolve_layers
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.blocks import BlockWriter
 from virnucpro.storage.chunk_layout import chunk_shapes

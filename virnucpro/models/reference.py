@@ -10,7 +10,7 @@ from pathlib import Path
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import matching
-from virnucpro.base.settings import default, resolve_layers
+from virnucpro.base.settings import checked, default
 from virnucpro.base.text import brief, short
 from virnucpro.checkpoints.files import CheckpointFiles, adapter_files, checkpoint_files
 from virnucpro.checkpoints.hub import HubId
@@ -119,6 +119,23 @@ class ModelRef:
             UserError: a layer that the model does not have.
         """
         return tuple(layers) if self.place is not None else resolve_layers(layers, KNOWN[self.name].layers)
+
+
+def resolve_layers(layers: Sequence[int | str] | int | str, count: int) -> tuple[int, ...]:
+    """Layer numbers from 0 (the scaled embedding) to ``count``, sorted, each once.
+
+    A negative number counts from the end as esm-extract does: -1 is the last layer.
+
+    Raises:
+        UserError: a layer that the model does not have, or no number and not "last".
+    """
+    resolved = set()
+    for layer in checked("layers", layers):
+        number = count if layer == "last" else layer + count + 1 if layer < 0 else layer
+        if not 0 <= number <= count:
+            raise UserError(f"layer {layer} does not exist: the model has {count} layers, so give 0 to {count}")
+        resolved.add(number)
+    return tuple(sorted(resolved))
 
 
 def _place(text: str, setting: str, folder: Path | None) -> Place:

@@ -5,6 +5,8 @@ A record is a line that begins with ``>`` and the lines up to the next such line
 lines that begin with ``;``, a UTF-8 byte order mark, and a missing last line end. The id is the header's first word,
 verbatim; an id that is not UTF-8 is read as Latin-1, which has a letter for every byte.
 
+Letters become the residues that ESM-2 has tokens for.
+
 The module reads blocks and lets ``bytes.split`` and ``bytes.translate`` do the work; readers of other
 projects were compared with it on the cases above and on speed (benchmarks/bench_fasta_parsers.py).
 """
@@ -18,7 +20,42 @@ from typing import NamedTuple
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
 from virnucpro.sequences.files import SequenceFile
-from virnucpro.sequences.residues import SPACE, clean_residues, is_residue
+
+RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
+"""The letters with a token of their own (fair-esm's alphabet "ESM-1b", in its order)."""
+
+SPACE = b" \t\n\r\x0b\x0c"
+
+_CLEANING = bytes(letter if letter in RESIDUES.encode("ascii") + b"J*" else 0 for letter in bytes(range(256)).upper())
+"""Upper-cases; every byte that is no residue, ``J`` or ``*`` becomes NUL."""
+
+_TO_X = bytes.maketrans(b"J*", b"XX")
+
+
+def clean_residues(text: bytes) -> tuple[bytes, int] | None:
+    """The residues of one record as ESM-2 takes them.
+
+    White space is dropped, lower case is upper-cased, one ``*`` at the end is dropped; a ``*`` inside
+    and ``J`` (leucine or isoleucine), which have no token, become ``X``.
+
+    Returns:
+        residues (ASCII, letters of :data:`RESIDUES`, maybe empty) and how many became ``X``; None when the
+        text holds anything else (a digit, ``>``, a byte outside ASCII).
+
+    >>> clean_residues(b"mkv j*\\nLL*"), clean_residues(b"MK7")
+    ((b'MKVXXLL', 2), None)
+    """
+    residues = text.translate(_CLEANING, SPACE)
+    if b"\0" in residues:
+        return None
+    if residues.endswith(b"*"):
+        residues = residues[:-1]
+    replaced = 0
+    if b"*" in residues or b"J" in residues:
+        replaced = residues.count(b"*") + residues.count(b"J")
+        residues = residues.translate(_TO_X)
+    return residues, replaced
+
 
 LONGEST_RECORD = (1 << 31) - 1
 """Bytes of one record: lengths are stored as int32."""
@@ -113,7 +150,7 @@ def _letter(byte: int) -> str:
 
 
 def _wrong_letter(path: Path, record: RawRecord) -> UserError:
-    position = next(i for i, byte in enumerate(record.text) if byte not in SPACE and not is_residue(byte))
+    position = next(i for i, byte in enumerate(record.text) if byte not in SPACE and not _CLEANING[byte])
     what = "is no residue; fix the sequence or take the record out of the file"
     if record.text[position : position + 1] == b">":
         what = "stands inside a line; a line end before it seems to be lost"

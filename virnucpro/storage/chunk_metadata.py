@@ -15,7 +15,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, from_entries
-from virnucpro.base.settings import EmbeddingSettings, LongProteins, resolve_layers
+from virnucpro.base.settings import EmbeddingSettings, LongProteins
+from virnucpro.models.reference import resolve_layers
 from virnucpro.weights.manifest import WeightsManifest
 
 NUMBERS = "1"

@@ -7,7 +7,7 @@ from virnucpro.jobs import job
 with job(f"classify_frames {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     from virnucpro.base.settings import EmbeddingSettings
     from virnucpro.calling.classifier import load_classifier
-    from virnucpro.calling.join import Embedded, classify_frames
+    from virnucpro.calling.frames import Embedded, classify_frames
     from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
     from virnucpro.storage.sample_files import PoolFiles
     from virnucpro.weights.manifest import read_manifest

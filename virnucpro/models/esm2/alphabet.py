@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from virnucpro.base.errors import UserError
-from virnucpro.sequences.residues import RESIDUES
+from virnucpro.sequences.fasta import RESIDUES
 
 CLS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 32
 """ESM-2's special tokens; the vocabulary has 33 (fair-esm's ``Alphabet.from_architecture("ESM-1b")``)."""
 
 FIRST_RESIDUE = 4
-"""The token of the first of :data:`virnucpro.sequences.residues.RESIDUES`; the others follow in their order."""
+"""The token of the first of :data:`virnucpro.sequences.fasta.RESIDUES`; the others follow in their order."""
 
 _UNKNOWN = 255
 _TABLE = np.full(256, _UNKNOWN, dtype=np.uint8)
