@@ -20,6 +20,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.limits import check_space, is_out_of_memory
 from virnucpro.base.records import record_text
 from virnucpro.base.safetensors_header import TensorEntry
+from virnucpro.checkpoints.adapter import Adapter
 from virnucpro.weights.manifest import (
     METADATA_ENTRY,
     TOKENIZER_ENTRY,
@@ -52,10 +53,22 @@ def digest(entries: Mapping[str, TensorEntry], blocks: Iterable[bytes], tokenize
     return total.hexdigest()
 
 
+def kept_dtype(name: str, tensor: Tensor, adapter: Adapter | None = None) -> torch.dtype:
+    """What prepared weights hold a tensor in: its own dtype, but float32 instead of float64 and for what was merged."""
+    is_merged = adapter is not None and name in adapter.changes
+    return torch.float32 if is_merged or tensor.dtype == torch.float64 else tensor.dtype
+
+
 def write_weights(
-    path: Path, tensors: Mapping[str, Tensor], manifest: WeightsManifest, *, source: Path, tokenizer: str = ""
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    manifest: WeightsManifest,
+    *,
+    source: Path,
+    adapter: Adapter | None = None,
+    tokenizer: str = "",
 ) -> WeightsManifest:
-    """Write tensors as a safetensors file, whole or not at all, in the dtype that they have.
+    """Write tensors as a safetensors file, whole or not at all; one at a time is made and in memory.
 
     The library is not used for writing because before 0.8 it copies all tensors to memory first, which is 30 GB
     for the 15B model, and because equal weights are to give equal bytes whatever its version.
@@ -63,6 +76,7 @@ def write_weights(
     Args:
         manifest: all that is known of the weights but their ``sha256``.
         source: the checkpoint, for messages.
+        adapter: what is merged into them.
         tokenizer: see :attr:`virnucpro.models.base.Checkpoint.tokenizer`.
 
     Returns:
@@ -74,15 +88,17 @@ def write_weights(
     entries: dict[str, TensorEntry] = {}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        entries[name] = TensorEntry(_NAMES[tensor.dtype], tuple(tensor.shape), begin, end)
+        dtype = kept_dtype(name, tensor, adapter)
+        begin, end = end, end + tensor.numel() * dtype.itemsize
+        entries[name] = TensorEntry(_NAMES[dtype], tuple(tensor.shape), begin, end)
     check_space(Path(path).parent, end, f"writing the weights of {manifest.model}", largest=end)
     hasher = _BlockHasher()
     with atomic_path(path) as beside, beside.open("wb") as file:
         header = _header_bytes(entries, replace(manifest, sha256=UNKNOWN), tokenizer)
         file.write(header)
         for name, tensor in tensors.items():
-            flat = tensor.detach().reshape(-1)
+            merged = tensor if adapter is None else adapter.merged(name, tensor)
+            flat = merged.detach().to(kept_dtype(name, tensor, adapter)).reshape(-1)
             for start in range(0, flat.numel(), BLOCK):
                 block = flat[start : start + BLOCK]
                 if not bool(block.isfinite().all()):

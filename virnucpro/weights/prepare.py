@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from virnucpro.base.atomic import scratch_directory
 from virnucpro.base.digest import file_sha256, file_stamp
 from virnucpro.base.errors import UserError
-from virnucpro.checkpoints.adapter import Adapter, read_adapter
+from virnucpro.checkpoints.adapter import read_adapter
 from virnucpro.checkpoints.files import CheckpointFiles, checkpoint_files
 from virnucpro.checkpoints.hub import verify_cached
 from virnucpro.checkpoints.torch_file import verify_archive
@@ -20,7 +16,7 @@ from virnucpro.models.families import family_named, read_checkpoint, write_demo_
 from virnucpro.models.precision import dtype_name
 from virnucpro.models.reference import DEMO_WARNINGS, KNOWN, ModelRef
 from virnucpro.weights.download import Log
-from virnucpro.weights.file import UNKNOWN, load_weights, write_weights
+from virnucpro.weights.file import UNKNOWN, kept_dtype, load_weights, write_weights
 from virnucpro.weights.locate import is_demo, locate_adapter, locate_checkpoint, released_file
 from virnucpro.weights.manifest import WeightsManifest, weights_name
 
@@ -82,11 +78,12 @@ def _prepare(
         )
     for note in checkpoint.notes:
         log(f"NOTE: {note}")
-    tensors = _Written(checkpoint.state, sizes.shapes())
+    tensors = {name: checkpoint.state[name] for name in sizes.shapes()}
+    changes = None
     if adapter is not None:
-        names = family_named(sizes.family).tensor_names(sizes)
-        tensors.adapter = read_adapter(adapter, names, sizes.shapes())
-        log(str(tensors.adapter))
+        changes = read_adapter(adapter, family_named(sizes.family).tensor_names(sizes), sizes.shapes())
+        log(str(changes))
+    largest = max(tensors, key=lambda name: tensors[name].numel())
     source_sha256 = base.sha256(sha256.__getitem__)
     adapter_sha256 = adapter.sha256(sha256.__getitem__) if adapter else ""
     manifest = WeightsManifest(
@@ -96,12 +93,14 @@ def _prepare(
         adapter_sha256=adapter_sha256,
         source=" with adapter ".join(_described(one, sha256) for one in (base, adapter) if one is not None),
         architecture=sizes,
-        dtype=dtype_name(tensors[_largest(sizes.shapes())].dtype),  # of nearly every number
+        dtype=dtype_name(kept_dtype(largest, tensors[largest], changes)),  # of nearly every number
         parameters=sizes.parameters,
         demo=is_demo(model),
     )
     log(f"writing {output}")
-    manifest = write_weights(output, tensors, manifest, source=base.path, tokenizer=checkpoint.tokenizer)
+    manifest = write_weights(
+        output, tensors, manifest, source=base.path, adapter=changes, tokenizer=checkpoint.tokenizer
+    )
     is_expected = all(map(lambda one, other: one in (None, other), digests, (source_sha256, adapter_sha256)))
     if [file_stamp(file) for file in files] != before or not is_expected:
         output.unlink()
@@ -109,31 +108,6 @@ def _prepare(
     load_weights(output)  # as the jobs will read it
     log(f"{manifest.model}: {manifest.parameters:,} parameters in {manifest.dtype}, sha256 {manifest.sha256}")
     return manifest
-
-
-def _largest(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return max(shapes, key=lambda name: math.prod(shapes[name]))
-
-
-class _Written(Mapping[str, Tensor]):
-    """Tensors as prepared weights hold them, each made when it is asked for, so that one at a time is in memory."""
-
-    def __init__(self, state: Mapping[str, Tensor], names: Iterable[str]) -> None:
-        self._state = state
-        self._names = list(names)
-        self.adapter: Adapter | None = None
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self._state[name]
-        if self.adapter is not None:
-            tensor = self.adapter.merged(name, tensor)
-        return tensor.float() if tensor.dtype == torch.float64 else tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _verified_sha256(file: Path, log: Log) -> str:
