@@ -180,7 +180,9 @@ def load_config(*sources: Source, device: str = "gpu") -> RunConfig:
         reuse=_reused(chosen["reuse"], origin["reuse"]),
         calls=_calls(chosen, origin, layers, embedding),
         device=device if chosen["gpus_per_job"] else "cpu",
-        metadata=_metadata(chosen["metadata"], origin["metadata"]),
+        metadata=None
+        if chosen["metadata"] == default("metadata")
+        else _file("metadata", chosen, origin, "a table (.tsv, .csv), or none"),
         **_fields(chosen, "input", "gpus_per_job", "require_gpu", "prefer_features", "neighbours"),
         **_fields(chosen, "reuse_devices", "sample_plots"),
         **_group(chosen, "nucleotide"),
@@ -210,8 +212,10 @@ def _calls(
             raise UserError("contigs are classified, and setting 'input' is protein: set it to nucleotide")
         if "mean" not in embedding.pooling or len(layers) != 1:
             raise UserError("the classifier takes one mean vector a protein: set pooling to mean and give one layer")
-        path = None if given == DEMO_CLASSIFIER else _classifier_file(given, origin["classify.classifier"].folder)
-        if path is not None:
+    path = None
+    if given != DEMO_CLASSIFIER:
+        path = _file("classify.classifier", chosen, origin, "VirNucPro's 500_model.pth or 300_model.pth")
+        with _named(origin["classify.classifier"]):
             check_window(path, chosen["nucleotide.window"])
     with _named(origin["classify.nucleotide_model"]):
         model = ModelRef.of(chosen["classify.nucleotide_model"], folder=origin["classify.nucleotide_model"].folder)
@@ -239,24 +243,14 @@ def _calls(
     )
 
 
-def _metadata(given: str, origin: Source) -> Path | None:
-    """The table of metadata, if there is one."""
-    if given == default("metadata"):
-        return None
-    with _named(origin):
-        what = "setting 'metadata'"
-        path = without_patterns(matching(given, what, origin.folder)[0], what)
+def _file(key: str, chosen: Mapping[str, Any], origin: Mapping[str, Source], advice: str) -> Path:
+    """The one file that a setting names."""
+    what, given = f"setting {key!r}", chosen[key]
+    with _named(origin[key]):
+        path = without_patterns(matching(given, what, origin[key].folder)[0], what)
         if not path.is_file():
-            raise UserError(f"{what}: {brief(given)} is no file: give a table (.tsv, .csv), or none")
+            raise UserError(f"{what}: {brief(given)} is no file: give {advice}")
         return path
-
-
-def _classifier_file(given: str, folder: Path | None) -> Path:
-    what = "setting 'classify.classifier'"
-    path = without_patterns(matching(given, what, folder)[0], what)
-    if not path.is_file():
-        raise UserError(f"{what}: {brief(given)} is no file: give VirNucPro's 500_model.pth or 300_model.pth")
-    return path
 
 
 def merged(sources: Sequence[Source]) -> dict[str, Any]:

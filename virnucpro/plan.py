@@ -23,7 +23,7 @@ from virnucpro.config import RunConfig
 from virnucpro.models.esm2 import sizes as esm2
 from virnucpro.models.mosaic_bert import sizes as mosaic_bert
 from virnucpro.models.reference import DEMO_WARNINGS, KNOWN, ModelRef, planning_architecture
-from virnucpro.sequences.amount import ENOUGH, Amount, estimate
+from virnucpro.sequences.fasta import ENOUGH, Amount, estimate
 from virnucpro.slurm.resources import MEGABYTE, embed_memory_mb
 from virnucpro.storage.chunk_metadata import DeviceRun
 from virnucpro.storage.sizes import chunk_file_bytes, table_bytes

@@ -33,8 +33,7 @@ from virnucpro.chunking.manifest import ChunkManifest, SampleSplit, SplitChunk, 
 from virnucpro.config import load_config
 from virnucpro.config_files import Source, read_file
 from virnucpro.samples import find_samples
-from virnucpro.sequences.amount import estimate
-from virnucpro.sequences.fasta import read_fasta
+from virnucpro.sequences.fasta import estimate, read_fasta
 from virnucpro.storage.chunk_file import read_chunk_file, verify_chunk
 from virnucpro.storage.chunk_metadata import ChunkMetadata, RunStatistics
 from virnucpro.storage.chunk_writer import write_chunk_file

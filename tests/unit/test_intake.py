@@ -18,8 +18,7 @@ from virnucpro.base.settings import InputPolicies
 from virnucpro.chunking.index import read_index
 from virnucpro.chunking.size import chunk_count
 from virnucpro.chunking.split import SplitCounts, split_proteins
-from virnucpro.sequences.amount import estimate
-from virnucpro.sequences.fasta import read_fasta
+from virnucpro.sequences.fasta import estimate, read_fasta
 from virnucpro.sequences.intake import PROTEINS, SKIPPED_COLUMNS, Intake
 from virnucpro.sequences.translation import CONTIGS, translate_contigs
 

@@ -20,7 +20,7 @@ from virnucpro.config import RunConfig, load_config
 from virnucpro.config_files import Source
 from virnucpro.plan import H200_TOKENS_PER_SECOND, Planned, plan, planned_text
 from virnucpro.run_state import run_state
-from virnucpro.sequences.amount import Amount, estimate
+from virnucpro.sequences.fasta import Amount, estimate
 from virnucpro.storage.state import translation_origin
 
 LENGTHS = [30, 40, 50, 200, 300]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import PurePath
 from reprlib import Repr
@@ -88,6 +89,16 @@ def short(value: Any) -> str:
     """
     text = _SHORT.repr(value)
     return text if len(text) <= 200 else f"{text[:120]}...{text[-40:]}"
+
+
+def some(names: Sequence[str], of: str) -> str:
+    """The first of several names, and how many there are.
+
+    >>> some(["a.weight"], "tensor"), some(["a.weight", "b.weight", "c.bias"], "tensor")
+    ("'a.weight'", "'a.weight' and 2 other tensors")
+    """
+    more = f" and {number(len(names) - 1, f'other {of}')}" if len(names) > 1 else ""
+    return short(names[0]) + more
 
 
 class _Short(Repr):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.text import number, short
+from virnucpro.base.text import number, short, some
 from virnucpro.checkpoints.files import CheckpointFiles
 from virnucpro.checkpoints.tensors import read_tensors
 from virnucpro.checkpoints.torch_file import plain_tensor
@@ -145,7 +145,7 @@ def read_adapter(files: CheckpointFiles, names: Mapping[str, str], shapes: Mappi
         else:
             unused.append(key)
     if unused or not changes:
-        what = f"{_some(unused)} would not be used" if unused else "it holds nothing but heads"
+        what = f"{some(unused, 'tensor')} would not be used" if unused else "it holds nothing but heads"
         raise UserError(f"adapter {files.path} is for another model: {what}; give the base that it was trained on")
     for own, change in changes.items():
         _check_shapes(files.path, own, change, shapes[own])
@@ -224,7 +224,3 @@ def _check_shapes(path: Path, own: str, change: _Change, shape: tuple[int, ...])
         fits = False
     if not fits:
         raise UserError(f"adapter {path} is damaged or for another model: what it holds for {own} does not fit {shape}")
-
-
-def _some(names: list[str]) -> str:
-    return short(names[0]) + (f" and {len(names) - 1} others of its tensors" if len(names) > 1 else "")

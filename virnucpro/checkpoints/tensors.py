@@ -5,7 +5,7 @@ Models that people take for one that is read here are known by the names of thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ class StoredTensors:
         if tensor is None:
             raise UserError(f"{self.path} is not complete: its tensor {short(name)} is missing")
         return plain_tensor(self.path, name, tensor, shape)
+
+
+def layer_count(names: Iterable[str], start: str) -> int:
+    """How many layers there are, by the names of tensors: ``start``, a layer's number from 0, and a dot."""
+    numbers = (name.removeprefix(start).partition(".")[0] for name in names if name.startswith(start))
+    return 1 + max(int(number) for number in numbers if number.isdecimal() and len(number) < 5)
 
 
 def read_tensors(path: Path | CheckpointFiles) -> StoredTensors:

@@ -15,11 +15,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
+from virnucpro.base.atomic import GuardedFile
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
 from virnucpro.checkpoints.files import what_it_is
@@ -106,6 +107,18 @@ def load_torch_file(path: Path, also: Mapping[Any, tuple[str, ...]] = MappingPro
         # A damaged file can end in nearly any exception of torch's reader (RuntimeError, EOFError,
         # ValueError, KeyError, ...); none of them tells the user more than this.
         raise _unreadable(path) from None
+
+
+def save_torch_file(path: Path, content: object) -> None:
+    """Write a file of ``torch.save``; equal contents give equal files, whatever their names.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Through an open file, because torch.save puts the name of a path into the archive.
+    with GuardedFile(path) as file:
+        torch.save(content, cast(IO[bytes], file))
+        file.check()
 
 
 def verify_archive(path: Path) -> None:

@@ -5,24 +5,29 @@ A record is a line that begins with ``>`` and the lines up to the next such line
 lines that begin with ``;``, a UTF-8 byte order mark, and a missing last line end. The id is the header's first word,
 verbatim; an id that is not UTF-8 is read as Latin-1, which has a letter for every byte.
 
-Letters become the residues that ESM-2 has tokens for.
+Letters become the residues that ESM-2 has tokens for. How much files hold is told quickly, for planning. Needs the
+standard library alone: the process that plans a run reads files too.
 
 The module reads blocks and lets ``bytes.split`` and ``bytes.translate`` do the work; readers of other
-projects were compared with it on the cases above and on speed (benchmarks/bench_fasta_parsers.py).
-"""
+projects were compared with it on the cases above and on speed (benchmarks/bench_fasta_parsers.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from virnucpro.base.digest import residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
 from virnucpro.sequences.files import SequenceFile
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
 """The letters with a token of their own (fair-esm's alphabet "ESM-1b", in its order)."""
+
+GAPS = b"-."
+"""Those that stand for no residue."""
 
 SPACE = b" \t\n\r\x0b\x0c"
 
@@ -282,3 +287,59 @@ def _before_first(path: Path, line: int, text: bytes, *, whole: bool) -> tuple[i
                 "this is not a FASTA file"
             )
     return (line + len(lines), b"") if whole else (line + len(lines) - 1, lines[-1][:1])
+
+
+ENOUGH = 1 << 26
+"""Bytes of a file that are read; a larger one is judged by its beginning."""
+
+ENOUGH_TEXT = 1 << 28
+"""Bytes of sequences that are read of a packed file."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Records and their letters, and those of different sequences alone; ``exact`` when all of it was read."""
+
+    records: int
+    letters: int
+    unique: int
+    unique_letters: int
+    exact: bool
+
+
+def estimate(paths: Sequence[Path], *, skip_repeated_ids: bool = False, enough: int = ENOUGH) -> Amount:
+    """Count what a sample's files hold, as the split would take it; of each file the first ``enough`` bytes are read.
+
+    Records without residues do not count. Contigs count as proteins do, letter by letter.
+
+    Raises:
+        UserError: a file that can't be read or is not FASTA, or a letter that no sequence has.
+    """
+    seen: set[bytes] = set()
+    ids: set[str] = set()
+    totals = [0.0] * 4
+    exact = True
+    for path in paths:
+        counts = [0] * 4
+        text = taken = 0  # bytes of sequences, and of the file, whose records are counted
+        file = SequenceFile(path)
+        for raw in read_raw(file):
+            if file.read > taken:
+                if taken >= enough or text >= ENOUGH_TEXT:
+                    exact = False
+                    break
+                taken = file.read
+            record = as_protein(path, raw)
+            text += len(raw.header) + len(raw.text)
+            if record.sequence.strip(GAPS) and not (skip_repeated_ids and record.id in ids):
+                if skip_repeated_ids:
+                    ids.add(record.id)
+                digest = residue_digest(record.sequence)
+                is_new = digest not in seen
+                seen.add(digest)
+                length = len(record.sequence)
+                counts = [n + more for n, more in zip(counts, (1, length, is_new, is_new * length), strict=True)]
+        share = 1.0 if file.sha256 else file.size / taken
+        totals = [total + count * share for total, count in zip(totals, counts, strict=True)]
+    records, letters, unique, unique_letters = map(round, totals)
+    return Amount(records, letters, unique, unique_letters, exact)

@@ -22,6 +22,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies
 from virnucpro.base.text import short
 from virnucpro.sequences.fasta import (
+    GAPS,
     LONGEST_PROTEIN,
     LONGEST_RECORD,
     FastaRecord,
@@ -33,7 +34,7 @@ from virnucpro.sequences.fasta import (
     read_raw,
 )
 from virnucpro.sequences.files import SequenceFile
-from virnucpro.sequences.suspicion import GAPS, PROTEIN_CHECKS, Check
+from virnucpro.sequences.suspicion import PROTEIN_CHECKS, Check
 
 SKIPPED_TABLE = "skipped.tsv"
 """Beside a sample's chunks: the records that were skipped."""

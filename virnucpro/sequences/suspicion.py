@@ -13,9 +13,6 @@ from typing import Protocol
 from virnucpro.sequences.fasta import FastaRecord, RawRecord
 from virnucpro.sequences.files import BLOCK
 
-GAPS = b"-."
-"""Letters with a token that stand for no residue."""
-
 NUCLEOTIDE_LETTERS = b"ACGTUN"
 
 SURE_LENGTH = 30

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies, default
-from virnucpro.sequences.fasta import SPACE, FastaRecord, RawRecord, letter_error
+from virnucpro.sequences.fasta import GAPS, SPACE, FastaRecord, RawRecord, letter_error
 from virnucpro.sequences.intake import Intake, Kind, Skipped, skipped_table
-from virnucpro.sequences.suspicion import CONTIG_CHECKS, GAPS
+from virnucpro.sequences.suspicion import CONTIG_CHECKS
 
 
 class Windows(NamedTuple):

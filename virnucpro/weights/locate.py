@@ -7,16 +7,15 @@ offline mode (``HF_TOKEN``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ...); what is c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from virnucpro.base.digest import FileProof
 from virnucpro.base.errors import UserError
 from virnucpro.base.limits import check_space, is_out_of_memory
-from virnucpro.base.text import short, size
+from virnucpro.base.text import short, size, some
 from virnucpro.checkpoints.files import CheckpointFiles, adapter_files, checkpoint_files
 from virnucpro.checkpoints.hub import HubId, cached_files, hub_cache, wanted_files
 from virnucpro.checkpoints.torch_file import verify_archive
@@ -160,7 +159,8 @@ def _download(hub: HubId, adapter: bool, log: Callable[[str], None]) -> Path:
         wanted = wanted_files(sizes, adapter=adapter)
         if not wanted:
             kind = "adapter" if adapter else "checkpoint"
-            raise UserError(f"{hub} on the hub holds no {kind} of PyTorch or safetensors: {_some(sizes)} is there")
+            there = some(sorted(sizes), "file") if sizes else "nothing"
+            raise UserError(f"{hub} on the hub holds no {kind} of PyTorch or safetensors: {there} is there")
         total = sum(sizes[name] for name in wanted)
         hub.folder.mkdir(parents=True, exist_ok=True)
         check_space(hub.folder, total, f"downloading {hub}")
@@ -201,9 +201,3 @@ def _refusal(hub: HubId, error: Exception) -> UserError:
         f"cannot get {hub} from the hub, and no path here is called so: {reason}. Or fetch the files of {page} on a "
         "machine with network, and give the path of their folder"
     )
-
-
-def _some(names: Iterable[Any]) -> str:
-    found = sorted(map(str, names))
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return short(found[0]) + more if found else "nothing"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from virnucpro.base.errors import UserError
-from virnucpro.base.text import short
-from virnucpro.checkpoints.tensors import StoredTensors, foreign_model, read_tensors
+from virnucpro.base.text import short, some
+from virnucpro.checkpoints.tensors import StoredTensors, foreign_model, layer_count, read_tensors
 from virnucpro.checkpoints.torch_file import plain_tensor
 from virnucpro.models.esm2.settings import Settings, another_vocabulary, read_settings
 from virnucpro.models.esm2.sizes import (
@@ -211,14 +211,7 @@ class _Reader:
         if embedding.ndim != 2 or embedding.shape[0] != VOCABULARY:
             raise UserError(another_vocabulary(self.path, tuple(embedding.shape)))
         start = self.prefix + self.layout("layers.0.fc1.bias").partition("0")[0]
-        numbers = {
-            int(number)
-            for name in self.stored.tensors
-            if name.startswith(start)
-            and (number := name.removeprefix(start).partition(".")[0]).isdecimal()
-            and len(number) < 5
-        }
-        found = {"layers": max(numbers) + 1, "embed_dim": embedding.shape[1]}
+        found = {"layers": layer_count(self.stored.tensors, start), "embed_dim": embedding.shape[1]}
         for name, value in found.items():
             if not 0 < value <= LARGEST[name]:
                 raise UserError(f"{self.path} is no ESM-2: its tensors are of {value} {name}")
@@ -274,7 +267,7 @@ class _Reader:
             )
         missing = [self.layout(own) for own, name in names.items() if name is None and own not in computed]
         if missing:
-            raise UserError(f"{self.path} is not a complete ESM-2 checkpoint: {_some(missing)} missing")
+            raise UserError(f"{self.path} is not a complete ESM-2 checkpoint: {some(missing, 'tensor')} missing")
         used = {own: name for own, name in names.items() if name is not None}
         strange = [
             name
@@ -282,7 +275,9 @@ class _Reader:
             if name.startswith(self.prefix) and _is_part(name.removeprefix(self.prefix))
         ]
         if strange:
-            raise UserError(f"{self.path} is not ESM-2: it holds {_some(sorted(strange))} that ESM-2 does not have")
+            raise UserError(
+                f"{self.path} is not ESM-2: it holds {some(sorted(strange), 'tensor')} that ESM-2 does not have"
+            )
         return computed | {
             own: plain_tensor(self.path, name, self.stored.tensors[name], shapes[own]) for own, name in used.items()
         }
@@ -322,7 +317,3 @@ def _is_part(name: str) -> bool:
 
 def _stored_name(stored: StoredTensors, name: str) -> str | None:
     return next((one for one in (name, older_name(name)) if one in stored.tensors), None)
-
-
-def _some(names: list[str]) -> str:
-    return short(names[0]) if len(names) == 1 else f"{short(names[0])} and {len(names) - 1} other tensors"

@@ -6,12 +6,12 @@ import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
 
 import torch
 from torch import Tensor
 
-from virnucpro.base.atomic import GuardedFile, atomic_path
+from virnucpro.base.atomic import atomic_path
+from virnucpro.checkpoints.torch_file import save_torch_file
 from virnucpro.models.esm2.checkpoint import rounded_inv_freq
 from virnucpro.models.esm2.sizes import (
     DEMO_ARCHITECTURE,
@@ -106,10 +106,8 @@ def write_demo_checkpoint(path: Path) -> None:
 
 
 def _save(path: Path, content: object) -> None:
-    # Through an open file, because torch.save puts the name of a path into the archive.
-    with atomic_path(path) as beside, GuardedFile(beside) as file:
-        torch.save(content, cast(IO[bytes], file))
-        file.check()
+    with atomic_path(path) as beside:
+        save_torch_file(beside, content)
 
 
 def _tensors(

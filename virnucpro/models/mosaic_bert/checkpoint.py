@@ -10,7 +10,7 @@ from torch import Tensor
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import short
 from virnucpro.checkpoints.files import TOKENIZER
-from virnucpro.checkpoints.tensors import StoredTensors
+from virnucpro.checkpoints.tensors import StoredTensors, layer_count
 from virnucpro.checkpoints.torch_file import plain_tensor
 from virnucpro.models.mosaic_bert.sizes import MosaicSizes
 from virnucpro.models.mosaic_bert.tokenizer import checked_tokenizer
@@ -81,13 +81,10 @@ def _sizes(stored: StoredTensors, tensors: Mapping[str, Tensor]) -> MosaicSizes:
 
     vocabulary, embed_dim = shape("embeddings.word_embeddings.weight")
     _, hidden = shape("encoder.layer.0.mlp.wo.weight")
-    start = "encoder.layer."
-    numbers = {name.removeprefix(start).partition(".")[0] for name in tensors if name.startswith(start)}
-    layers = 1 + max(int(number) for number in numbers if number.isdecimal() and len(number) < 5)
     heads = (stored.config or {}).get("num_attention_heads", max(1, embed_dim // HEAD_DIM))
     if not isinstance(heads, int) or heads < 1 or embed_dim % heads:
         raise UserError(f"{stored.path}: {embed_dim} channels cannot be shared by {short(heads)} heads")
-    return MosaicSizes(layers, embed_dim, heads, hidden, vocabulary)
+    return MosaicSizes(layer_count(tensors, "encoder.layer."), embed_dim, heads, hidden, vocabulary)
 
 
 def _tokenizer(stored: StoredTensors, vocabulary: int) -> str:

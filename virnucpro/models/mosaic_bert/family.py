@@ -6,16 +6,16 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, cast
 
 import torch
 from torch import Tensor
 
 from virnucpro.attention import PackedAttention
-from virnucpro.base.atomic import GuardedFile, atomic_path
+from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.checkpoints.files import TOKENIZER
 from virnucpro.checkpoints.tensors import StoredTensors
+from virnucpro.checkpoints.torch_file import save_torch_file
 from virnucpro.cuda import AMPERE
 from virnucpro.cuda.devices import capability
 from virnucpro.models.base import Model, Tokenizer
@@ -123,8 +123,6 @@ def write_checkpoint(folder: Path, sizes: MosaicSizes, *, seed: int = 0, dtype: 
     config = f'{{"model_type": "bert", "num_attention_heads": {sizes.heads}}}\n'
     (folder / "config.json").write_text(config, encoding="utf-8")
     path = folder / "pytorch_model.bin"
-    # Through an open file, because torch.save puts the name of a path into the archive.
-    with atomic_path(path) as beside, GuardedFile(beside) as file:
-        torch.save(state, cast(IO[bytes], file))
-        file.check()
+    with atomic_path(path) as beside:
+        save_torch_file(beside, state)
     return path

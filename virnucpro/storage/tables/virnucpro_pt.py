@@ -12,16 +12,22 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, cast
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from virnucpro.base.atomic import GuardedFile
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import record_text
-from virnucpro.checkpoints.torch_file import LARGEST_EXPANSION, is_zip, load_torch_file, plain_tensor, verify_archive
+from virnucpro.checkpoints.torch_file import (
+    LARGEST_EXPANSION,
+    is_zip,
+    load_torch_file,
+    plain_tensor,
+    save_torch_file,
+    verify_archive,
+)
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
     Embeddings,
@@ -68,9 +74,8 @@ class VirnucproTable:
         self._files += 1
         # The tensors are rows of one storage, which torch.save writes once.
         vectors = list(torch.from_numpy(np.concatenate(self._vectors)).unbind(0)) if self._vectors else []
-        with GuardedFile(self._folder / f"output_{self._files}_ESM.pt") as file:
-            torch.save({"proteins": self._ids, "data": vectors}, cast(IO[bytes], file))
-            file.check()
+        content = {"proteins": self._ids, "data": vectors}
+        save_torch_file(self._folder / f"output_{self._files}_ESM.pt", content)
         self._ids, self._vectors = [], []
 
     def finish(self) -> None:
