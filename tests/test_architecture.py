@@ -39,7 +39,7 @@ LONGEST = 400
 TOO_LONG: set[str] = set()
 """Files of more than 400 lines, to be shortened."""
 
-SHORT, SHORT_FILES = 50, 8
+SHORT, SHORT_FILES = 50, 3
 """An idea of fewer lines than this seldom needs a file of its own; so many files may be as short."""
 
 TAKE_ANYTHING = {

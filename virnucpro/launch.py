@@ -95,7 +95,7 @@ def snakemake_command(given: argparse.Namespace) -> list[str]:
         command += ["--profile", str(folder / "workflow" / "profiles" / "slurm")]
     else:
         command += ["--cores", given.cores]
-        found = _visible_gpus()
+        found = len(visible_devices(os.environ.get(VISIBLE), list_gpus(), device_nodes()))
         gpus = found if given.gpus is None else given.gpus
         if gpus > found:
             print(f"WARNING: {number(gpus, 'GPU')} asked for, and {found} found here", file=sys.stderr)
@@ -106,10 +106,6 @@ def snakemake_command(given: argparse.Namespace) -> list[str]:
     settings = _config(given)
     command += ["--config", *(f"{key}={_text(value)}" for key, value in settings.items())] if settings else []
     return [*command, *given.rest]
-
-
-def _visible_gpus() -> int:
-    return len(visible_devices(os.environ.get(VISIBLE), list_gpus(), device_nodes()))
 
 
 def _config(given: argparse.Namespace) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
-from virnucpro.base.text import clock_time, printable
+from virnucpro.base.text import clock_time, fold, printable
 
 WIDTH = 80
 """Columns in a file, and at least on a terminal; at most :data:`WIDEST`."""
@@ -74,11 +73,6 @@ class MovingLine:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def fold(text: str, width: int) -> Sequence[str]:
-    """The lines of a text, those after the first one set in; paths and words stay whole."""
-    return textwrap.wrap(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def _bar(stream: TextIO) -> Any:

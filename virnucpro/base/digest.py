@@ -91,7 +91,9 @@ class FileDigests:
         if store is not None:
             with suppress(OSError, ValueError):
                 known = json.loads(store.read_text(encoding="utf-8"))
-                self._known = {key: value for key, value in known.items() if _is_sha256(value)}
+                self._known = {
+                    key: value for key, value in known.items() if isinstance(value, str) and len(value) == 64
+                }
 
     def sha256(self, path: Path) -> str:
         """The digest of a file; a link counts as what it points to.
@@ -125,10 +127,6 @@ class FileDigests:
 
 def _signature(path: Path) -> str:
     return ":".join(map(str, (path, *file_stamp(path))))
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64
 
 
 @dataclass(frozen=True)

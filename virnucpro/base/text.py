@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -63,6 +64,13 @@ def utc(seconds: float) -> str:
     '2026-11-28T00:45:06.250Z'
     """
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def fold(text: str, width: int, before: str = "", below: str = "    ") -> list[str]:
+    """The lines of a text, the first one set in by ``before`` and those after it by ``below``; paths and words stay whole."""
+    return textwrap.wrap(
+        text, width, initial_indent=before, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def printable(text: str) -> str:

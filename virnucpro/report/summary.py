@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import logging
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
-from virnucpro.base.text import duration, listed, number
+from virnucpro.base.text import duration, fold, listed, number
 from virnucpro.calling.state import CALL_WORDS
 from virnucpro.report.samples import (
     Sample,
@@ -170,7 +170,8 @@ def closing_text(samples: Sequence[Sample], summary: Path) -> str:
         lines.append(("table", f"and those of {len(samples) - MOST_NAMED:,} more samples, likewise"))
     lines += [("calls in", f"{sample.calls_folder}/contigs.tsv") for sample in samples if sample.calls_folder]
     lines += [("summary", f"{summary}; with all plots: add --report report.html")]
-    return "\n".join([*wrapped("", head), *(line for name, part in lines for line in wrapped(name, part))]) + "\n"
+    folded = (fold(part, WIDTH, f"  {name:<10} ", " " * 13) for name, part in lines)
+    return "\n".join([*fold(head, WIDTH, below=""), *chain.from_iterable(folded)]) + "\n"
 
 
 def shapes_of(settings: Provenance) -> str:
@@ -253,20 +254,6 @@ def said_of_calls(samples: Sequence[Sample]) -> list[str]:
 def one_or_list(counts: Counter[str], of: str) -> str:
     """The one name there is, or all of them with their counts."""
     return next(iter(counts)) if len(counts) == 1 else listed(counts, of)
-
-
-def wrapped(name: str, text: str) -> list[str]:
-    """A line of the closing text under its name, folded where a terminal would break it; paths stay whole."""
-    if not name:
-        return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=f"  {name:<10} ",
-        subsequent_indent=" " * 13,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 CHUNK_COLUMNS: dict[str, Callable[[ChunkRun], str]] = {

@@ -214,7 +214,8 @@ def embed_memory_mb(
     held = 3 * 4 * chunk.proteins * vectors * layers * architecture.embed_dim
     if per_residue:
         tokens = BATCH_TOKENS["gpu" if gpus else "cpu"]
-        batch = _power_of_two(4 * tokens * max(1280, architecture.embed_dim))  # pinned memory comes in such sizes
+        # Pinned memory comes in powers of two.
+        batch = 1 << (4 * tokens * max(1280, architecture.embed_dim) - 1).bit_length()
         held += processes * layers * min(BATCHES_HELD * batch, 4 * chunk.residues * architecture.embed_dim)
     held += BYTES_PER_TOKEN * chunk.residues // letters.a_token
     if gpus == 0:
@@ -235,11 +236,6 @@ def embed_minutes(
     rate = gpus * GPU_OPERATIONS_PER_SECOND if gpus else threads * CPU_OPERATIONS_PER_SECOND
     seconds = 2 * architecture.parameters * chunk.cost / letters.a_token / rate
     return _round_up(2 ** (attempt - 1) * (START_MINUTES + seconds / 60), 5)
-
-
-def _power_of_two(value: int) -> int:
-    """The least one that is no smaller."""
-    return 1 << (value - 1).bit_length()
 
 
 def _round_up(value: float, step: int) -> int:
