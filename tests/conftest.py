@@ -15,10 +15,13 @@ let_waiting_threads_sleep()  # as in a job: cores are shared with other tests
 
 import torch  # noqa: E402
 
+from virnucpro.models.precision import settle_vector_functions  # noqa: E402
+
 if TYPE_CHECKING:
     from tests.workflow.faults import Run
 
 torch.set_num_threads(2)
+settle_vector_functions()  # fair-esm, which we compare with, calls them too
 
 if importlib.util.find_spec("hypothesis"):  # the tests on a GPU do without it
     from hypothesis import settings

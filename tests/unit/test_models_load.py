@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,3 +142,31 @@ def test_the_tokenizer_of_esm2() -> None:
     tokenizer = ESM2_FAMILY.tokenizer()
     assert (tokenizer.begin, tokenizer.end) == ((0,), (2,))
     assert [ids.tolist() for ids in tokenizer.encode([b"LAG"], ["p"])] == [[4, 5, 6]]
+
+
+def mkls_record_of_the_cpu() -> ctypes.c_int:
+    """Where MKL keeps for its vector functions which CPU this is; -1 before the first call of one."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        function = ctypes.cast(ctypes.CDLL(str(library)).mkl_vml_serv_cpu_detect, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        pytest.skip("this torch has no such MKL")
+    code = bytes((ctypes.c_ubyte * 6).from_address(function))
+    if code[:2] != b"\x8b\x05":  # mov eax, [the next instruction's address + what follows]
+        pytest.skip("this MKL keeps it elsewhere")
+    return ctypes.c_int.from_address(function + 6 + int.from_bytes(code[2:], "little", signed=True))
+
+
+def test_mkl_knows_the_cpu_when_a_model_is_built() -> None:
+    record = mkls_record_of_the_cpu()
+    torch.ones(1).cos()
+    known = record.value
+    assert known >= 0
+    try:
+        record.value = -1  # as in a new process
+        build_model(
+            random_state_dict(DEMO_ARCHITECTURE), DEMO_ARCHITECTURE, device=CPU, dtype=torch.float32, logger=LOGGER
+        )
+        assert record.value == known
+    finally:
+        record.value = known

@@ -94,7 +94,7 @@ def _embed(
     chunk = read_record(chunk_manifest, ChunkManifest)
     identity = embedding_identity(manifest, settings)
     proteins, digests = read_chunk(fasta, chunk)
-    # More threads than cores make nothing faster; on two cores, 16 of them have given sums that were 3e-5 off.
+    # More threads than cores make nothing faster.
     threads_each = max(1, min(threads or torch.get_num_threads(), usable_cores()) // len(names))
     logger.info(
         "%s: %d proteins, %d residues; %s, layers %s, %s, on %s",

@@ -15,7 +15,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.models.base import Model, Sizes, Tokenizer
 from virnucpro.models.families import family_named
-from virnucpro.models.precision import dtype_name, parameter_dtype, resolve_precision
+from virnucpro.models.precision import dtype_name, parameter_dtype, resolve_precision, settle_vector_functions
 from virnucpro.weights.file import verified_weights
 from virnucpro.weights.manifest import WeightsManifest, read_tokenizer
 
@@ -95,6 +95,7 @@ def build_model(
         UserError: a tensor is missing or has another shape, the parameters do not fit into the device's memory,
             or the dtype does not work here.
     """
+    settle_vector_functions()
     family, computed_in = family_named(sizes.family), parameter_dtype(dtype)
 
     def chosen() -> PackedAttention:

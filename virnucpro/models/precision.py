@@ -1,7 +1,8 @@
-"""Which number format a model runs in."""
+"""Which number format a model runs in, and that its products and functions are computed in no lesser one."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -75,3 +76,17 @@ def exact_products() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(matmul, name, value)
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def settle_vector_functions() -> None:
+    """Have MKL find out in one thread which cos, sin, exp, erf, ... suit this CPU, before several threads call them.
+
+    At the first call of any of these functions MKL 2024.2, which torch's wheels for x86 hold, stores the CPU's type in
+    one numbering and an instant later in another. A thread that reads it between the two takes functions of the lowest
+    accuracy for its share of that call: cosines were up to 1.5e-4 off (docs/decisions, MKL's vector functions).
+    """
+    with _ONE_AT_A_TIME:
+        torch.ones(1, dtype=torch.float32, device="cpu").cos()
