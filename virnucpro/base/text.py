@@ -67,7 +67,7 @@ def utc(seconds: float) -> str:
 
 
 def fold(text: str, width: int, before: str = "", below: str = "    ") -> list[str]:
-    """The lines of a text, the first one set in by ``before`` and those after it by ``below``; paths and words stay whole."""
+    """A text's lines, the first set in by ``before``, the others by ``below``; paths and words stay whole."""
     return textwrap.wrap(
         text, width, initial_indent=before, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
     )
