@@ -31,7 +31,7 @@ EXAMPLES = """examples:
   virnucpro run my.faa -- --report report.html
 """
 
-_PATHS = ("model", "adapter", "classify.classifier", "classify.nucleotide_model")
+_PATHS = ("model", "adapter", "classify.classifier", "classify.nucleotide_model", "metadata")
 """Settings that may be a path."""
 
 
@@ -118,6 +118,8 @@ def _config(given: argparse.Namespace) -> dict[str, Any]:
         group, _, name = key.rpartition(".")
         if key in _PATHS and Path(value).exists():
             value = _seen_from(given.directory, value)
+        if key == "reuse":
+            value = [_seen_from(given.directory, each) for each in value]
         (settings.setdefault(group, {}) if group else settings)[name] = value
     return settings
 

@@ -51,6 +51,8 @@ from virnucpro.weights.manifest import read_manifest
 
 LOG = logging.getLogger("virnucpro")
 
+WEIGHTS = "the file that virnucpro prepare has written"
+
 
 def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add a subcommand for each step."""
@@ -106,11 +108,11 @@ def add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add_options(split, ["classify.nucleotide_model", "classify.chunk_bases", *POLICIES])
 
     embed_chunk = step("embed-nucleotides", _embed_nucleotides, "step: embed one chunk of nucleotides")
-    _takes_chunk(embed_chunk)
+    _takes_chunk(embed_chunk, "DNABERT-S's, from virnucpro prepare")
     add_options(embed_chunk, ["precision"])
 
     score = step("score", _score, "step: join a sample's two kinds of vectors and score its frames")
-    _takes_sample(score)
+    _takes_sample(score, "ESM-2's, from virnucpro prepare")
     score.add_argument("--nucleotide-weights", type=path, required=True, help="DNABERT-S's, likewise")
     score.add_argument("--classifier", type=path, required=True, help=f"500_model.pth, ..., or {DEMO_CLASSIFIER}")
     add_options(score, ["nucleotide.window", *EMBEDDING])
@@ -124,13 +126,13 @@ def _takes_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=path, metavar="FOLDER", help="the sample's folder")
 
 
-def _takes_sample(parser: argparse.ArgumentParser) -> None:
+def _takes_sample(parser: argparse.ArgumentParser, weights: str = WEIGHTS) -> None:
     _takes_folder(parser)
-    parser.add_argument("--weights", type=path, required=True, help="the file that virnucpro prepare has written")
+    parser.add_argument("--weights", type=path, required=True, help=weights)
 
 
-def _takes_chunk(parser: argparse.ArgumentParser) -> None:
-    _takes_sample(parser)
+def _takes_chunk(parser: argparse.ArgumentParser, weights: str = WEIGHTS) -> None:
+    _takes_sample(parser, weights)
     parser.add_argument("chunk", help="its name, such as chunk_00000")
     parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="cpu, cuda:0, ... (default: all GPUs)")
 

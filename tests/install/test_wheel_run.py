@@ -70,13 +70,17 @@ def test_the_extra_brings_what_snakemakes_report_needs() -> None:
 def test_what_is_asked_for_becomes_snakemakes_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("m.pt").touch()
-    text = "--model m.pt --layers 0 last --formats npy --cores 3 --long-proteins truncate --gpus 2 --directory out"
+    Path("m.tsv").touch()
+    text = "--model m.pt --layers 0 last --formats npy --cores 3 --long-proteins truncate --gpus 2 --directory out "
+    text += "--metadata m.tsv --reuse old earlier/*"
     asked = given("a.faa", "b c.faa", *text.split(), "--", "--report", "r.html")
     command = launch.snakemake_command(asked)
     settings = read_arguments(command[command.index("--config") + 1 : command.index("--report")])
     assert settings == {
         "samples": [str(tmp_path / "a.faa"), str(tmp_path / "b c.faa")],
         "model": str(tmp_path / "m.pt"),
+        "metadata": str(tmp_path / "m.tsv"),
+        "reuse": [str(tmp_path / "old"), str(tmp_path / "earlier/*")],
         "layers": ["0", "last"],
         "long_proteins": {"policy": "truncate"},
         "merge": {"formats": ["npy"]},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import matching
-from virnucpro.base.settings import checked, default
+from virnucpro.base.settings import SETTINGS, default
 from virnucpro.base.text import brief, short
 from virnucpro.checkpoints.files import CheckpointFiles, adapter_files, checkpoint_files
 from virnucpro.checkpoints.hub import HubId
@@ -130,7 +130,7 @@ def resolve_layers(layers: Sequence[int | str] | int | str, count: int) -> tuple
         UserError: a layer that the model does not have, or no number and not "last".
     """
     resolved = set()
-    for layer in checked("layers", layers):
+    for layer in SETTINGS["layers"].check(layers):
         number = count if layer == "last" else layer + count + 1 if layer < 0 else layer
         if not 0 <= number <= count:
             raise UserError(f"layer {layer} does not exist: the model has {count} layers, so give 0 to {count}")
