@@ -20,9 +20,7 @@ from virnucpro.calling.state import CallsState
 from virnucpro.chunking.manifest import ChunkManifest, chunk_name
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_count
 from virnucpro.config import RunConfig
-from virnucpro.models.esm2 import sizes as esm2
-from virnucpro.models.mosaic_bert import sizes as mosaic_bert
-from virnucpro.models.reference import DEMO_WARNINGS, KNOWN, ModelRef, planning_architecture
+from virnucpro.models.reference import DEMO_WARNINGS, KNOWN, RELEASED, ModelRef, planning_architecture
 from virnucpro.sequences.fasta import ENOUGH, Amount, estimate
 from virnucpro.slurm.resources import MEGABYTE, embed_memory_mb
 from virnucpro.storage.chunk_metadata import DeviceRun
@@ -320,6 +318,5 @@ def _download(model: ModelRef, *, is_there: bool) -> list[str]:
     folder = os.getenv("TORCH_HOME") or Path(os.getenv("XDG_CACHE_HOME") or Path.home() / ".cache", "torch")
     if Path(folder, "hub", "checkpoints", f"{model.name}.pt").exists():
         return []
-    released = {**esm2.RELEASED, **mosaic_bert.RELEASED}.get(model.name)
-    much = "" if released is None else f", {size(released.size)}"
+    much = f", {size(RELEASED[model.name].size)}" if model.name in RELEASED else ""
     return [f"Download: {model.name}{much}, unless huggingface_hub's cache has it."]

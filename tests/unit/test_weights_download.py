@@ -27,9 +27,10 @@ from virnucpro.checkpoints.torch_file import verify_archive
 from virnucpro.models.esm2.checkpoint import read_checkpoint
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint
+from virnucpro.models.reference import RELEASED
 from virnucpro.weights.connection import DownloadError, next_place
 from virnucpro.weights.download import Expected, download
-from virnucpro.weights.locate import RELEASED, cached_checkpoint, locate_checkpoint
+from virnucpro.weights.locate import cached_checkpoint, locate_checkpoint
 
 SMALL = Architecture(layers=2, embed_dim=64, heads=4)
 

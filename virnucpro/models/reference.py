@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from virnucpro.base.digest import FileProof
 from virnucpro.base.errors import UserError
 from virnucpro.base.paths import matching
 from virnucpro.base.settings import SETTINGS, default
@@ -190,6 +191,9 @@ KNOWN: dict[str, AnySizes] = {
     mosaic_bert.DEMO_MODEL: mosaic_bert.DEMO_SIZES,
 }
 """Models that are known by name."""
+
+RELEASED: dict[str, FileProof] = {**esm2.RELEASED, **mosaic_bert.RELEASED}
+"""Size and sha256 of their released files, as far as they are known."""
 
 
 def planning_parameters(model: ModelRef) -> int:

@@ -22,14 +22,10 @@ from virnucpro.checkpoints.torch_file import verify_archive
 from virnucpro.models.esm2 import sizes as esm2
 from virnucpro.models.esm2.sizes import CHECKPOINT_URL, ESM2_MODELS, HUB_OWNER
 from virnucpro.models.families import read_checkpoint, write_demo_checkpoint
-from virnucpro.models.mosaic_bert import sizes as mosaic_bert
 from virnucpro.models.mosaic_bert.sizes import HUB_ID, HUB_REVISION
-from virnucpro.models.reference import DEMO_WARNINGS, ModelRef, Place
+from virnucpro.models.reference import DEMO_WARNINGS, RELEASED, ModelRef, Place
 from virnucpro.weights.connection import DownloadError
 from virnucpro.weights.download import Expected, Log, download
-
-RELEASED: dict[str, FileProof] = {**esm2.RELEASED, **mosaic_bert.RELEASED}
-"""Size and sha256 of the released files of models that are known by name, as far as they are known."""
 
 
 def is_demo(model: ModelRef) -> bool:
