@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -33,6 +32,24 @@ MAP_PICTURE, MAP_PAGE = Path("plots", "map.png"), Path("plots", "map.html")
 MAP_OF_ALL = "map.html"
 """Beside the front page."""
 
+MOST_ROWS = 200
+"""Samples, and chunks, that the page lists; all are in the TSVs."""
+
+MOST_MAPS = 12
+
+ALWAYS = ("proteins", "residues", "longest_residues", "chunks", "tokens_per_second")
+"""Columns of the samples' table; others of :data:`SOMETIMES` stand there where any sample has something to say."""
+
+SOMETIMES = (
+    "unique_proteins",
+    "skipped_records",
+    "replaced_proteins",
+    "windowed_proteins",
+    "truncated_proteins",
+    "recomputed_proteins",
+    "out_of_memory_retries",
+)
+
 
 def write_front_page(page: Path, reports: Sequence[Path], calls: Sequence[Path] = ()) -> None:
     """Write the page, whole or not at all; maps that have been drawn are shown.
@@ -45,27 +62,55 @@ def write_front_page(page: Path, reports: Sequence[Path], calls: Sequence[Path] 
         UserError: a report is missing or damaged, or the page cannot be written.
     """
     samples = read_samples(reports, calls)
-    front = Front(
-        title=_title(samples),
-        facts=_facts(samples),
-        notes=notes(samples),
-        odd=[*treated(samples), *said_of_calls(samples)] or ["Each was embedded whole, as it came in."],
-        maps=[
-            Map(
-                sample.name,
-                sample.folder / MAP_PICTURE,
-                Path(os.path.relpath(sample.folder / MAP_PAGE, page.parent)).as_posix(),
-            )
-            for sample in samples
-            if sample.chunks and (sample.folder / MAP_PICTURE).is_file()
-        ],
-        map_of_all=MAP_OF_ALL if len(samples) > 1 and page.with_name(MAP_OF_ALL).is_file() else "",
-        rows=[row([sample], sample.name) for sample in samples] + [row(samples, ALL)],
-        chunks=chunk_rows(samples),
-        origin=_origin(samples),
-    )
+    text = _page(samples, page.parent)
     with atomic_path(page) as temporary:
-        temporary.write_text(front_page(front), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _page(samples: Sequence[Sample], folder: Path) -> str:
+    """One self-contained page; on narrow screens the rows of its tables are shown as blocks, so all stay in sight.
+
+    Args:
+        folder: where it will be.
+    """
+    style = files("virnucpro.report").joinpath("page.css").read_text(encoding="utf-8")
+    title = escape(_title(samples))
+    odd = [*treated(samples), *said_of_calls(samples)] or ["Each was embedded whole, as it came in."]
+    rows, total = [row([sample], sample.name) for sample in samples], row(samples, ALL)
+    parts = [
+        f"<h1>{title}</h1>",
+        *(f'<p class="note">{escape(note)}</p>' for note in notes(samples)),
+        f'<dl class="facts">{"".join(_facts(samples))}</dl>',
+        "<h2>What was done to the proteins</h2>",
+        f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in odd)}</ul>",
+        *_maps(samples, folder),
+        *_samples(rows, total),
+        _details("Where the numbers come from", _listed(_origin(samples))),
+        *_chunks(chunk_rows(samples)),
+        _details("Every number of every sample", *(_numbers(each) for each in [total, *rows[:MOST_ROWS]])),
+    ]
+    body = "\n".join(parts)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>virnucpro: {title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script>
+// Inside of a report the page lies nowhere, and what is beside it in the folder of results can't be opened.
+if (!/^(file|https?):/.test(location.protocol))
+  for (const link of document.querySelectorAll("a[href]")) link.removeAttribute("href");
+</script>
+</body>
+</html>
+"""
 
 
 def _title(samples: Sequence[Sample]) -> str:
@@ -74,40 +119,41 @@ def _title(samples: Sequence[Sample]) -> str:
     return f"{number(count_of(samples, 'records'), 'protein')} of {names}, embedded with {models}"
 
 
-def _facts(samples: Sequence[Sample]) -> list[Fact]:
+def _facts(samples: Sequence[Sample]) -> list[str]:
+    """The answers at the top of the page."""
     settings = samples[0].provenance
     runs = chunks_of(samples)
     work, times = work_of(runs), times_of(runs)
     unique, records = count_of(samples, "unique"), count_of(samples, "records")
     longest = max((sample.counts.get("longest", 0) for sample in samples), default=0)
     facts = [
-        Fact("proteins", f"{records:,}", f"{unique:,} different" if unique < records else "all different"),
-        Fact("residues", f"{count_of(samples, 'residues'):,}", f"the longest protein has {longest:,}"),
-        Fact("vectors", shapes_of(settings), f"layer {', '.join(map(str, settings.layers))} of {settings.model}"),
+        _fact("proteins", f"{records:,}", f"{unique:,} different" if unique < records else "all different"),
+        _fact("residues", f"{count_of(samples, 'residues'):,}", f"the longest protein has {longest:,}"),
+        _fact("vectors", shapes_of(settings), f"layer {', '.join(map(str, settings.layers))} of {settings.model}"),
     ]
     if not runs:
         return facts
     rate = f"{work.tokens_per_second:,.0f} tokens/s a job"
     if times is not None:
         facts += [
-            Fact("time", duration(times.seconds), _period(times.began, times.ended)),
-            Fact("speed", f"{unique / max(times.seconds, 1e-3):,.1f} proteins/s", rate),
+            _fact("time", duration(times.seconds), _period(times.began, times.ended)),
+            _fact("speed", f"{unique / max(times.seconds, 1e-3):,.1f} proteins/s", rate),
         ]
     else:
-        facts.append(Fact("speed", rate, f"{duration(work.seconds)} of all jobs together"))
+        facts.append(_fact("speed", rate, f"{duration(work.seconds)} of all jobs together"))
     hosts = chunks_by(samples, lambda chunk: chunk.host)
     where = (
         f"on {one_or_list(hosts, 'chunk')}, {number(work.chunks, 'job')}" if any(hosts) else number(work.chunks, "job")
     )
     return [
         *facts,
-        Fact("device", one_or_list(chunks_by(samples, lambda chunk: chunk.device), "chunk"), where),
-        Fact(
+        _fact("device", one_or_list(chunks_by(samples, lambda chunk: chunk.device), "chunk"), where),
+        _fact(
             "number format",
             one_or_list(precisions_of(samples), "protein"),
             one_or_list(chunks_by(samples, attention_of), "chunk"),
         ),
-        Fact(
+        _fact(
             "padding avoided",
             f"{100 * work.padding_avoided:.0f} %",
             "of the tokens that padded batches would have computed",
@@ -139,152 +185,50 @@ def _origin(samples: Sequence[Sample]) -> dict[str, str]:
     return {name: "; ".join(dict.fromkeys(filter(None, values))) for name, values in texts.items()}
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One answer at the top of the page: ``value`` large, ``more`` below it in small letters."""
-
-    name: str
-    value: str
-    more: str = ""
+def _fact(name: str, value: str, more: str = "") -> str:
+    """One answer: ``value`` large, ``more`` below it in small letters."""
+    below = f"<dd>{escape(more)}</dd>" if more else ""
+    return f'<div><dt>{escape(name)}</dt><dd class="value">{escape(value)}</dd>{below}</div>'
 
 
-@dataclass(frozen=True)
-class Map:
-    """A sample's map: the picture to show, and the page to open from it, by its path from the front page's folder."""
-
-    sample: str
-    picture: Path
-    page: str
-
-
-@dataclass(frozen=True)
-class Front:
-    """What the page says.
-
-    ``map_of_all`` is the page of all samples' map, or empty. ``notes`` must be known before numbers are used, ``odd``
-    is what was done to some of the proteins. ``rows`` are the summary's, the last that of the whole run; ``chunks``
-    those of the table of chunks. ``origin`` are long values, by their names.
-    """
-
-    title: str
-    facts: Sequence[Fact]
-    notes: Sequence[str]
-    odd: Sequence[str]
-    maps: Sequence[Map]
-    map_of_all: str
-    rows: Sequence[Mapping[str, str]]
-    chunks: Sequence[Mapping[str, str]]
-    origin: Mapping[str, str]
-
-
-MOST_ROWS = 200
-"""Samples, and chunks, that the page lists; all are in the TSVs."""
-
-MOST_MAPS = 12
-
-ALWAYS = ("proteins", "residues", "longest_residues", "chunks", "tokens_per_second")
-"""Columns of the samples' table; others of :data:`SOMETIMES` stand there where any sample has something to say."""
-
-SOMETIMES = (
-    "unique_proteins",
-    "skipped_records",
-    "replaced_proteins",
-    "windowed_proteins",
-    "truncated_proteins",
-    "recomputed_proteins",
-    "out_of_memory_retries",
-)
-
-
-def front_page(front: Front) -> str:
-    """One self-contained page; on narrow screens the rows of its tables are shown as blocks, so all stay in sight."""
-    style = files("virnucpro.report").joinpath("page.css").read_text(encoding="utf-8")
-    parts = [
-        f"<h1>{escape(front.title)}</h1>",
-        *(f'<p class="note">{escape(note)}</p>' for note in front.notes),
-        f'<dl class="facts">{"".join(map(_fact, front.facts))}</dl>',
-        "<h2>What was done to the proteins</h2>",
-        f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in front.odd)}</ul>",
-        *_maps(front),
-        *_samples(front),
-        _details("Where the numbers come from", _listed(front.origin)),
-        *_chunks(front),
-        _details(
-            "Every number of every sample", *(_numbers(row) for row in [front.rows[-1], *_shown(front.rows[:-1])])
-        ),
-    ]
-    body = "\n".join(parts)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>virnucpro: {escape(front.title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<script>
-// Inside of a report the page lies nowhere, and what is beside it in the folder of results can't be opened.
-if (!/^(file|https?):/.test(location.protocol))
-  for (const link of document.querySelectorAll("a[href]")) link.removeAttribute("href");
-</script>
-</body>
-</html>
-"""
-
-
-def _fact(fact: Fact) -> str:
-    more = f"<dd>{escape(fact.more)}</dd>" if fact.more else ""
-    return f'<div><dt>{escape(fact.name)}</dt><dd class="value">{escape(fact.value)}</dd>{more}</div>'
-
-
-def _maps(front: Front) -> list[str]:
-    if not front.maps:
+def _maps(samples: Sequence[Sample], folder: Path) -> list[str]:
+    """The maps that have been drawn, each as a picture from which its page is opened."""
+    shown = [sample for sample in samples if sample.chunks and (sample.folder / MAP_PICTURE).is_file()]
+    if not shown:
         return []
     figures = []
-    for each in front.maps[:MOST_MAPS]:
-        picture = base64.b64encode(each.picture.read_bytes()).decode("ascii")
+    for sample in shown[:MOST_MAPS]:
+        picture = base64.b64encode((sample.folder / MAP_PICTURE).read_bytes()).decode("ascii")
+        link = escape(quote(Path(os.path.relpath(sample.folder / MAP_PAGE, folder)).as_posix()))
+        name = escape(sample.name)
         figures.append(
-            f'<figure><a href="{escape(quote(each.page))}"><img alt="map of {escape(each.sample)}" '
-            f'src="data:image/png;base64,{picture}"></a><figcaption><a href="{escape(quote(each.page))}">'
-            f"{escape(each.sample)}: search it, point at it</a></figcaption></figure>"
+            f'<figure><a href="{link}"><img alt="map of {name}" src="data:image/png;base64,{picture}"></a>'
+            f'<figcaption><a href="{link}">{name}: search it, point at it</a></figcaption></figure>'
         )
-    more = len(front.maps) - MOST_MAPS
+    more = len(shown) - MOST_MAPS
     said = [f"<p>{more:,} more maps are in the samples' folders, as plots/map.html.</p>"] if more > 0 else []
-    every = f'<p><a href="{escape(front.map_of_all)}">All samples on one map</a></p>'
-    said += [every] if front.map_of_all else []
+    if len(samples) > 1 and (folder / MAP_OF_ALL).is_file():
+        said.append(f'<p><a href="{MAP_OF_ALL}">All samples on one map</a></p>')
     return ["<h2>Maps of the embeddings</h2>", f'<div class="maps">{"".join(figures)}</div>', *said]
 
 
-def _samples(front: Front) -> list[str]:
-    rows = front.rows[:-1]
+def _samples(rows: Sequence[Mapping[str, str]], total: Mapping[str, str]) -> list[str]:
     different = [name for name in SOMETIMES[:1] if any(row[name] != row["proteins"] for row in rows)]
     happened = [name for name in SOMETIMES[1:] if any(row[name] not in ("0", "") for row in rows)]
-    called = [name for name in front.rows[-1] if name.startswith("contigs_")]
+    called = [name for name in total if name.startswith("contigs_")]
     columns = ["sample", ALWAYS[0], *different, *ALWAYS[1:], *happened, *called]
-    last = [front.rows[-1]] if len(rows) > 1 else []
-    return [
-        "<h2>Samples</h2>",
-        _table(columns, [*_shown(rows), *last]),
-        *_left_out(len(rows), "samples", "summary.tsv"),
-    ]
+    last = [total] if len(rows) > 1 else []
+    table = _table(columns, [*rows[:MOST_ROWS], *last])
+    return ["<h2>Samples</h2>", table, *_left_out(len(rows), "samples", "summary.tsv")]
 
 
-def _chunks(front: Front) -> list[str]:
-    if not front.chunks:
+def _chunks(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    if not rows:
         return []
     columns = ["sample", "chunk", "device", "host", "attention_kernel", "precision", "proteins", "tokens"]
     columns += ["seconds", "tokens_per_second", "peak_memory_gib"]
-    table = _table(columns, _shown(front.chunks))
-    return [_details("Every chunk", table, *_left_out(len(front.chunks), "chunks", "chunks.tsv"))]
-
-
-def _shown(rows: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
-    return rows[:MOST_ROWS]
+    table = _table(columns, rows[:MOST_ROWS])
+    return [_details("Every chunk", table, *_left_out(len(rows), "chunks", "chunks.tsv"))]
 
 
 def _left_out(count: int, what: str, where: str) -> list[str]:
