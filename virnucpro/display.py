@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -65,37 +65,28 @@ def _chunk_tokens(manifest: Path, rule: str) -> int:
 
 
 @dataclass
-class _Work:
-    """Chunks and tokens: done in this run, and left when they were last counted."""
-
-    chunks_done: int = 0
-    tokens_done: int = 0
-    chunks_left: int = 0
-    tokens_left: int = 0
-
-
-@dataclass
 class RunProgress:
     """What is done and what is left.
 
     Attributes:
         left_of: gives what is left; asked again once the samples are split.
         steps: how many of Snakemake's jobs are done, and how many there are.
+        _done, _wanted: chunks and tokens.
     """
 
     left_of: Callable[[], Sequence[Planned]]
     clock: Callable[[], float] = time.monotonic
     steps: tuple[int, int] = (0, 0)
     running: dict[int, RunningJob] = field(default_factory=dict)
-    _work: _Work = field(default_factory=_Work)
-    _began: float = 0.0
+    _done: tuple[int, int] = (0, 0)
+    _wanted: tuple[int, int] = (0, 0)
     _embedding_since: float | None = None
     _partial: float = 0.0
 
-    def begin(self, planned: Sequence[Planned]) -> None:
-        """Take what the plan has counted."""
-        self._began = self.clock()
-        self._count(planned)
+    def take(self, planned: Sequence[Planned]) -> None:
+        """Take what the plan has counted: that is left, besides what was done before the count."""
+        tokens = sum(part.tokens // BASES.a_token if part.of_bases else part.tokens for part in planned)
+        self._wanted = (self._done[0] + sum(part.chunks for part in planned), self._done[1] + tokens)
 
     def started(self, number: int, job: RunningJob) -> None:
         self.running[number] = job
@@ -110,10 +101,9 @@ class RunProgress:
         """Count a job that is done."""
         job = self.ended(number)
         if job is not None and job.rule in EMBEDS:
-            self._work.chunks_done += 1
-            self._work.tokens_done += job.tokens
+            self._done = (self._done[0] + 1, self._done[1] + job.tokens)
         elif job is not None and job.rule in SPLITS:
-            self._count(self.left_of())
+            self.take(self.left_of())
         return job
 
     def look(self) -> None:
@@ -121,21 +111,10 @@ class RunProgress:
         jobs = [job for job in self.running.values() if job.tokens and job.log is not None]
         self._partial = sum(job.tokens * read_job_log(job.log).share for job in jobs if job.log)
 
-    def _count(self, parts: Iterable[Planned]) -> None:
-        work = self._work
-        work.chunks_left, work.tokens_left = work.chunks_done, work.tokens_done  # and what was done before the count
-        for part in parts:
-            work.chunks_left += part.chunks
-            work.tokens_left += part.tokens // BASES.a_token if part.of_bases else part.tokens
-
     @property
     def chunks(self) -> tuple[int, int]:
         """How many are done, and how many this run has to do."""
-        return self._work.chunks_done, max(self._work.chunks_done, self._work.chunks_left)
-
-    @property
-    def seconds(self) -> float:
-        return self.clock() - self._began
+        return self._done[0], max(self._done[0], self._wanted[0])
 
     @property
     def share(self) -> float:
@@ -146,8 +125,7 @@ class RunProgress:
         return self.steps[0] / self.steps[1] if self.steps[1] else 0.0
 
     def _tokens(self) -> tuple[float, int]:
-        done = self._work.tokens_done
-        wanted = max(done, self._work.tokens_left)
+        done, wanted = self._done[1], max(self._done[1], self._wanted[1])
         return min(done + self._partial, wanted), wanted
 
     def words(self) -> str:
@@ -234,7 +212,7 @@ class RunDisplay(logging.Handler):
         """
         self._line.write(text)
         self.progress = RunProgress(left_of)
-        self.progress.begin(planned)
+        self.progress.take(planned)
         self._line.begin()
         threading.Thread(target=self._watch, daemon=True).start()
 

@@ -212,7 +212,7 @@ def test_several_jobs_at_once_add_up(tmp_path: Path) -> None:
     now = [0.0]
     left = [Planned("", 4000, 4, True)]
     progress = RunProgress(lambda: left, clock=lambda: now[0])
-    progress.begin(left)
+    progress.take(left)
     assert progress.words() == "waiting"
     for number in (1, 2):
         log = tmp_path / f"{number}.log"
@@ -231,7 +231,7 @@ def test_several_jobs_at_once_add_up(tmp_path: Path) -> None:
 def test_a_split_tells_how_many_chunks_there_are() -> None:
     left = [Planned("", 900, 1, False)]
     progress = RunProgress(lambda: left)
-    progress.begin(left)
+    progress.take(left)
     progress.started(1, RunningJob("split_proteins", {}, None))
     left = [Planned("", 5000, 3, True), Planned("", 400, 1, True, of_bases=True)]
     progress.finished(1)
