@@ -1,4 +1,4 @@
-"""A flat map of embeddings: those that it shows, their principal components, and UMAP where it is installed."""
+"""A flat map of embeddings: those that it shows and their records, their components, and UMAP where it is installed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.settings import VECTORS
+from virnucpro.chunking.index import read_index
 from virnucpro.chunking.manifest import SplitRecord, chunk_name, read_split
 from virnucpro.storage.chunk_file import read_chunk_file
 from virnucpro.storage.row_reader import RowReader, rows_used
@@ -171,6 +172,36 @@ def choose_vectors(
                 vectors.append(_means(reader, number, f"residues.{layer}", rows))
     where = (np.concatenate(places), np.concatenate(rows_read))
     return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), *where, total, sample.chunks)
+
+
+@dataclass(frozen=True)
+class Records:
+    """Of each of n sequences its first record's id and description, and how many more records have it."""
+
+    ids: list[str]
+    descriptions: list[str]
+    repeats: list[int]
+
+
+def first_records(index: Path, chosen: ChosenVectors) -> Records:
+    """The records of the chosen sequences.
+
+    Raises:
+        UserError: the index is missing or damaged.
+    """
+    wanted = chosen.chunk.astype(np.int64) << 32 | chosen.row
+    order = np.argsort(wanted)
+    ids, descriptions = [""] * len(wanted), [""] * len(wanted)
+    counts = np.zeros(len(wanted), np.int64)
+    for rows in read_index(index, chunks=chosen.chunks):
+        keys = rows.chunk.astype(np.int64) << 32 | rows.row
+        places = np.minimum(np.searchsorted(wanted[order], keys), len(wanted) - 1)
+        here = np.flatnonzero(wanted[order[places]] == keys)
+        for record, point in zip(here.tolist(), order[places[here]].tolist(), strict=True):
+            if not counts[point]:
+                ids[point], descriptions[point] = rows.ids[record], rows.descriptions[record]
+            counts[point] += 1
+    return Records(ids, descriptions, (counts - 1).tolist())
 
 
 def shown_of(shown: int, total: int) -> str:

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.errors import UserError
-from virnucpro.chunking.index import read_index
 from virnucpro.report.map import (
     COMPONENTS_FOR_UMAP,
     FEWEST_FOR_UMAP,
     ChosenVectors,
     Components,
+    Records,
     clusters_of,
     principal_components,
     shown_of,
@@ -181,36 +181,6 @@ def _numbers(values: list[str]) -> NDArray[np.float64] | list[str]:
 
 MOST_POINTS = 50_000
 """Proteins on a map: with 2560 numbers each they take 512 MB, and more could not be told apart anyway."""
-
-
-@dataclass(frozen=True)
-class Records:
-    """Of each of n sequences its first record's id and description, and how many more records have it."""
-
-    ids: list[str]
-    descriptions: list[str]
-    repeats: list[int]
-
-
-def first_records(index: Path, chosen: ChosenVectors) -> Records:
-    """The records of the chosen sequences.
-
-    Raises:
-        UserError: the index is missing or damaged.
-    """
-    wanted = chosen.chunk.astype(np.int64) << 32 | chosen.row
-    order = np.argsort(wanted)
-    ids, descriptions = [""] * len(wanted), [""] * len(wanted)
-    counts = np.zeros(len(wanted), np.int64)
-    for rows in read_index(index, chunks=chosen.chunks):
-        keys = rows.chunk.astype(np.int64) << 32 | rows.row
-        places = np.minimum(np.searchsorted(wanted[order], keys), len(wanted) - 1)
-        here = np.flatnonzero(wanted[order[places]] == keys)
-        for record, point in zip(here.tolist(), order[places[here]].tolist(), strict=True):
-            if not counts[point]:
-                ids[point], descriptions[point] = rows.ids[record], rows.descriptions[record]
-            counts[point] += 1
-    return Records(ids, descriptions, (counts - 1).tolist())
 
 
 @dataclass(frozen=True)

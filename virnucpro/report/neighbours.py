@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.index import read_index
-from virnucpro.report.map import choose_vectors
-from virnucpro.report.map_page import first_records
+from virnucpro.report.map import choose_vectors, first_records
 from virnucpro.report.samples import read_sample
 
 MOST_WITHOUT_FAISS = 20_000

@@ -18,8 +18,8 @@ from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.index import read_index
 from virnucpro.chunking.manifest import SplitRecord, read_split
-from virnucpro.report.map import Components, choose_vectors, shown_of
-from virnucpro.report.map_page import MOST_POINTS, Part, first_records, lay_out, map_data, map_page
+from virnucpro.report.map import Components, choose_vectors, first_records, shown_of
+from virnucpro.report.map_page import MOST_POINTS, Part, lay_out, map_data, map_page
 from virnucpro.report.samples import Sample, read_sample
 from virnucpro.report.style import (
     COLOURS,
