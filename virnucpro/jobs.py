@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TextIO
 
 from virnucpro.base.atomic import cannot_write
-from virnucpro.base.limits import STOPS, check_limits, let_waiting_threads_sleep, sentence_for
+from virnucpro.base.limits import STOPS, check_limits, keep_freed_memory, let_waiting_threads_sleep, sentence_for
 from virnucpro.base.text import printable
 
 LINE = "%(asctime)s %(message)s"
@@ -68,6 +68,7 @@ def job(name: str, log: str | Path | None = None, *, shows: int = logging.INFO) 
                 _leave_to_display(said, handlers[-1])
         check_limits()
         let_waiting_threads_sleep()
+        keep_freed_memory()
         yield logger
         sys.stdout.flush()
     except Stopped as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -35,6 +36,30 @@ def test_threads_that_wait_sleep_unless_the_user_says_how_they_wait(
         monkeypatch.setenv(name, value)
     let_waiting_threads_sleep()
     assert os.environ.get("GOMP_SPINCOUNT") == found
+
+
+FAULTS = """
+import resource
+from virnucpro.base.limits import keep_freed_memory
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        bytearray(50 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+faults(1)
+print(faults(4))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library here is not glibc")
+@pytest.mark.parametrize(("given", "is_kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_unless_the_user_says_otherwise(given: dict[str, str], is_kept: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name} | given
+    done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert (int(done.stdout) < 1000) == is_kept
 
 
 def limited(kind: int, amount: int) -> Callable[[], None]:

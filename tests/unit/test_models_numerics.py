@@ -24,6 +24,7 @@ from virnucpro.engine.load import build_model
 from virnucpro.models.base import Model
 from virnucpro.models.esm2 import model as module
 from virnucpro.models.esm2.model import ESM2, Layer, Norm, joined, rotary_tables, rotate_in_place
+from virnucpro.models.esm2.paired import PairedESM2
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
 from virnucpro.models.esm2_flash import rotate
@@ -64,13 +65,20 @@ def run_packed(model: Model, sequences: Sequence[str], layers: Sequence[int], to
     return [{layer: hidden[first + 1 : last - 1] for layer, hidden in found.items()} for first, last in pairwise(ends)]
 
 
-def build(state: State, architecture: Architecture, dtype: torch.dtype = torch.float32) -> ESM2:
-    """The readable form, through the one door."""
+def build(
+    state: State, architecture: Architecture, dtype: torch.dtype = torch.float32, *, kernels: str = "eager"
+) -> ESM2:
+    """The readable form, or ("auto") the one for CPUs, through the one door."""
+    logger = logging.getLogger("test")
+    attention = RunsAttention()
     model = build_model(
-        state, architecture, device=CPU, dtype=dtype, attention=RunsAttention(), logger=logging.getLogger("test")
+        state, architecture, device=CPU, dtype=dtype, kernels=kernels, attention=attention, logger=logger
     )
-    assert isinstance(model, ESM2)
+    assert type(model) is (ESM2 if kernels == "eager" else PairedESM2)
     return model
+
+
+FORMS = pytest.mark.parametrize("kernels", ["eager", "auto"])
 
 
 def largest_difference(found: Residues, expected: Residues, layer: int) -> float:
@@ -117,7 +125,9 @@ def test_all_layers_of_mixed_lengths_equal_fair_esm(
     layers = list(range(architecture.layers + 1))
     expected = oracle_residues(fair_esm(state, architecture), sequences, layers)
     limit = allowed(state, architecture, sequences, expected) if outliers else None
-    assert excess(run_packed(build(state, architecture), sequences, layers), expected, limit) <= 1
+    for kernels in ("eager", "auto"):
+        found = run_packed(build(state, architecture, kernels=kernels), sequences, layers)
+        assert excess(found, expected, limit) <= 1, kernels
 
 
 @pytest.mark.slow
@@ -125,30 +135,36 @@ def test_all_layers_of_mixed_lengths_equal_fair_esm(
 def test_every_length_from_1_to_2000_equals_fair_esm(outliers: bool) -> None:
     architecture = Architecture(layers=2, embed_dim=16, heads=1)
     state = weights(architecture, outliers)
-    oracle, model = fair_esm(state, architecture), build(state, architecture)
+    oracle, models = (
+        fair_esm(state, architecture),
+        [build(state, architecture, kernels=form) for form in ("eager", "auto")],
+    )
     layers = [0, 1, 2]
     for start in range(1, 2001, 50):
         sequences = [random_protein(length, seed=1) for length in range(start, start + 50)]
         expected = oracle_residues(oracle, sequences, layers)
         limit = allowed(state, architecture, sequences, expected) if outliers else None
-        assert excess(run_packed(model, sequences, layers), expected, limit) <= 1, f"lengths from {start}"
+        for model in models:
+            assert excess(run_packed(model, sequences, layers), expected, limit) <= 1, f"lengths from {start}"
 
 
-def test_the_shape_of_a_released_model_equals_fair_esm() -> None:
+@FORMS
+def test_the_shape_of_a_released_model_equals_fair_esm(kernels: str) -> None:
     architecture = Architecture(6, 320, 20)
     state = weights(architecture, outliers=True)
     sequences = [random_protein(length, 3) for length in (30, 166)]
     expected = oracle_residues(fair_esm(state, architecture), sequences, [0, 3, 6])
     limit = allowed(state, architecture, sequences, expected)
     assert limit[6] == TOLERANCE
-    assert excess(run_packed(build(state, architecture), sequences, [0, 3, 6]), expected, limit) <= 1
+    assert excess(run_packed(build(state, architecture, kernels=kernels), sequences, [0, 3, 6]), expected, limit) <= 1
 
 
-def test_float16_stored_weights_equal_fair_esms_float32() -> None:
+@FORMS
+def test_float16_stored_weights_equal_fair_esms_float32(kernels: str) -> None:
     state = {name: tensor.half() for name, tensor in weights(TINY).items()}
     sequences = [random_protein(length, 2) for length in (50, 166)]
     expected = oracle_residues(fair_esm({k: v.float() for k, v in state.items()}, TINY), sequences, [1, 3])
-    assert excess(run_packed(build(state, TINY), sequences, [1, 3]), expected) <= 1
+    assert excess(run_packed(build(state, TINY, kernels=kernels), sequences, [1, 3]), expected) <= 1
 
 
 def test_masked_tokens_are_dropped_and_the_rest_rescaled_by_sequence() -> None:
@@ -173,13 +189,14 @@ def test_a_model_without_token_dropout_is_not_scaled() -> None:
     assert excess(run_packed(build(state, architecture), sequences, [0, 3]), expected) <= 1
 
 
-def test_each_layer_may_have_its_own_frequencies() -> None:
+@FORMS
+def test_each_layer_may_have_its_own_frequencies(kernels: str) -> None:
     state = dict(weights(TINY))
     name = "layers.1.self_attn.rot_emb.inv_freq"
     state[name] = state[name] * 1.5
     sequences = [random_protein(90, 1)]
     expected = oracle_residues(fair_esm(state, TINY), sequences, [3])
-    assert excess(run_packed(build(state, TINY), sequences, [3]), expected) <= 1
+    assert excess(run_packed(build(state, TINY, kernels=kernels), sequences, [3]), expected) <= 1
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 2, 1], [2], [2, 2, 2]])
@@ -217,16 +234,17 @@ def test_a_half_precision_model_keeps_tables_norms_and_residual_stream_in_float3
     assert {hidden.dtype for hidden in found.values()} == {torch.float32}
 
 
+@FORMS
 @pytest.mark.parametrize("outliers", [False, True], ids=["random", "stressed"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_half_precision_errs_less_than_fair_esms_own(dtype: torch.dtype, outliers: bool) -> None:
+def test_half_precision_errs_less_than_fair_esms_own(dtype: torch.dtype, outliers: bool, kernels: str) -> None:
     architecture = Architecture(6, 64, 4)
     # Weights as the large checkpoints store them: float16, so that both start from the same numbers.
     state = {name: tensor.half().float() for name, tensor in weights(architecture, outliers).items()}
     sequences = [random_protein(length, 9) for length in (20, 166)]
     exact = oracle_residues(fair_esm(state, architecture), sequences, [6])
     theirs = oracle_residues(fair_esm(state, architecture, dtype=dtype), sequences, [6])
-    ours = run_packed(build(state, architecture, dtype), sequences, [6])
+    ours = run_packed(build(state, architecture, dtype, kernels=kernels), sequences, [6])
     for one, other, truth in zip(ours, theirs, exact, strict=True):
         wanted = truth[6].mean(0)
         error = (one[6].float().mean(0) - wanted).norm()
@@ -385,6 +403,23 @@ def test_a_broken_point_of_the_contract_is_seen(mutation: Mutation, monkeypatch:
     model = build(state, TINY)
     mutation(monkeypatch, state, model)
     assert excess(run_packed(model, sequences, [0, 1, 3]), expected) > 2
+
+
+def test_pairs_that_are_not_neighbours_are_seen() -> None:
+    state = sensitive_state()
+    sequences = [random_protein(length, 11) for length in (400, 60)]
+    expected = oracle_residues(fair_esm(state, TINY), sequences, [3])
+    readable = build(state, TINY)
+    for model, is_right in (
+        (build(state, TINY, kernels="auto"), True),
+        (readable, True),
+        (paired_without_order(readable), False),
+    ):
+        assert (excess(run_packed(model, sequences, [3]), expected) <= 1) == is_right
+
+
+def paired_without_order(model: ESM2) -> PairedESM2:
+    return PairedESM2(model.parameters, model.sizes, model.attend)
 
 
 def test_layers_above_the_highest_asked_for_are_not_computed(monkeypatch: Patch) -> None:

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 
 from tests.oracle import as_numbers
 from tests.unit.test_models_numerics import SHAPES, TINY, build, excess, run_packed, weights
-from virnucpro.attention.candidates import plain_attention
+from virnucpro.attention.candidates import RunsAttention, plain_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.models.esm2.family import fastest_form, fused_form
 from virnucpro.models.esm2.int8 import Int8ESM2, calibration_batch, in_integers, inputs_of_products
 from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Linear, rotary_tables
+from virnucpro.models.esm2.paired import PairedESM2
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2_flash import rotate
 from virnucpro.models.precision import resolve_precision
@@ -276,15 +277,20 @@ def test_int8_is_refused_where_there_is_none() -> None:
 def test_float32_and_the_cpu_keep_plain_operators() -> None:
     model = build(weights(TINY), TINY)
     assert fused_form(model, LOGGER) is model
-    for dtype in (torch.float32, torch.float16):
-        form = fastest_form(model.parameters, TINY, model.attend, dtype=dtype, kernels="auto", logger=LOGGER)
-        assert type(form) is ESM2
+    for kernels, kind in (("auto", PairedESM2), ("eager", ESM2)):
+        for dtype in (torch.float32, torch.float16):
+            assert type(form_on_cpu(dtype, kernels)) is kind
+
+
+def form_on_cpu(dtype: torch.dtype, kernels: str) -> ESM2:
+    return fastest_form(
+        weights(TINY), TINY, RunsAttention, device=torch.device("cpu"), dtype=dtype, kernels=kernels, logger=LOGGER
+    )
 
 
 def test_int8_without_fused_kernels_is_refused() -> None:
-    model = build(weights(TINY), TINY, torch.float16)
     with pytest.raises(UserError, match="precision int8 is computed by fused kernels alone"):
-        fastest_form(model.parameters, TINY, model.attend, dtype=torch.int8, kernels="eager", logger=LOGGER)
+        form_on_cpu(torch.int8, "eager")
 
 
 def test_layers_asked_for_do_not_change_with_later_ones(kernels: ModuleType) -> None:

@@ -3,6 +3,7 @@ defects of ours."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -97,6 +98,22 @@ def let_waiting_threads_sleep() -> None:
     """
     if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
         os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what arrays of up to 256 MiB leave for those that follow, unless the environment says otherwise.
+
+    By itself it gives such memory back to the system at once, which gives it again page by page, each set to zero: a
+    tenth of the time of a model on a CPU. What a process takes at most grows by about a tenth.
+    """
+    if not any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")):
+        with suppress(AttributeError, OSError):  # another C library
+            for option, size_in_bytes in ((_MMAP_THRESHOLD, 1 << 28), (_TRIM_THRESHOLD, 1 << 30)):
+                ctypes.CDLL(None).mallopt(option, size_in_bytes)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""As ``malloc.h`` of glibc numbers them (mallopt(3)); versions before 2.34 take no more than 32 MiB for the second."""
 
 
 def _out_of_memory(error: BaseException) -> str:

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import BinaryIO
 
-from virnucpro.base.limits import STOPS, sentence_for
+from virnucpro.base.limits import STOPS, keep_freed_memory, sentence_for
 from virnucpro.engine.processes import start_driver
 
 
@@ -50,6 +50,7 @@ def main() -> int:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(_Events(out))
+    keep_freed_memory()
     if len(sys.argv) > 1:
         start_driver(int(sys.argv[1]))
     try:

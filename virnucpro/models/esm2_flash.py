@@ -174,6 +174,7 @@ class ESM2WithFlashAttention(nn.Module):
                 sizes,
                 device=weight.device,
                 dtype=weight.dtype,
+                kernels="eager" if weight.device.type == "cpu" else "auto",  # a CPU's form would copy q and k
                 attention=self._given,
                 logger=self._logger,
             )

@@ -1,6 +1,6 @@
 """ESM-2 as the rest of the package sees it (see :class:`virnucpro.models.base.Family`), in the fastest form that runs.
 
-A fused form, or one of integers, is taken where it runs and agrees with the readable one.
+A CPU has a form of its own. A fused form, or one of integers, is taken where it runs and agrees with the readable one.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from virnucpro.models.base import Model, Tokenizer
 from virnucpro.models.esm2.alphabet import ESM2Tokenizer
 from virnucpro.models.esm2.checkpoint import Checkpoint, find_esm2, own_names
 from virnucpro.models.esm2.model import ESM2, Parameters
+from virnucpro.models.esm2.paired import PairedESM2, adjacent_pairs
 from virnucpro.models.esm2.sizes import DEMO_MODEL, ESM2_MODELS, Architecture
 from virnucpro.models.esm2.synthetic import write_demo_checkpoint
 from virnucpro.models.forms import fused_if_equal
@@ -66,8 +68,7 @@ class ESM2Family:
         kernels: str,
         logger: logging.Logger,
     ) -> Model:
-        parameters = Parameters.arrange(state, sizes, device=device, dtype=parameter_dtype(dtype))
-        return fastest_form(parameters, sizes, attention(), dtype=dtype, kernels=kernels, logger=logger)
+        return fastest_form(state, sizes, attention, device=device, dtype=dtype, kernels=kernels, logger=logger)
 
 
 ESM2_FAMILY = ESM2Family()
@@ -77,29 +78,30 @@ INT8_LIMIT = 1e-2
 
 
 def fastest_form(
-    parameters: Parameters,
+    state: Mapping[str, Tensor],
     sizes: Architecture,
-    attend: PackedAttention,
+    attention: Callable[[], PackedAttention],
     *,
+    device: torch.device,
     dtype: torch.dtype,
     kernels: str,
     logger: logging.Logger,
 ) -> ESM2:
-    """The fastest form of a model that runs on its device with products in ``dtype``.
-
-    Args:
-        kernels: "auto", or "eager" for the readable form.
+    """The fastest form of a model that runs on a device with products in ``dtype``; see :meth:`ESM2Family.build`.
 
     Raises:
         UserError: int8 was asked for and does not work here, or with "eager", which has no such products.
     """
-    model = ESM2(parameters, sizes, attend)
+    arranged = partial(Parameters.arrange, state, sizes, device=device, dtype=parameter_dtype(dtype))
+    if device.type == "cpu" and kernels == "auto" and dtype != torch.int8:
+        return PairedESM2(arranged(qkv=partial(adjacent_pairs, heads=sizes.heads)), sizes, attention())
+    model = ESM2(arranged(), sizes, attention())
     if dtype == torch.int8:
         if kernels == "eager":
             raise UserError("precision int8 is computed by fused kernels alone: take kernels auto, or precision auto")
         return int8_form(model, logger)
     # On older GPUs Triton's compiler can end the process.
-    if kernels == "eager" or capability(model.facts.device) < AMPERE:
+    if kernels == "eager" or capability(device) < AMPERE:
         return model
     return fused_form(model, logger)
 

@@ -13,7 +13,7 @@ Faster forms of the same model, which are compared with this one before they are
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -77,7 +77,13 @@ class Parameters:
 
     @classmethod
     def arrange(
-        cls, state: Mapping[str, Tensor], sizes: Architecture, *, device: torch.device, dtype: torch.dtype
+        cls,
+        state: Mapping[str, Tensor],
+        sizes: Architecture,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        qkv: Callable[[Linear], Linear] = lambda given: given,
     ) -> Parameters:
         """Bring a state dict to ``device`` and ``dtype``; what is there already is not copied.
 
@@ -85,6 +91,7 @@ class Parameters:
 
         Args:
             state: named as in fair-esm's ``ESM2.state_dict()``; other tensors in it are ignored.
+            qkv: what a form makes of each layer's projection to q, k and v.
 
         Raises:
             UserError: a tensor is missing or has another shape than ``sizes`` ask for.
@@ -114,7 +121,7 @@ class Parameters:
             inv_freq = get(f"{prefix}self_attn.rot_emb.inv_freq", torch.float32)
             layer = Layer(
                 attention_norm=norm(f"{prefix}self_attn_layer_norm"),
-                qkv=linear(*(f"{prefix}self_attn.{name}_proj" for name in "qkv")),
+                qkv=qkv(linear(*(f"{prefix}self_attn.{name}_proj" for name in "qkv"))),
                 out=linear(f"{prefix}self_attn.out_proj"),
                 final_norm=norm(f"{prefix}final_layer_norm"),
                 fc1=linear(f"{prefix}fc1"),
@@ -255,13 +262,18 @@ class ESM2:
                 found[number] = self.parameters.after_norm(x) if number == self.sizes.layers else x
         return found
 
+    def rotate(self, qkv: Tensor, turn: Tensor) -> None:
+        """Scale q, turn q and k in place: the first two of ``(T, 3, H, d)``, by complex ``turn (T, 1, d / 2)``."""
+        rotate_in_place(qkv[:, 0], turn * self.q_scale)
+        rotate_in_place(qkv[:, 1], turn)
+
     def layer(self, p: Layer, x: Tensor, turn: Tensor, segments: Segments) -> Tensor:
         """The residual stream ``(T, D)`` after one layer; ``x`` itself is left as it was."""
         tokens, heads = len(x), self.sizes.heads
         y = p.attention_norm(x)
-        q, k, v = p.qkv(y).view(tokens, 3, heads, -1).unbind(1)  # (T, H, d) each; biases come before scale and turn
-        rotate_in_place(q, turn * self.q_scale)
-        rotate_in_place(k, turn)
+        qkv = p.qkv(y).view(tokens, 3, heads, -1)  # (T, 3, H, d); biases come before scale and turn
+        self.rotate(qkv, turn)
+        q, k, v = qkv.unbind(1)
         attended = self.attend(q, k, v, segments)  # (T, H, d)
         x = x + p.out(attended.reshape(x.shape))
         y = p.final_norm(x)
