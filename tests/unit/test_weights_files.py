@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from virnucpro.base.errors import UserError
-from virnucpro.models.esm2.checkpoint import Checkpoint, read_checkpoint
+from virnucpro.models.base import Checkpoint
+from virnucpro.models.esm2.checkpoint import read_checkpoint
 from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_WARNING, Architecture, embedding_shapes
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.weights import file as weights_file
@@ -196,7 +197,7 @@ def test_weights_of_another_program_and_of_other_sizes(tmp_path: Path, source: P
         load_weights(tmp_path / "w.safetensors")
 
 
-def embedding_part(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def embedding_part(checkpoint: Checkpoint[Architecture]) -> dict[str, torch.Tensor]:
     return {name: checkpoint.state[name] for name in embedding_shapes(checkpoint.architecture)}
 
 

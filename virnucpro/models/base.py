@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -50,7 +50,6 @@ class Sizes(Protocol):
 
 
 S = TypeVar("S", bound=Sizes)
-S_co = TypeVar("S_co", bound=Sizes, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -114,24 +113,23 @@ class Tokenizer(Protocol):
         ...
 
 
-class Checkpoint(Protocol[S_co]):
-    """A checkpoint as read and checked; its tensors may be mapped from the file and not yet read."""
+@dataclass(frozen=True)
+class Checkpoint(Generic[S]):
+    """A checkpoint as read and checked; its tensors may be mapped from the file and not yet read.
 
-    @property
-    def architecture(self) -> S_co: ...
+    Attributes:
+        state: the tensors that representations need, by the family's own names, of the stored dtypes.
+        tokenizer: what prepared weights keep for :meth:`Family.tokenizer`; empty where the family itself knows the
+            tokens.
+        heads: those that representations do without, as far as they are there whole and anybody wants them.
+        notes: what has to be known of the weights, a sentence each, for the log.
+    """
 
-    @property
-    def state(self) -> Mapping[str, Tensor]: ...
-
-    @property
-    def tokenizer(self) -> str:
-        """What prepared weights keep for :meth:`Family.tokenizer`; empty where the family itself knows the tokens."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What has to be known of the weights, a sentence each, for the log."""
-        ...
+    architecture: S
+    state: Mapping[str, Tensor]
+    tokenizer: str = ""
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Family(Protocol[S]):

@@ -7,7 +7,6 @@ versions 4.30 to 5.24 write.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.text import short, some
 from virnucpro.checkpoints.tensors import StoredTensors, foreign_model, layer_count, read_tensors
 from virnucpro.checkpoints.torch_file import plain_tensor
+from virnucpro.models.base import Checkpoint
 from virnucpro.models.esm2.settings import Settings, another_vocabulary, read_settings
 from virnucpro.models.esm2.sizes import (
     ESM2_MODELS,
@@ -89,24 +89,6 @@ _PARTS = ("encoder.", "embeddings.", "layers.", "embed_", "emb_")
 """How names of the embedding part begin; all others are of heads, which embedding does not need."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """An ESM-2 checkpoint as read.
-
-    Attributes:
-        state: the tensors that representations need, by fair-esm's prefix-free names, of the stored dtypes.
-        heads: those of the LM head and of the contact head, as far as they are there whole.
-        notes: what has to be known of the weights, a sentence each.
-        tokenizer: empty, because all models have the same tokens.
-    """
-
-    architecture: Architecture
-    state: dict[str, Tensor]
-    heads: dict[str, Tensor] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    tokenizer: str = ""
-
-
 def load_checkpoint(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     """Read a checkpoint for fair-esm's ``ESM2``, with the heads that it has, memory-mapped.
 
@@ -120,7 +102,7 @@ def load_checkpoint(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
-    state = checkpoint.state | checkpoint.heads
+    state = {**checkpoint.state, **checkpoint.heads}
     beside = path.with_name(f"{path.stem}-contact-regression.pt")
     if beside.is_file():
         contact = read_tensors(beside)
@@ -130,7 +112,7 @@ def load_checkpoint(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     return checkpoint.architecture, state
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint[Architecture]:
     """Read an ESM-2 checkpoint from a file or folder.
 
     Raises:
@@ -143,7 +125,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return found
 
 
-def find_esm2(stored: StoredTensors) -> Checkpoint | None:
+def find_esm2(stored: StoredTensors) -> Checkpoint[Architecture] | None:
     """ESM-2 among stored tensors, in either layout and under whatever prefix training put before the names.
 
     Every name, shape and dtype that embedding needs is compared with what the sizes ask for. Sizes are read from the
@@ -180,7 +162,7 @@ class _Reader:
         self.layout = layout
         self.settings = settings
 
-    def read(self) -> Checkpoint:
+    def read(self) -> Checkpoint[Architecture]:
         self._refuse_relatives()
         architecture = self._architecture()
         notes: list[str] = []
@@ -188,7 +170,7 @@ class _Reader:
         heads: dict[str, Tensor] = {}
         for shapes in (lm_head_shapes(architecture), contact_shapes(architecture)):
             heads |= self._head(shapes, state)
-        return Checkpoint(architecture, state, heads, tuple(notes))
+        return Checkpoint(architecture, state, heads=heads, notes=tuple(notes))
 
     def _name(self, own: str) -> str | None:
         """What one of our tensors is called in the files; None where it is not there."""

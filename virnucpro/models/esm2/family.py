@@ -21,9 +21,9 @@ from virnucpro.checkpoints.tensors import StoredTensors
 from virnucpro.cuda import AMPERE
 from virnucpro.cuda.attention_utils import first_sentence
 from virnucpro.cuda.devices import capability
-from virnucpro.models.base import Model, Tokenizer
+from virnucpro.models.base import Checkpoint, Model, Tokenizer
 from virnucpro.models.esm2.alphabet import ESM2Tokenizer
-from virnucpro.models.esm2.checkpoint import Checkpoint, find_esm2, own_names
+from virnucpro.models.esm2.checkpoint import find_esm2, own_names
 from virnucpro.models.esm2.model import ESM2, Parameters
 from virnucpro.models.esm2.paired import PairedESM2, adjacent_pairs
 from virnucpro.models.esm2.sizes import DEMO_MODEL, ESM2_MODELS, Architecture
@@ -47,7 +47,7 @@ class ESM2Family:
     def tokenizer(self, text: str = "") -> Tokenizer:
         return ESM2Tokenizer()
 
-    def read(self, stored: StoredTensors) -> Checkpoint | None:
+    def read(self, stored: StoredTensors) -> Checkpoint[Architecture] | None:
         """A checkpoint in fair-esm's or HuggingFace's layout."""
         return find_esm2(stored)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from virnucpro.base.text import short
 from virnucpro.checkpoints.files import TOKENIZER
 from virnucpro.checkpoints.tensors import StoredTensors, layer_count
 from virnucpro.checkpoints.torch_file import plain_tensor
+from virnucpro.models.base import Checkpoint
 from virnucpro.models.mosaic_bert.sizes import MosaicSizes
 from virnucpro.models.mosaic_bert.tokenizer import checked_tokenizer
 
@@ -28,17 +28,7 @@ LARGEST_TOKENIZER = 1 << 24
 """Bytes of ``tokenizer.json``; DNABERT-S's has 168,000."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint as read: tensors of the stored dtypes by the published names, and the text of its tokenizer."""
-
-    architecture: MosaicSizes
-    state: Mapping[str, Tensor]
-    tokenizer: str
-    notes: tuple[str, ...] = ()
-
-
-def find_mosaic(stored: StoredTensors) -> Checkpoint | None:
+def find_mosaic(stored: StoredTensors) -> Checkpoint[MosaicSizes] | None:
     """MosaicBERT among stored tensors, under whatever prefix training put before the names.
 
     Returns:

@@ -18,9 +18,9 @@ from virnucpro.checkpoints.tensors import StoredTensors
 from virnucpro.checkpoints.torch_file import save_torch_file
 from virnucpro.cuda import AMPERE
 from virnucpro.cuda.devices import capability
-from virnucpro.models.base import Model, Tokenizer
+from virnucpro.models.base import Checkpoint, Model, Tokenizer
 from virnucpro.models.forms import fused_if_equal
-from virnucpro.models.mosaic_bert.checkpoint import Checkpoint, find_mosaic
+from virnucpro.models.mosaic_bert.checkpoint import find_mosaic
 from virnucpro.models.mosaic_bert.model import MosaicBert, Parameters
 from virnucpro.models.mosaic_bert.sizes import DEMO_MODEL, DEMO_SIZES, MOSAIC_MODELS, MosaicSizes, alibi_slopes
 from virnucpro.models.mosaic_bert.tokenizer import NucleotideTokenizer, demo_tokenizer
@@ -40,7 +40,7 @@ class MosaicBertFamily:
     def tokenizer(self, text: str = "") -> Tokenizer:
         return NucleotideTokenizer(text)
 
-    def read(self, stored: StoredTensors) -> Checkpoint | None:
+    def read(self, stored: StoredTensors) -> Checkpoint[MosaicSizes] | None:
         """A checkpoint with the names of the published files, and the ``tokenizer.json`` beside it."""
         return find_mosaic(stored)
 
