@@ -28,6 +28,7 @@ from virnucpro.base.settings import (
 from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles, frame_identity
 from virnucpro.chunking.size import BASES, RESIDUES, ChunkSize, Letters, chunk_sizes
 from virnucpro.cuda.visible import has_gpu
+from virnucpro.engine.processes import device_processes, ordinals_of
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
 from virnucpro.options import (
     DTYPE,
@@ -208,11 +209,12 @@ def _embed_chunk(given: argparse.Namespace) -> None:
 
 
 def _embed(given: argparse.Namespace, pool: PoolFiles, settings: EmbeddingSettings) -> None:
-    from virnucpro.engine.job import embed_chunk
-
     chunk, output = pool.chunks / given.chunk, pool.chunk_file(given.chunk)
-    fasta, manifest = chunk.with_suffix(".fasta"), chunk.with_suffix(".json")
-    embed_chunk(fasta, manifest, given.weights, output, settings, devices=given.devices, logger=LOG)
+    paths = chunk.with_suffix(".fasta"), chunk.with_suffix(".json"), given.weights, output
+    with device_processes(ordinals_of(given.devices)) as processes:
+        from virnucpro.engine.job import embed_chunk
+
+        embed_chunk(*paths, settings, devices=given.devices, processes=processes, logger=LOG)
     print(output)
 
 

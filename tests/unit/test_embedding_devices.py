@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from virnucpro.chunking.cost import protein_costs
 from virnucpro.engine.batch import cut_into_pieces
 from virnucpro.engine.devices import balanced_shares, join_parts, read_digests, write_part
 from virnucpro.engine.embed import ProteinEmbeddings
+from virnucpro.engine.processes import ordinals_of, start_driver
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics
 
 STATISTICS = RunStatistics(
@@ -102,3 +105,48 @@ def test_shares_are_of_what_is_run(policy: str) -> None:
     held = [operations[own].sum() for own in balanced_shares(costs, 4)]
     largest_that_moves = operations[2:].max() if policy != "full" else operations.max()
     assert max(held) - operations.sum() / 4 <= largest_that_moves
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        (["cuda:1", "cuda:0"], [1, 0]),
+        (["cuda:3"], [3]),
+        (["cpu"], []),
+        (["cuda"], []),
+        (["cuda:0", "cpu"], []),
+        (None, []),
+    ],
+)
+def test_the_gpus_that_processes_can_be_started_for(devices: list[str] | None, expected: list[int]) -> None:
+    assert ordinals_of(devices) == expected
+
+
+def test_the_driver_is_started_with_the_context_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of libcuda, in order; a driver that fails, or is not there, is passed over."""
+    asked: list[str] = []
+
+    class Driver:
+        fails = ""
+
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            asked.append(name)
+            return lambda *arguments: int(name == self.fails)
+
+    def missing(name: str) -> Driver:
+        raise OSError(name)
+
+    driver = Driver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    for ordinal, fails, expected in (
+        (1, "", ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]),
+        (1, "cuDeviceGet", ["cuInit", "cuDeviceGet"]),
+        (1, "cuInit", ["cuInit"]),
+        (None, "", ["cuInit"]),
+    ):
+        driver.fails = fails
+        asked.clear()
+        start_driver(ordinal).join()
+        assert asked == expected
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    start_driver(0).join()

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -76,21 +76,33 @@ class DeviceProcess:
 
 
 @contextmanager
-def device_processes(devices: int) -> Iterator[list[DeviceProcess]]:
-    """One process a GPU, where there are several; one GPU alone is this process's own. Starts the driver here too."""
-    if devices:
-        start_driver(0 if devices == 1 else None)
+def device_processes(ordinals: Sequence[int]) -> Iterator[list[DeviceProcess]]:
+    """One process a GPU, where there are several; one GPU alone is this process's own. Starts the driver here too.
+
+    Args:
+        ordinals: the GPUs' numbers in CUDA.
+    """
+    if ordinals:
+        start_driver(ordinals[0] if len(ordinals) == 1 else None)
     with ExitStack() as running:
-        yield [running.enter_context(DeviceProcess(ordinal)) for ordinal in range(devices if devices > 1 else 0)]
+        yield [running.enter_context(DeviceProcess(ordinal)) for ordinal in ordinals if len(ordinals) > 1]
 
 
-def start_driver(ordinal: int | None) -> None:
-    """Start CUDA's driver in a thread, where there is one; torch finds it started and, where not, says why.
+def ordinals_of(devices: Sequence[str] | None) -> list[int]:
+    """CUDA's numbers of GPUs such as "cuda:1"; none where others are named, or nothing is."""
+    numbers = [name.removeprefix("cuda:") for name in devices or ()]
+    return [int(number) for number in numbers] if all(map(str.isdecimal, numbers)) else []
+
+
+def start_driver(ordinal: int | None) -> threading.Thread:
+    """Start CUDA's driver in the thread given back, where there is one; torch finds it started or, where not, says why.
 
     Args:
         ordinal: the device whose context is made too, the one that torch uses (CUDA driver API, primary contexts).
     """
-    threading.Thread(target=_start_driver, args=(ordinal,), daemon=True).start()
+    thread = threading.Thread(target=_start_driver, args=(ordinal,), daemon=True)
+    thread.start()
+    return thread
 
 
 def _start_driver(ordinal: int | None) -> None:

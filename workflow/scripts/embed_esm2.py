@@ -9,7 +9,7 @@ from virnucpro.jobs import job
 with (
     job(snakemake.wildcards.chunk, snakemake.log[0]) as log,
     lease_devices(snakemake.resources.gpu, logger=log),
-    device_processes(snakemake.resources.gpu) as processes,
+    device_processes(range(snakemake.resources.gpu)) as processes,
 ):
     # CUDA reads the leased devices when torch starts, so torch is imported after the lease; by all processes at once.
     from virnucpro.base.settings import EmbeddingSettings
