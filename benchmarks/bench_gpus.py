@@ -82,7 +82,7 @@ def one_job(folder: Path, devices: Sequence[str], pooling: str, dtype: str) -> R
 
 
 def workflow(folder: Path, fasta: Path, checkpoint: Path, gpus: int, device: str, residues: int) -> Ran:
-    """All of the workflow on the same proteins, one job a GPU."""
+    """The workflow on the same proteins, up to its table, one job a GPU."""
     given = {
         "samples": fasta,
         "model": checkpoint,
@@ -92,7 +92,8 @@ def workflow(folder: Path, fasta: Path, checkpoint: Path, gpus: int, device: str
     }
     config = [f"{name}={value}" for name, value in given.items()]
     resources = ["--resources", f"gpu={gpus if device == 'cuda' else 0}"]
-    command = [sys.executable, "-m", "snakemake", "--cores", str(os.cpu_count()), *resources, "--config", *config]
+    command = [sys.executable, "-m", "snakemake", "--cores", str(os.cpu_count()), *resources]
+    command += ["--until", "merge_embeddings", "--config", *config]
     return run(command, folder / "workflow.log")
 
 
