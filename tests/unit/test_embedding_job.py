@@ -26,11 +26,13 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings, LongProteins
 from virnucpro.chunking.manifest import ChunkManifest
+from virnucpro.engine import devices as devices_module
 from virnucpro.engine import embed as embed_module
 from virnucpro.engine import processes as processes_module
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.engine.load import load_model
+from virnucpro.engine.processes import DeviceProcess
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.models.reference import resolve_layers
@@ -301,6 +303,42 @@ def test_a_workers_error_is_the_jobs_error(tmp_path: Path, weights: Path) -> Non
     with pytest.raises(UserError, match=r"^cpu: precision int8 needs a GPU"):
         embed(tmp_path, weights, ["MKLV", "MK"], EmbeddingSettings(precision="int8"), devices=["cpu", "cpu"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chunk_00003.fasta", "chunk_00003.json"]
+
+
+@pytest.mark.parametrize("devices", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_killed_process_of_several_loses_its_part_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: Path, caplog: pytest.LogCaptureFixture, devices: int
+) -> None:
+    """The first that says something, with its task begun, is killed; one more process is started, for its share."""
+    sequences = [random_protein(30 + number, number) for number in range(20)]
+    settings = EmbeddingSettings(pooling=("mean", "per_residue"))
+    expected = embed(tmp_path, weights, sequences, settings)
+    vectors = [vector(expected, "mean", row, 3) for row in range(20)]
+    kept = [residues(expected, row, 3) for row in range(20)]
+    listen = devices_module._listen
+    killed: list[DeviceProcess] = []
+    fresh: list[DeviceProcess] = []
+
+    def listen_and_kill(process: DeviceProcess, device: str, logger: logging.Logger) -> bool:
+        goes_on = listen(process, device, logger)
+        if not killed:
+            killed.append(process)
+            process._process.kill()
+        return goes_on
+
+    def start(device: str) -> DeviceProcess:
+        fresh.append(DeviceProcess(device))
+        return fresh[-1]
+
+    monkeypatch.setattr(devices_module, "_listen", listen_and_kill)
+    monkeypatch.setattr(devices_module, "DeviceProcess", start)
+    found = embed(tmp_path, weights, sequences, settings, devices=["cpu"] * devices)
+    assert len(killed) == len(fresh) == 1
+    (warning,) = [message for message in caplog.messages if "once more" in message]
+    assert warning.startswith("the process of cpu ended with signal SIGKILL before it was done")
+    for row in range(20):
+        torch.testing.assert_close(vector(found, "mean", row, 3), vectors[row], rtol=0, atol=1e-5)
+        torch.testing.assert_close(residues(found, row, 3), kept[row], rtol=0, atol=1e-5)
 
 
 def test_a_killed_worker_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: Path) -> None:

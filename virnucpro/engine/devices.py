@@ -11,6 +11,7 @@ import json
 import logging
 import selectors
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,12 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from virnucpro.base.atomic import scratch_directory
+from virnucpro.base.atomic import remove, scratch_directory
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.engine.embed import ProteinEmbeddings
-from virnucpro.engine.processes import DeviceProcess
+from virnucpro.engine.processes import DeviceProcess, DeviceProcessEnded
 from virnucpro.models.precision import parameter_dtype
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics, header_entries, read_header_entries
 from virnucpro.storage.chunk_writer import ResidueRegion
@@ -79,7 +80,9 @@ def embed_on_devices(
     output: Path,
     logger: logging.Logger,
 ) -> tuple[ProteinEmbeddings, dict[int, bytes]]:
-    """Embed a chunk on several devices at once; a failure of one ends all.
+    """Embed a chunk on several devices at once.
+
+    An error of one ends all. The share of one whose process is killed is embedded once more, when the others are done.
 
     Args:
         processes: one a device, which wait for a task.
@@ -92,25 +95,47 @@ def embed_on_devices(
         digests of the blocks that these fill.
 
     Raises:
-        UserError: what a device's process raised, with the device's name, or that it was killed.
+        UserError: what a device's process raised, with the device's name, or that it was killed twice.
         RuntimeError: a process failed with anything else.
     """
     with scratch_directory(output) as folder:
         parts = [folder / f"share_{task.share}" for task in tasks]
-        with selectors.DefaultSelector() as said:
-            for process, task, part in zip(processes, tasks, parts, strict=True):
-                part.mkdir()
-                write_record(part / TASK_FILE, task)
-                process.begin(part)
-                said.register(process.events, selectors.EVENT_READ, (process, task.device))
-            while said.get_map():
-                for key, _ in said.select():
-                    process, device = key.data
-                    if not _listen(process, device, logger):
-                        said.unregister(key.fileobj)
+        killed = _run_shares(processes, tasks, parts, logger)
+        if killed:
+            with ExitStack() as running:
+                for error in killed.values():
+                    logger.warning("%s; its proteins are embedded once more", error)
+                again = [tasks[share] for share in killed]
+                fresh = [running.enter_context(DeviceProcess(task.device)) for task in again]
+                for error in _run_shares(fresh, again, [parts[share] for share in killed], logger).values():
+                    raise error
         return join_parts(parts, rows), {
             block: digest for part in parts for block, digest in read_digests(part).items()
         }
+
+
+def _run_shares(
+    processes: Sequence[DeviceProcess], tasks: Sequence[ShareTask], parts: Sequence[Path], logger: logging.Logger
+) -> dict[int, DeviceProcessEnded]:
+    """Have each process do a task and leave it in a folder; those that were killed before, by their shares' numbers."""
+    killed: dict[int, DeviceProcessEnded] = {}
+    with selectors.DefaultSelector() as said:
+        for process, task, part in zip(processes, tasks, parts, strict=True):
+            remove(part)
+            part.mkdir()
+            write_record(part / TASK_FILE, task)
+            process.begin(part)
+            said.register(process.events, selectors.EVENT_READ, (process, task))
+        while said.get_map():
+            for key, _ in said.select():
+                process, task = key.data
+                try:
+                    goes_on = _listen(process, task.device, logger)
+                except DeviceProcessEnded as error:
+                    killed[task.share], goes_on = error, False
+                if not goes_on:
+                    said.unregister(key.fileobj)
+    return killed
 
 
 def _listen(process: DeviceProcess, device: str, logger: logging.Logger) -> bool:

@@ -19,7 +19,7 @@ from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.base.text import number
 from virnucpro.chunking.cost import embedded_residues, protein_costs
 from virnucpro.chunking.manifest import ChunkManifest
-from virnucpro.cuda.devices import job_devices, parse_device
+from virnucpro.cuda.devices import job_devices
 from virnucpro.engine.devices import TASK_FILE, ShareTask, balanced_shares, embed_on_devices, write_part
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.load import load_tokenizer
@@ -73,7 +73,7 @@ def embed_chunk(
     names = job_devices(devices, require_gpu=require_gpu)
     with ExitStack() as running:
         if len(names) > 1:
-            more = (running.enter_context(DeviceProcess(parse_device(name).index)) for name in names[len(processes) :])
+            more = (running.enter_context(DeviceProcess(name)) for name in names[len(processes) :])
             processes = [*processes[: len(names)], *more]
         return _embed(fasta, chunk_manifest, weights, output, settings, names, processes, threads, heard, logger)
 

@@ -21,6 +21,10 @@ from typing import IO, Any, Self, cast
 from virnucpro.base.errors import UserError
 
 
+class DeviceProcessEnded(UserError):
+    """A device's process was killed, or ended otherwise, without a word of its own."""
+
+
 class DeviceProcess:
     """One device's process (see :mod:`virnucpro.engine.worker`); a context manager that ends it.
 
@@ -28,11 +32,10 @@ class DeviceProcess:
         events: what it says, a JSON list a line.
     """
 
-    def __init__(self, ordinal: int | None = None) -> None:
-        """Start it; ``ordinal`` is its CUDA device's number, None a CPU's."""
-        given = [] if ordinal is None else [str(ordinal)]
+    def __init__(self, device: str) -> None:
+        """Start it for a device such as "cuda:1"."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "virnucpro.engine.worker", *given],
+            [sys.executable, "-m", "virnucpro.engine.worker", device],
             stdin=subprocess.PIPE,  # says where the task is, and its end that we have gone
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -59,7 +62,7 @@ class DeviceProcess:
         """One line of what it says; None when it has ended well.
 
         Raises:
-            UserError: it was killed, or ended otherwise before it was done; names the ``device``.
+            DeviceProcessEnded: before it was done; names the ``device``.
         """
         line = self.events.readline()
         if line:
@@ -68,7 +71,7 @@ class DeviceProcess:
         code = self._process.wait()
         if code:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            raise UserError(
+            raise DeviceProcessEnded(
                 f"the process of {device} ended with {how} before it was done "
                 "(too little main memory is the usual cause): give the job more memory and run the same command again"
             )
@@ -85,7 +88,7 @@ def device_processes(ordinals: Sequence[int]) -> Iterator[list[DeviceProcess]]:
     if ordinals:
         start_driver(ordinals[0] if len(ordinals) == 1 else None)
     with ExitStack() as running:
-        yield [running.enter_context(DeviceProcess(ordinal)) for ordinal in ordinals if len(ordinals) > 1]
+        yield [running.enter_context(DeviceProcess(f"cuda:{number}")) for number in ordinals if len(ordinals) > 1]
 
 
 def ordinals_of(devices: Sequence[str] | None) -> list[int]:

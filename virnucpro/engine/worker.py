@@ -1,4 +1,4 @@
-"""The process of one device of several: ``python -m virnucpro.engine.worker``, and a CUDA device's number.
+"""The process of one device of several: ``python -m virnucpro.engine.worker DEVICE``.
 
 A program of its own rather than ``multiprocessing``'s, whose spawned children run the parent's script again. It imports
 torch, waits for a folder's path on standard input (as JSON, a line), does the task in that folder and leaves its
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from virnucpro.base.limits import STOPS, keep_freed_memory, sentence_for
-from virnucpro.engine.processes import start_driver
+from virnucpro.engine.processes import ordinals_of, start_driver
 
 
 class _Events(logging.Handler):
@@ -51,8 +51,8 @@ def main() -> int:
     logger.propagate = False
     logger.addHandler(_Events(out))
     keep_freed_memory()
-    if len(sys.argv) > 1:
-        start_driver(int(sys.argv[1]))
+    for ordinal in ordinals_of(sys.argv[1:]):
+        start_driver(ordinal)
     try:
         from virnucpro.engine.job import run_share
 
