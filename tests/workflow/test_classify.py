@@ -60,11 +60,15 @@ def settings_of_run(fasta: Path) -> dict[str, object]:
 def finished_run(folder: Path, **changes: object) -> Run:
     contigs(folder / "own.fna")
     run = Run(folder, {**settings_of_run(folder / "own.fna"), **changes})
+    embedded = snakemake(folder, "--until", "embed_dnabert_s", config=run.config)
+    assert embedded.code == 0, embedded.text
+    assert embedded.jobs.keys() >= {"translate_contigs", "split_nucleotides", "embed_dnabert_s"}
+    assert not embedded.jobs.keys() & {"embed_esm2", "merge_embeddings", "classify_frames", "summarise"}
     result = snakemake(folder, config=run.config)
     assert result.code == 0, result.text
     chunks = len(list((folder / "results/nucleotides/tensors").iterdir())) - run.first
     assert chunks > 3
-    assert result.jobs == Counter(
+    assert embedded.jobs + result.jobs == Counter(
         prepare_weights=1,
         prepare_dnabert_s=1,
         prepare_classifier=1,

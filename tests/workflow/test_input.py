@@ -19,8 +19,12 @@ def test_controls_repeats_and_packed_files_run_through(tmp_path: Path) -> None:
     (tmp_path / "more.faa.bz2").write_bytes(bz2.compress(b">a\nMKV\n"))
     samples = "{control: control.faa, odd: [odd.faa.xz, more.faa.bz2]}"
     config = {"samples": samples, "model": "esm2_demo", **POLICIES}
+    embedded = snakemake(tmp_path, "--until", "embed_esm2", config=config)
+    assert embedded.code == 0, embedded.text
+    assert embedded.jobs.keys() == {"prepare_weights", "detect_gpu", "split_proteins", "embed_esm2"}
     result = snakemake(tmp_path, config=config)
     assert result.code == 0, result.text
+    assert not result.jobs.keys() & embedded.jobs.keys()
     assert read_embeddings(tmp_path / "results/odd/embeddings.parquet").ids == ["a", "a_2", "a_3"]
     assert read_embeddings(tmp_path / "results/control/embeddings.parquet").matrix.shape == (0, 64)
     with (tmp_path / "results/odd/skipped.tsv").open(newline="") as file:

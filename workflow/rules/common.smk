@@ -205,6 +205,8 @@ def ask_for_what_is_named():
     it then ends with "Nothing to be done", or with nothing done, and no error.
     """
     dag = workflow.dag
+    if only_embeds():  # which rule all asks for then, and for nothing else
+        dag.untilrules = set()
     dag.untilrules |= jobs_of_several(dag.untilrules)
     dag.omitrules |= jobs_of_several(dag.omitrules)
     forced = jobs_of_several({rule.name for rule in dag.forcerules})

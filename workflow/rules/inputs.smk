@@ -277,3 +277,45 @@ def sample_plots():
         SAMPLE_PLOTS / "{name}", sample=run.samples, name=["map.html", "plots.json"]
     )
     return [*pictures(PLOTS_OF_SAMPLE), *others]
+
+
+def only_embeds():
+    """The steps that --until names, where they embed chunks and no step behind these is named.
+
+    Their jobs are known once a checkpoint has run, and Snakemake (seen with 9.27) ends without a word before that when
+    nothing is asked for that needs them.
+    """
+    until = set(workflow.dag_settings.until)
+    before = {
+        "prepare_weights",
+        "detect_gpu",
+        "translate_contigs",
+        "split_proteins",
+        "split_nucleotides",
+        "prepare_dnabert_s",
+    }
+    embed = {"embed_esm2", "embed_dnabert_s"}
+    return until & embed if until <= before | embed else set()
+
+
+def what_is_made(wildcards):
+    """All that the run makes of chunk files."""
+    if only_embeds():
+        return []
+    return [
+        *OF_THE_RUN,
+        *all_tables(),
+        *sample_plots(),
+        *all_neighbours(),
+        *all_maps(),
+        *all_calls(),
+        *call_plots(),
+    ]
+
+
+def chunk_files_asked_for(wildcards):
+    return all_chunk_files(wildcards) if only_embeds() != {"embed_dnabert_s"} else []
+
+
+def nucleotide_files_asked_for(wildcards):
+    return all_nucleotide_files(wildcards) if only_embeds() != {"embed_esm2"} else []
