@@ -112,7 +112,7 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
         "sample": name,
         **{column: str(value) for column, value in numbers.items()},
         "job_seconds": f"{work.seconds:.3f}",
-        "tokens_per_second": f"{work.tokens_per_second:.1f}",
+        "tokens_per_second": f"{work.tokens_per_second:.0f}",
         "began": times.began if times else "",
         "ended": times.ended if times else "",
         "wall_seconds": f"{times.seconds:.3f}" if times else "",
