@@ -26,6 +26,7 @@ from benchmarks import engines
 from benchmarks.bench_esm2 import best_of
 from benchmarks.workloads import SIZES, lengths_of, proteins_of
 from virnucpro.base.digest import digest_of_digests, residue_digest
+from virnucpro.base.limits import keep_freed_memory
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings, LongProteins
 from virnucpro.chunking.manifest import ChunkManifest
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="how cost grows instead (small sizes)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="    %(message)s")
+    keep_freed_memory()  # as every job does
     architecture = SIZES[arguments.model]
     settings = EmbeddingSettings(
         pooling=tuple(arguments.pooling), kernels=arguments.kernels, residue_dtype=arguments.dtype
