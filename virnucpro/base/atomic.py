@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -75,8 +75,11 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def _beside(path: Path) -> str:
-    """Make the parent folder, clear what dead processes left there for ``path``, and give the prefix for a new name."""
+def _temporary(path: Path) -> Path:
+    """Make the parent folder, clear what dead processes left there for ``path``, and give a new name beside it.
+
+    A name, and no file: a signal that comes when a file has been made and its name is not known yet would leave it.
+    """
     prefix = f".{path.name[:80]}."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,7 @@ def _beside(path: Path) -> str:
                 remove(entry)
     except OSError as error:
         raise cannot_write(path, error) from None
-    return f"{prefix}{_host()}.{os.getpid()}."
+    return path.with_name(f"{prefix}{_host()}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
@@ -104,16 +107,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    prefix = _beside(path)
+    temporary = _temporary(path)
     try:
-        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+        try:
+            temporary.touch(0o600, exist_ok=False)
+        except OSError as error:
+            raise cannot_write(path, error) from None
         yield temporary
-        # mkstemp makes files that only their owner reads; results are for the group as the umask says.
+        # Until here only the owner reads it; results are for the group as the umask says.
         temporary.chmod(0o666 & ~_umask())
         sync(temporary)
         if path.is_dir() and not path.is_symlink():
@@ -141,13 +142,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    prefix = _beside(path)
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise cannot_write(path, error) from None
+    temporary = _temporary(path)
     aside = temporary.with_name(temporary.name.removesuffix(".tmp") + ".old.tmp")
     try:
+        try:
+            temporary.mkdir(0o700)
+        except OSError as error:
+            raise cannot_write(path, error) from None
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         _sync_all(temporary)
@@ -173,12 +174,12 @@ def scratch_directory(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be written to.
     """
     path = Path(path)
-    prefix = _beside(path)
+    folder = _temporary(path)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    try:
+        try:
+            folder.mkdir(0o700)
+        except OSError as error:
+            raise cannot_write(path, error) from None
         yield folder
     finally:
         remove(folder)
