@@ -21,7 +21,7 @@ from virnucpro.sequences import files
 from virnucpro.sequences.fasta import RESIDUES, read_fasta
 
 Plain = tuple[str, bytes, int, int]
-OTHER_FILES = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"\xff\xfe", b"\xfe\xff")
+OTHER_FILES = (*files._PACKED, *files._OTHER_KINDS)
 LETTERS = str.maketrans("0123456789", "MKVLAGTWYS")
 
 
@@ -348,6 +348,7 @@ def test_fuzz_pieces_of_fasta(tmp_path_factory: pytest.TempPathFactory, data: by
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.binary(max_size=60), start=st.sampled_from([b"", b">", b">a\nMK\n", b"\x1f\x8b\x08\0\0\0\0\0\0\xff"]))
+@example(data=b"7z\xbc\xaf'\x1c", start=b"")
 def test_fuzz_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, start: bytes) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "x"
     if (start + data).startswith(OTHER_FILES):
