@@ -21,7 +21,8 @@ from virnucpro.attention.candidates import RunsAttention, plain_attention
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings
-from virnucpro.models.esm2.family import fastest_form, fused_form
+from virnucpro.models.base import Model
+from virnucpro.models.esm2.family import ESM2_FAMILY, fused_form
 from virnucpro.models.esm2.int8 import Int8ESM2, calibration_batch, in_integers, inputs_of_products
 from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Linear, rotary_tables
 from virnucpro.models.esm2.paired import PairedESM2
@@ -282,8 +283,8 @@ def test_float32_and_the_cpu_keep_plain_operators() -> None:
             assert type(form_on_cpu(dtype, kernels)) is kind
 
 
-def form_on_cpu(dtype: torch.dtype, kernels: str) -> ESM2:
-    return fastest_form(
+def form_on_cpu(dtype: torch.dtype, kernels: str) -> Model:
+    return ESM2_FAMILY.build(
         weights(TINY), TINY, RunsAttention, device=torch.device("cpu"), dtype=dtype, kernels=kernels, logger=LOGGER
     )
 

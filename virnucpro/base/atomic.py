@@ -81,19 +81,26 @@ def _temporary(path: Path) -> Path:
     A name, and no file: a signal that comes when a file has been made and its name is not known yet would leave it.
     """
     prefix = f".{path.name[:80]}."
-    try:
+    with _said_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for entry in path.parent.iterdir():
             if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and _is_left_over(entry, prefix):
                 remove(entry)
-    except OSError as error:
-        raise cannot_write(path, error) from None
     return path.with_name(f"{prefix}{_host()}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The sentence for a place that cannot be written to."""
     return UserError(f"cannot write {path}: {why_not_written(error)}")
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """Turn what the system says into :func:`cannot_write`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 @contextmanager
@@ -109,10 +116,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _temporary(path)
     try:
-        try:
+        with _said_of(path):
             temporary.touch(0o600, exist_ok=False)
-        except OSError as error:
-            raise cannot_write(path, error) from None
         yield temporary
         # Until here only the owner reads it; results are for the group as the umask says.
         temporary.chmod(0o666 & ~_umask())
@@ -145,10 +150,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     aside = temporary.with_name(temporary.name.removesuffix(".tmp") + ".old.tmp")
     try:
-        try:
+        with _said_of(path):
             temporary.mkdir(0o700)
-        except OSError as error:
-            raise cannot_write(path, error) from None
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         _sync_all(temporary)
@@ -176,10 +179,8 @@ def scratch_directory(path: Path) -> Iterator[Path]:
     path = Path(path)
     folder = _temporary(path)
     try:
-        try:
+        with _said_of(path):
             folder.mkdir(0o700)
-        except OSError as error:
-            raise cannot_write(path, error) from None
         yield folder
     finally:
         remove(folder)

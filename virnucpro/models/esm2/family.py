@@ -68,42 +68,26 @@ class ESM2Family:
         kernels: str,
         logger: logging.Logger,
     ) -> Model:
-        return fastest_form(state, sizes, attention, device=device, dtype=dtype, kernels=kernels, logger=logger)
+        arranged = partial(Parameters.arrange, state, sizes, device=device, dtype=parameter_dtype(dtype))
+        if device.type == "cpu" and kernels == "auto" and dtype != torch.int8:
+            return PairedESM2(arranged(qkv=partial(adjacent_pairs, heads=sizes.heads)), sizes, attention())
+        model = ESM2(arranged(), sizes, attention())
+        if dtype == torch.int8:
+            if kernels == "eager":
+                raise UserError(
+                    "precision int8 is computed by fused kernels alone: take kernels auto, or precision auto"
+                )
+            return int8_form(model, logger)
+        # On older GPUs Triton's compiler can end the process.
+        if kernels == "eager" or capability(device) < AMPERE:
+            return model
+        return fused_form(model, logger)
 
 
 ESM2_FAMILY = ESM2Family()
 
 INT8_LIMIT = 1e-2
 """Largest 1 - cosine to float16 of a pooled vector with which integers are used at all."""
-
-
-def fastest_form(
-    state: Mapping[str, Tensor],
-    sizes: Architecture,
-    attention: Callable[[], PackedAttention],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    kernels: str,
-    logger: logging.Logger,
-) -> ESM2:
-    """The fastest form of a model that runs on a device with products in ``dtype``; see :meth:`ESM2Family.build`.
-
-    Raises:
-        UserError: int8 was asked for and does not work here, or with "eager", which has no such products.
-    """
-    arranged = partial(Parameters.arrange, state, sizes, device=device, dtype=parameter_dtype(dtype))
-    if device.type == "cpu" and kernels == "auto" and dtype != torch.int8:
-        return PairedESM2(arranged(qkv=partial(adjacent_pairs, heads=sizes.heads)), sizes, attention())
-    model = ESM2(arranged(), sizes, attention())
-    if dtype == torch.int8:
-        if kernels == "eager":
-            raise UserError("precision int8 is computed by fused kernels alone: take kernels auto, or precision auto")
-        return int8_form(model, logger)
-    # On older GPUs Triton's compiler can end the process.
-    if kernels == "eager" or capability(device) < AMPERE:
-        return model
-    return fused_form(model, logger)
 
 
 def fused_form(model: ESM2, logger: logging.Logger) -> ESM2:
