@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from virnucpro.base import atomic as atomic_module
 from virnucpro.base.errors import UserError
 from virnucpro.storage import blocks as blocks_module
 from virnucpro.storage import chunk_layout as layout_module
@@ -150,7 +151,7 @@ def test_what_streams_in_gives_the_file_that_is_written_at_once(
     """Two devices, two layers, pieces of all sizes beside those of a block."""
     for module in (blocks_module, layout_module):
         monkeypatch.setattr(module, "BLOCK", 64)
-    monkeypatch.setattr(blocks_module, "FLUSH", 256)
+    monkeypatch.setattr(atomic_module, "FLUSH", 256)
     monkeypatch.setattr(blocks_module, "writing_threads", lambda: threads)
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, 30, 40)
@@ -188,7 +189,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """In a thread that writes, or in the one that flushes."""
-    monkeypatch.setattr(blocks_module, "FLUSH", 0)
+    monkeypatch.setattr(atomic_module, "FLUSH", 0)
     right, calls = getattr(os, when), iter(range(10**6))
 
     def full(*arguments: Any) -> Any:

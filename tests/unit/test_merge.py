@@ -115,6 +115,7 @@ def test_residues_alone(tmp_path: Path, fasta: Path) -> None:
         assert len(ids) == sample.counts.records
         with pytest.raises(UserError, match="none of that kind"):
             read_embeddings(tmp_path / name)
+    tables_are_proven(tmp_path)
     with pytest.raises(UserError, match="virnucpro_pt holds one mean vector"):
         sample.merge("virnucpro_pt", expected={"pooling": '["per_residue"]'})
 
@@ -158,12 +159,19 @@ def test_the_report_and_every_table_say_where_the_numbers_come_from(tmp_path: Pa
     texts += [(tmp_path / folder / "provenance.json").read_text() for folder in ("virnucpro_pt", "npy")]
     for text in texts:
         assert asdict(parse_record(text, Provenance, tmp_path)) == asdict(from_entries(origin, Provenance, tmp_path))
-    for name, files in report["tables"].items():
-        for file, proof in files.items():
-            content = (tmp_path / file).read_bytes()
-            assert proof == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            assert file.startswith((name, "tensors/") if name == "chunk_files" else name)
     assert list(report["tables"]) == list(FORMATS)
+    tables_are_proven(tmp_path)
+
+
+def tables_are_proven(folder: Path) -> None:
+    """Each file of each table is in the report, with its size and sha256."""
+    for name, files in json.loads((folder / "report.json").read_text())["tables"].items():
+        for file, proof in files.items():
+            content = (folder / file).read_bytes()
+            assert proof == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}, file
+            assert file.startswith((name, "tensors/") if name == "chunk_files" else name)
+        made = [path for path in (folder / name, *(folder / name).rglob("*")) if path.is_file()]
+        assert {str(path.relative_to(folder)) for path in made} <= files.keys()
 
 
 def test_missing_chunk_files_are_named_and_nothing_is_written(tmp_path: Path, fasta: Path) -> None:

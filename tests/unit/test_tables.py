@@ -32,7 +32,7 @@ def write_table(name: str, path: Path, n: int = 40, *, residues: bool = False, l
     rows = Rows(
         [f"id{i}" if i % 9 else f"id/{i}" for i in range(n)], ones * length, words, words, ones, mean, each, offsets
     )
-    layout = Layout(WIDTH, (6,), (6,) if residues else ())
+    layout = Layout(WIDTH, (6,), (6,) if residues else (), records=n, residue_rows=n * length)
     provenance = stub_provenance(layers=[6], embed_dim=WIDTH, counts={"records": n})
     with open_table(name, path, layout, provenance) as table:
         if n:

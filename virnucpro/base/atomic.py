@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,44 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+FLUSH = 1 << 28
+"""Bytes after which the disk is told to begin, so that little is left to flush at the end."""
+
+
+class EarlyFlush:
+    """Has a file brought to the disk by a thread while it is being written; errors are raised by a later call."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._pool = ThreadPoolExecutor(1, "flush")
+        self._running: Future[None] | None = None
+        self._unflushed = 0
+
+    def wrote(self, size: int) -> None:
+        """So many more bytes were written.
+
+        Raises:
+            OSError: earlier ones could not be brought to the disk.
+        """
+        self._unflushed += size
+        if self._unflushed >= FLUSH and (self._running is None or self._running.done()):
+            self.wait()
+            self._unflushed = 0
+            self._running = self._pool.submit(os.fsync, self._descriptor)
+
+    def wait(self) -> None:
+        """Wait for what has begun.
+
+        Raises:
+            OSError: see :meth:`wrote`.
+        """
+        if self._running is not None:
+            self._running.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def is_still(descriptor: int, path: Path) -> bool:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from virnucpro.base.atomic import atomic_path
@@ -154,13 +155,15 @@ def write_products(record: Path, made_from: Mapping[str, str], paths: Iterable[P
     write_record(record, Products(dict(made_from), files_of(paths, record.parent)))
 
 
-def files_of(paths: Iterable[Path], folder: Path) -> dict[str, FileProof]:
-    """The proofs of files, and of all files in folders, by their paths from ``folder``; each is read through."""
+def files_of(
+    paths: Iterable[Path], folder: Path, known: Mapping[Path, FileProof] = MappingProxyType({})
+) -> dict[str, FileProof]:
+    """The proofs of files, and of all in folders, by their paths from ``folder``; those not ``known`` are read."""
     files = [
         file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
     ]
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:  # hashing lets other threads of Python run
-        proofs = list(pool.map(FileProof.of, files))
+        proofs = list(pool.map(lambda file: known.get(file) or FileProof.of(file), files))
     return {os.path.relpath(file, folder): proof for file, proof in zip(files, proofs, strict=True)}
 
 

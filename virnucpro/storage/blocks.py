@@ -17,14 +17,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.atomic import EarlyFlush
 from virnucpro.base.limits import usable_cores
 from virnucpro.storage.chunk_layout import BLOCK
 
 QUEUED = 2
 """Arrays (of each layer) that may wait to be written; then who brings more waits."""
-
-FLUSH = 1 << 28
-"""Bytes after which the disk is told to begin, so that little is left to flush at the end."""
 
 
 def writing_threads() -> int:
@@ -70,10 +68,8 @@ class BlockWriter:
         """Args: ``path`` is a file that exists; its data begin at byte ``data_start`` and are ``data_size`` bytes."""
         self._start, self._size = data_start, data_size
         self._pool = ThreadPoolExecutor(writing_threads(), "write")
-        self._flushes = ThreadPoolExecutor(1, "flush")
         self._descriptor = os.open(path, os.O_RDWR)
-        self._flush: Future[None] | None = None
-        self._unflushed = 0
+        self._flush = EarlyFlush(self._descriptor)
         self._parts: dict[int, list[Future[Any]]] = {}
         self._left: dict[int, int] = {}
         self._waiting: deque[list[tuple[int, Future[bytes | None]]]] = deque()
@@ -83,8 +79,8 @@ class BlockWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for pool in (self._pool, self._flushes):
-            pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
+        self._flush.close()
         os.close(self._descriptor)
 
     def write(self, arrays: Sequence[tuple[int, NDArray[Any]]]) -> None:
@@ -146,19 +142,13 @@ class BlockWriter:
         return block_digest(self._descriptor, self._start + block * BLOCK, min(BLOCK, self._size - block * BLOCK))
 
     def _collect(self) -> None:
+        done = 0
         for block, future in self._waiting.popleft():
             digest = future.result()
             if digest is not None:
                 self._digests[block] = digest
-                self._unflushed += BLOCK
-        if self._unflushed >= FLUSH and (self._flush is None or self._flush.done()):
-            self._check_flush()
-            self._unflushed = 0
-            self._flush = self._flushes.submit(os.fsync, self._descriptor)
-
-    def _check_flush(self) -> None:
-        if self._flush is not None:
-            self._flush.result()
+                done += BLOCK
+        self._flush.wrote(done)
 
     def finish(self) -> dict[int, bytes]:
         """Wait until all is written.
@@ -171,7 +161,7 @@ class BlockWriter:
         """
         while self._waiting:
             self._collect()
-        self._check_flush()
+        self._flush.wait()
         return dict(self._digests)
 
     def digests(self, known: dict[int, bytes]) -> list[bytes]:

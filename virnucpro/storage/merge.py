@@ -27,7 +27,7 @@ from virnucpro.storage.chunk_file import ChunkError, ChunkFile, verify_chunks
 from virnucpro.storage.chunk_metadata import ChunkMetadata
 from virnucpro.storage.provenance import chunk_run, origin_name, precision_name, provenance, table_layout
 from virnucpro.storage.report_record import MergeCounts, SampleReport
-from virnucpro.storage.row_reader import RowReader, finite, rows_used
+from virnucpro.storage.row_reader import RowReader, finite, residues_used, rows_used
 from virnucpro.storage.sizes import table_bytes
 from virnucpro.storage.tables import TABLES, WITHOUT_VECTORS, check_formats, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
@@ -85,12 +85,13 @@ def merge_embeddings(
     rows_of = rows_used(index, sample.chunks)
     layout = table_layout(chunk_files, expected, dtype, records_per_file)
     listed = [(os.path.relpath(chunk.path, report.parent), chunk.metadata["checksum"]) for chunk in chunk_files]
-    layout = replace(layout, chunk_files=tuple(listed))
+    residues = residues_used(index, sample.chunks, chunk_files) if layout.residues else 0
+    layout = replace(layout, chunk_files=tuple(listed), records=sample.counts["records"], residue_rows=residues)
     wanted = layout if outputs.keys() - WITHOUT_VECTORS else replace(layout, means=(), bos=(), maxima=(), residues=())
     if not layout.names:
         raise UserError(f"{chunk_files[0].path} holds no embeddings; run the embedding with a pooling")
     log.info("%d chunk files verified", len(chunk_files))
-    _check_space(report.parent, outputs, layout, chunk_files, rows_of, sample.counts["records"])
+    _check_space(report.parent, outputs, layout)
     metadata = [ChunkMetadata.from_entries(chunk.metadata, chunk.path) for chunk in chunk_files]
     origin = provenance(chunk_files, rows_of, metadata, expected, sample, layout, command)
     records = windowed = truncated = 0
@@ -107,7 +108,14 @@ def merge_embeddings(
             raise UserError(f"{index}: {records} rows where {sample.counts['records']} are promised; run again")
     counts = MergeCounts(records, sample.counts["unique"], windowed, truncated, layout.embed_dim)
     parts = {name: [chunk.path for chunk in chunk_files] for name in outputs if name in WITHOUT_VECTORS}
-    files = {name: files_of([Path(path), *parts.get(name, [])], report.parent) for name, path in outputs.items()}
+    files = {
+        name: files_of(
+            [Path(path), *parts.get(name, [])],
+            report.parent,
+            {Path(path) / file: proof for file, proof in table.proofs.items()},
+        )
+        for (name, path), table in zip(outputs.items(), tables, strict=True)
+    }
     origin_of_tables = {**made_from, "index": sample.index.sha256, **expected}
     runs = tuple(map(chunk_run, metadata, map(len, rows_of)))
     write_record(report, SampleReport(origin_of_tables, origin, counts, files, runs))
@@ -116,30 +124,19 @@ def merge_embeddings(
     return counts
 
 
-def _check_space(
-    folder: Path,
-    formats: Iterable[str],
-    layout: Layout,
-    chunks: Sequence[ChunkFile],
-    rows_of: Sequence[NDArray[np.int32]],
-    records: int,
-) -> None:
+def _check_space(folder: Path, formats: Iterable[str], layout: Layout) -> None:
     """Refuse to begin what the disk can't hold. Old tables stay until the new ones are whole."""
-    residues = 0
-    if layout.residues:
-        used = zip(chunks, rows_of, strict=True)
-        residues = sum(int(chunk.read("embedded")[rows].sum(dtype=np.int64)) for chunk, rows in used)
     sizes = table_bytes(
         formats,
-        records,
-        residues,
+        layout.records,
+        layout.residue_rows,
         embed_dim=layout.embed_dim,
         layers=max(map(len, layout.kinds.values())),
         pooling=[kind if kind in VECTORS else "per_residue" for kind, layers in layout.kinds.items() if layers],
         dtype=layout.dtype,
     )
     largest = max((size for name, size in sizes.items() if name != "virnucpro_pt"), default=0)
-    check_space(folder, sum(sizes.values()), f"writing the tables of {records:,} records", largest=largest)
+    check_space(folder, sum(sizes.values()), f"writing the tables of {layout.records:,} records", largest=largest)
 
 
 def _remove_what_no_longer_belongs(folder: Path, outputs: Mapping[str, Path], log: logging.Logger) -> None:
@@ -198,9 +195,8 @@ def _rows(
     vectors = {
         kind: {layer: np.empty((n, layout.embed_dim), np.float32) for layer in layout.kinds[kind]} for kind in VECTORS
     }
-    pieces: dict[int, list[NDArray[Any]]] = {layer: [] for layer in layout.residues}
     counts = np.zeros(n, np.int64)
-    order = []
+    spans = []
     for number in np.unique(numbers).tolist():
         here = np.flatnonzero(numbers == number)
         rows = row_numbers[here]
@@ -213,13 +209,15 @@ def _rows(
         for kind, layers in vectors.items():
             for layer, values in layers.items():
                 values[here] = finite(chunks[number], reader.rows(number, f"{kind}.{layer}", rows))
-        for layer in layout.residues:
-            values, counts[here] = reader.ragged(number, f"residues.{layer}", rows)
+        if layout.residues:
+            begins, counts[here] = reader.spans(number, f"residues.{layout.residues[0]}", rows)
             if not np.array_equal(counts[here], embedded[here]):
                 raise ChunkError(chunks[number].path, "its residues are not those that it says were embedded")
-            pieces[layer].append(finite(chunks[number], values))
-        order.append(here)
-    residues = {layer: _in_order(parts, order, counts) for layer, parts in pieces.items()}
+            spans.append((number, begins, here))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    residues = {
+        layer: _residues(f"residues.{layer}", chunks, reader, spans, counts, offsets) for layer in layout.residues
+    }
     lengths = batch.length[part]
     runs = zip(windows.tolist(), embedded.tolist(), lengths.tolist(), strict=True)
     return Rows(
@@ -234,7 +232,7 @@ def _rows(
         bos=vectors["bos"],
         maxima=vectors["max"],
         residues=residues,
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets=offsets,
         chunk=numbers,
         row=row_numbers,
     )
@@ -246,18 +244,21 @@ def _treatment(windows: int, embedded: int, length: int) -> str:
     return "whole" if windows == 1 else f"windows:{windows}"
 
 
-def _in_order(
-    parts: Sequence[NDArray[Any]], order: Sequence[NDArray[np.int64]], counts: NDArray[np.int64]
+def _residues(
+    name: str,
+    chunks: Sequence[ChunkFile],
+    reader: RowReader,
+    spans: Sequence[tuple[int, NDArray[np.int64], NDArray[np.int64]]],
+    counts: NDArray[np.int64],
+    offsets: NDArray[np.int64],
 ) -> NDArray[Any]:
-    """Ragged rows read chunk by chunk, put into the records' order."""
-    if len(parts) == 1:
-        return parts[0]
-    ends = np.cumsum(counts)
-    out = np.empty((int(ends[-1]), parts[0].shape[1]), parts[0].dtype)
-    for values, here in zip(parts, order, strict=True):
-        start = 0
-        for position in here.tolist():
-            count = int(counts[position])
-            out[ends[position] - count : ends[position]] = values[start : start + count]
-            start += count
+    """One layer of the records' residues, each read to its place.
+
+    Args:
+        spans: chunk by chunk its number, where its proteins begin in it, and which records they are.
+    """
+    dtypes = [chunks[number].layout[name][0] for number, _, _ in spans]
+    out = np.empty((int(offsets[-1]), chunks[spans[0][0]].layout[name][1][1]), np.result_type(*dtypes))
+    for number, begins, here in spans:
+        reader.ragged_into(number, name, begins, counts[here], out, offsets[here])
     return out

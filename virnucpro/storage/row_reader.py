@@ -119,24 +119,59 @@ class RowReader:
 
     def ragged(self, number: int, name: str, rows: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Residues of proteins: (sum of their residues, D) and how many each has, (len(rows),)."""
+        begins, counts = self.spans(number, name, rows)
+        dtype, (_, width), _ = self._chunks[number].layout[name]
+        out = np.empty((int(counts.sum()), width), dtype)
+        self.ragged_into(number, name, begins, counts, out, np.cumsum(counts) - counts)
+        return out, counts
+
+    def spans(self, number: int, name: str, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each protein begins among the file's residues, and how many it has, both (len(rows),).
+
+        Raises:
+            ChunkError: the file cannot be read, or has no such residues.
+        """
         if self._chunks[number].version == 1:
             bounds = self.rows(number, "offsets", np.stack([rows, rows + 1], axis=1).reshape(-1)).reshape(-1, 2)
             begins, counts = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
         else:
             begins = self.rows(number, "starts", rows)
             counts = self.rows(number, "embedded", rows).astype(np.int64)
-        dtype, (total, width), offset = self._chunks[number].layout[name]
+        total = self._chunks[number].layout[name][1][0]
         if not ((begins >= 0) & (counts >= 0) & (begins <= total - counts)).all():
             raise ChunkError(self._chunks[number].path, "its starts do not fit its residues")
-        out = np.empty((int(counts.sum()), width), dtype)
-        view, row_bytes, end = out.reshape(-1).view(np.uint8).data, width * dtype.itemsize, 0
-        # Proteins that lie one behind the other are read at once.
-        firsts = np.flatnonzero(np.diff(begins, prepend=-1) != np.concatenate(([0], counts[:-1])))
-        for first, after in zip(firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
-            size = int(counts[first:after].sum()) * row_bytes
-            self._fill(number, view[end : end + size], offset + int(begins[first]) * row_bytes)
-            end += size
-        return out, counts
+        return begins, counts
+
+    def ragged_into(
+        self,
+        number: int,
+        name: str,
+        begins: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        out: NDArray[Any],
+        places: NDArray[np.int64],
+    ) -> None:
+        """Read residues of proteins, see :meth:`spans`, into ``out`` (any, D), each protein's from its place on.
+
+        Raises:
+            ChunkError: the file cannot be read, or holds numbers that are not finite.
+        """
+        chunk = self._chunks[number]
+        dtype, (_, width), offset = chunk.layout[name]
+        row_bytes = width * dtype.itemsize
+        # Proteins that lie one behind the other, there and here, are read at once.
+        follows = (begins[1:] == begins[:-1] + counts[:-1]) & (places[1:] == places[:-1] + counts[:-1])
+        firsts = [0, *(np.flatnonzero(~follows) + 1).tolist()]
+        for first, after in zip(firsts, [*firsts[1:], len(begins)], strict=True):
+            size = int(counts[first:after].sum())
+            if not size:
+                continue
+            here = out[places[first] : places[first] + size]
+            values = here if out.dtype == dtype else np.empty((size, width), dtype)
+            self._fill(number, values.reshape(-1).view(np.uint8).data, offset + int(begins[first]) * row_bytes)
+            finite(chunk, values)
+            if values is not here:
+                here[...] = values
 
 
 def finite(chunk: ChunkFile, values: NDArray[Any]) -> NDArray[Any]:
@@ -162,3 +197,20 @@ def rows_used(index: Path, chunks: Sequence[int]) -> list[NDArray[np.int32]]:
         for place in np.unique(places).tolist():
             found[place].append(both[places == place] & 0xFFFFFFFF)
     return [np.unique(np.concatenate(rows)).astype(np.int32) for rows in found]
+
+
+def residues_used(index: Path, numbers: Sequence[int], chunks: Sequence[ChunkFile]) -> int:
+    """How many residues were embedded of a sample's records, equal ones included.
+
+    Args:
+        numbers: of the sample's chunks, rising; ``chunks`` are their files.
+
+    Raises:
+        UserError: the index is missing or damaged.
+    """
+    embedded = [chunk.read("embedded") for chunk in chunks]
+    total = 0
+    for batch in read_index(index, chunks=numbers):
+        for number in np.unique(batch.chunk).tolist():
+            total += int(embedded[number][batch.row[batch.chunk == number]].sum(dtype=np.int64))
+    return total

@@ -10,6 +10,7 @@ in float32, means in float32.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -17,6 +18,7 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.digest import FileProof
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import record_text
 from virnucpro.storage.chunk_file import ChunkFile, read_chunk_file
@@ -42,10 +44,14 @@ class ChunksTable:
     def __init__(self, folder: Path, layout: Layout, provenance: Provenance) -> None:
         (folder / "provenance.json").write_text(record_text(provenance))
         (folder / CHUNKS).write_text(json.dumps(layout.chunk_files, indent=0) + "\n", encoding="utf-8")
-        self._ids = (folder / "ids.txt").open("w", encoding="utf-8", newline="\n")
-        self._treatment = (folder / "treatment.txt").open("w", encoding="ascii")
-        names = ("length", "chunk", "row")
-        self._arrays = {name: GrowingArray(folder / f"{name}.npy", np.dtype("int32"), ()) for name in names}
+        self._stack = ExitStack()
+        self._ids = self._stack.enter_context((folder / "ids.txt").open("w", encoding="utf-8", newline="\n"))
+        self._treatment = self._stack.enter_context((folder / "treatment.txt").open("w", encoding="ascii"))
+        self.proofs: dict[str, FileProof] = {}
+        self._arrays: dict[str, GrowingArray] = {}
+        for name in ("length", "chunk", "row"):
+            array = GrowingArray(folder / f"{name}.npy", np.dtype("int32"), (layout.records,))
+            self._arrays[name] = self._stack.enter_context(array)
 
     def __enter__(self) -> Self:
         return self
@@ -57,18 +63,11 @@ class ChunksTable:
             self._arrays[name].append(values)
 
     def finish(self) -> None:
-        for array in self._arrays.values():
-            array.finish()
-        self._close()
-
-    def _close(self) -> None:
-        self._ids.close()
-        self._treatment.close()
-        for array in self._arrays.values():
-            array.close()
+        self.proofs |= {f"{name}.npy": array.finish() for name, array in self._arrays.items()}
+        self._stack.close()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._close()
+        self._stack.close()
 
 
 write_table = ChunksTable

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.base.atomic import GuardedFile
+from virnucpro.base.digest import FileProof
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import record_text
 from virnucpro.storage.report_record import Provenance
@@ -88,6 +89,7 @@ class Hdf5Table:
 
     def __init__(self, path: Path, layout: Layout, provenance: Provenance) -> None:
         self._layout = layout
+        self.proofs: dict[str, FileProof] = {}
         self._out = GuardedFile(path)
         options = {"driver": "fileobj", "fileobj": self._out, "libver": ("v110", "v110")}
         # Names are kept in the order of writing.

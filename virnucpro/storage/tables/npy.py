@@ -9,15 +9,18 @@ follows the ids in their headers, ``origin.txt`` where each was computed; ``prov
 from __future__ import annotations
 
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from virnucpro.base.digest import FileProof
 from virnucpro.base.records import record_text
+from virnucpro.storage.hashed_file import HashedFile
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
     COMPUTED,
@@ -32,32 +35,35 @@ from virnucpro.storage.tables.rows import (
 
 
 class GrowingArray:
-    """A .npy file whose number of rows is known when it is finished.
+    """A .npy file that rows are appended to, as many as were promised; a context manager.
 
     It is not mapped while it is written: a full disk under a map kills the process.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], width: tuple[int, ...]) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._dtype, self._width, self._rows = dtype, width, 0
-        self._write_header()
+    def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self._dtype, self._left = dtype, shape[0]
+        header = BytesIO()
+        descr = npy_format.dtype_to_descr(dtype)
+        npy_format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+        self._file = HashedFile(path)
+        self._file.write(header.getvalue())
 
-    def _write_header(self) -> None:
-        """NumPy leaves room in it for any number of rows, so that it can be written again in its place."""
-        descr = npy_format.dtype_to_descr(self._dtype)
-        header = {"descr": descr, "fortran_order": False, "shape": (self._rows, *self._width)}
-        npy_format.write_array_header_1_0(self._file, header)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.__exit__(kind, error, at)
 
     def append(self, values: NDArray[Any]) -> None:
-        self._file.write(np.ascontiguousarray(values, self._dtype).data)
-        self._rows += len(values)
+        """Rows, which must never change afterwards (see :meth:`HashedFile.write`)."""
+        self._left -= len(values)
+        if values.size:
+            self._file.write(np.ascontiguousarray(values, self._dtype).reshape(-1).view(np.uint8).data)
 
-    def finish(self) -> None:
-        self._file.seek(0)
-        self._write_header()
-
-    def close(self) -> None:
-        self._file.close()
+    def finish(self) -> FileProof:
+        if self._left:
+            raise ValueError(f"{self._left} more rows were promised")
+        return self._file.finish()
 
 
 class NpyTable:
@@ -75,18 +81,19 @@ class NpyTable:
         origin = (folder / "origin.txt").open("w", encoding="utf-8", newline="\n")
         self._origin = self._stack.enter_context(origin)
         self._arrays: dict[str, GrowingArray] = {}
-        self._add("length", "int32")
-        for name in layout.names.values():
-            self._add(name, layout.dtype, layout.embed_dim)
+        self.proofs: dict[str, FileProof] = {}
+        self._add("length", "int32", layout.records)
+        for (kind, _), name in layout.names.items():
+            rows = layout.residue_rows if kind == "residues" else layout.records
+            self._add(name, layout.dtype, rows, layout.embed_dim)
         self._residues = 0
         if layout.residues:
-            self._add("offsets", "int64")
+            self._add("offsets", "int64", layout.records + 1)
             self._arrays["offsets"].append(np.zeros(1, np.int64))
 
-    def _add(self, name: str, dtype: str, *width: int) -> None:
-        array = GrowingArray(self._folder / f"{name}.npy", np.dtype(dtype), width)
-        self._stack.callback(array.close)
-        self._arrays[name] = array
+    def _add(self, name: str, dtype: str, *shape: int) -> None:
+        array = GrowingArray(self._folder / f"{name}.npy", np.dtype(dtype), shape)
+        self._arrays[name] = self._stack.enter_context(array)
 
     def __enter__(self) -> Self:
         return self
@@ -104,8 +111,7 @@ class NpyTable:
             self._residues += int(rows.offsets[-1])
 
     def finish(self) -> None:
-        for array in self._arrays.values():
-            array.finish()
+        self.proofs |= {f"{name}.npy": array.finish() for name, array in self._arrays.items()}
         self._stack.close()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -20,8 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from virnucpro.base.digest import FileProof
 from virnucpro.base.records import record_text
 from virnucpro.chunking.index import METADATA_KEY
+from virnucpro.storage.hashed_file import HashedFile
 from virnucpro.storage.report_record import Provenance
 from virnucpro.storage.tables.rows import (
     COMPUTED,
@@ -56,8 +58,10 @@ class ParquetTable:
             of_residues = pa.large_list(pa.field("element", vector, nullable=False))
             fields.append(pa.field(name, of_residues if kind == "residues" else vector, nullable=False))
         self._schema = pa.schema(fields, metadata={METADATA_KEY: record_text(provenance).encode()})
+        self.proofs: dict[str, FileProof] = {}
+        self._file = HashedFile(path)
         self._writer = pq.ParquetWriter(
-            path,
+            self._file,
             self._schema,
             compression=dict.fromkeys(_COMPRESSED, "zstd"),
             use_dictionary=["treatment", "precision", "origin", "replaced"],
@@ -90,9 +94,11 @@ class ParquetTable:
 
     def finish(self) -> None:
         self._writer.close()
+        self.proofs[""] = self._file.finish()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._writer.close()
+        with self._file:
+            self._writer.close()
 
 
 write_table = ParquetTable

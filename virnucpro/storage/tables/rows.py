@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.base.digest import FileProof
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record
 from virnucpro.base.settings import VECTORS
@@ -29,8 +30,9 @@ class Layout:
     """What a table holds for each protein.
 
     ``means``, ``bos``, ``maxima`` and ``residues`` give the layers of each kind of vectors; ``embed_dim``
-    is the model's width D; ``dtype`` is ``float32`` or ``float16``. Formats of several files have
-    ``records_per_file`` records in each. ``chunk_files`` are their paths from the sample's folder, and their checksums.
+    is the model's width D; ``dtype`` is ``float32`` or ``float16``. ``records`` are to come, with ``residue_rows``
+    embedded residues in all. Formats of several files have ``records_per_file`` records in each. ``chunk_files`` are
+    their paths from the sample's folder, and their checksums.
     """
 
     embed_dim: int
@@ -41,6 +43,8 @@ class Layout:
     chunk_files: tuple[tuple[str, str], ...] = ()
     bos: tuple[int, ...] = ()
     maxima: tuple[int, ...] = ()
+    records: int = 0
+    residue_rows: int = 0
 
     @property
     def kinds(self) -> dict[str, tuple[int, ...]]:
@@ -117,7 +121,12 @@ def too_large_for(dtype: str, name: str, layer: int) -> UserError:
 
 
 class TableWriter(Protocol):
-    """A writer of one format: a context manager that is given rows in order and finished when all were written."""
+    """A writer of one format: a context manager that is given rows in order and finished when all were written.
+
+    ``proofs`` are of the files that were hashed as they were written, by their paths from the table's (``""``: itself).
+    """
+
+    proofs: dict[str, FileProof]
 
     def __enter__(self) -> Self: ...
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from virnucpro.base.digest import FileProof
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import record_text
 from virnucpro.checkpoints.torch_file import (
@@ -49,6 +50,7 @@ class VirnucproTable:
                 "the format virnucpro_pt holds one mean vector a protein: set pooling to mean and give one layer"
             )
         self._folder = folder
+        self.proofs: dict[str, FileProof] = {}
         self._layer = layout.means[0]
         self._records_per_file = layout.records_per_file
         self._ids: list[str] = []
