@@ -27,7 +27,7 @@ from virnucpro.options import in_arguments, speaking
 from virnucpro.sequences.fasta import clean_residues
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.request import REUSE_INDEX, PoolRequest, SampleRequest, WeightsRequest, sources_text
-from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
+from virnucpro.storage.sizes import Kept
 from virnucpro.storage.state import DIGESTS, RunState, table_settings
 from virnucpro.storage.tables import TABLES, check_formats
 from virnucpro.weights.manifest import read_manifest
@@ -127,12 +127,12 @@ def embed(
         digests = FileDigests(folder / DIGESTS)
         weights = _prepared(model, weights_folder, digests, log)
         manifest = read_manifest(weights.file)
-        kept = len(resolve_layers(settings.layers, manifest.layers))
+        kept = Kept(manifest.embed_dim, len(resolve_layers(settings.layers, manifest.layers)), settings, tables)
         sizes = chunk_sizes(
             wanted,
             parameters=manifest.parameters,
             embed_dim=manifest.embed_dim,
-            layers=kept,
+            layers=kept.layers,
             pooling=settings.pooling,
         )
         size = sizes["cpu" if job_devices(devices)[0] == "cpu" else "gpu"]
@@ -152,7 +152,7 @@ def embed(
         expected = identity(manifest, settings)
         merged = state.tables_stale(SAMPLE) is None
         if not merged:
-            _check_space(state, record, manifest.embed_dim, kept)
+            _check_space(state, record, kept)
         left = {}
         for chunk in record.to_embed():
             output = pool.chunk_file(chunk)
@@ -238,18 +238,15 @@ def _earlier(given: Sequence[str | Path], which: str, folder: Path, devices: Seq
     return Reuse(sources, folder / REUSE_INDEX, names, is_any)
 
 
-def _check_space(state: RunState, record: SplitRecord, embed_dim: int, layers: int) -> None:
+def _check_space(state: RunState, record: SplitRecord, kept: Kept) -> None:
     """Refuse, before anything is embedded, what the disk can't hold."""
-    pool, request, counts = state.pool, state.samples[SAMPLE], record.samples[SAMPLE].counts
-    if pool.embedding.long_proteins.policy == "truncate":
+    if not kept.is_exact:
         return  # how many residues stay is known chunk by chunk
-    kept: dict[str, Any] = {"embed_dim": embed_dim, "layers": layers, "pooling": pool.embedding.pooling}
-    tables = request.tables
-    dtype = pool.embedding.residue_dtype
-    needed = chunk_file_bytes(counts["unique"], counts["unique_residues"], **kept, residue_dtype=dtype)
-    needed -= sum(path.stat().st_size for path in pool.tensors.glob(CHUNK_FILES))
-    sizes = table_bytes(tables.formats, counts["records"], counts["residues"], dtype=tables.dtype, **kept)
-    check_space(request.folder, max(0, needed) + sum(sizes.values()), f"embedding {counts['records']:,} records")
+    folder, counts = state.samples[SAMPLE].folder, record.samples[SAMPLE].counts
+    needed = kept.chunk_bytes(counts["unique"], counts["unique_residues"])
+    needed -= sum(path.stat().st_size for path in state.pool.tensors.glob(CHUNK_FILES))
+    needed = max(0, needed) + kept.table_bytes(counts["records"], counts["residues"])
+    check_space(folder, needed, f"embedding {counts['records']:,} records")
 
 
 def _files(given: Sequence[str | Path]) -> tuple[Path, ...]:

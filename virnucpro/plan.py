@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from virnucpro.base.errors import UserError
 from virnucpro.base.limits import free_bytes, no_room
@@ -24,7 +23,7 @@ from virnucpro.models.reference import DEMO_WARNINGS, KNOWN, RELEASED, ModelRef,
 from virnucpro.sequences.fasta import ENOUGH, Amount, estimate
 from virnucpro.slurm.resources import MEGABYTE, embed_memory_mb
 from virnucpro.storage.chunk_metadata import DeviceRun
-from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
+from virnucpro.storage.sizes import Kept
 from virnucpro.storage.state import RunState
 
 H200_TOKENS_PER_SECOND = {"esm2_t33_650M_UR50D": 341_000, "esm2_t36_3B_UR50D": 95_600}
@@ -119,42 +118,10 @@ def _disk(run: RunConfig, samples: Sequence[Planned]) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """What is kept of a protein; of a model whose width is not known yet, nothing can be said."""
-
-    run: RunConfig
-    embed_dim: int
-
-    @classmethod
-    def of(cls, run: RunConfig, state: RunState) -> _Kept | None:
-        known = state.manifest() or KNOWN.get(run.model.name)
-        return None if known is None else cls(run, known.embed_dim)
-
-    def chunk(self, proteins: int, residues: int) -> int:
-        """Bytes of a chunk file."""
-        dtype = self.run.embedding.residue_dtype
-        return chunk_file_bytes(proteins, self._embedded(proteins, residues), **self._of_each, residue_dtype=dtype)
-
-    def tables(self, records: int, residues: int) -> int:
-        """Bytes of a sample's tables."""
-        tables, embedded = self.run.tables, self._embedded(records, residues)
-        return sum(table_bytes(tables.formats, records, embedded, dtype=tables.dtype, **self._of_each).values())
-
-    def _embedded(self, proteins: int, residues: int) -> int:
-        long_proteins = self.run.embedding.long_proteins
-        return min(residues, proteins * long_proteins.longest) if long_proteins.policy == "truncate" else residues
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether as many residues are kept as are counted, and not some of each protein."""
-        embedding = self.run.embedding
-        return embedding.long_proteins.policy != "truncate" or "per_residue" not in embedding.pooling
-
-    @property
-    def _of_each(self) -> dict[str, Any]:
-        embedding = self.run.embedding
-        return {"embed_dim": self.embed_dim, "layers": len(embedding.layers), "pooling": embedding.pooling}
+def _kept(run: RunConfig, state: RunState) -> Kept | None:
+    """What is kept of each protein; None of a model whose width is not known yet."""
+    known = state.manifest() or KNOWN.get(run.model.name)
+    return None if known is None else Kept(known.embed_dim, len(run.embedding.layers), run.embedding, run.tables)
 
 
 def _sharing(run: RunConfig, samples: Sequence[Planned]) -> list[Planned]:
@@ -166,7 +133,7 @@ def _sharing(run: RunConfig, samples: Sequence[Planned]) -> list[Planned]:
 
 def _split(run: RunConfig, state: RunState) -> list[Planned]:
     """Samples whose chunks are known; what is left of a chunk that several share counts with the first of them."""
-    split, kept = state.split(), _Kept.of(run, state)
+    split, kept = state.split(), _kept(run, state)
     left = {name for name in state.names(split) if state.chunk_stale(name) is not None}
     counted: set[str] = set()
     planned = []
@@ -179,10 +146,9 @@ def _split(run: RunConfig, state: RunState) -> list[Planned]:
         runs = (state.chunk_run(chunk) for chunk in new if chunk not in left)
         disk = 0
         if kept:
-            sizes = ((kept.chunk(entry.proteins, entry.residues), entry.chunk) for entry in entries)
-            disk = sum(max(0, size - _size(state.pool.chunk_file(chunk))) for size, chunk in sizes)
+            disk = _missing(kept, state, entries)
             if state.tables_stale(name) is not None:
-                disk += kept.tables(sample.counts["records"], sample.counts["residues"])
+                disk += kept.table_bytes(sample.counts["records"], sample.counts["residues"])
         to_embed = len(left.intersection(names))
         line = (
             f"{name}: {number(len(names), 'chunk')} of {number(sample.counts['unique'], 'different protein')}, "
@@ -206,11 +172,7 @@ def _nucleotides(calls: CallsState) -> list[Planned]:
     left = [chunk for chunk in names if state.chunk_stale(chunk) is not None]
     entries = [read_record(state.pool.chunks / f"{chunk}.json", ChunkManifest) for chunk in left]
     runs = (state.chunk_run(chunk) for chunk in names if chunk not in left)
-    width = split.settings.embed_dim
-    disk = sum(
-        max(0, chunk_file_bytes(entry.proteins, 0, embed_dim=width, layers=1, pooling=("mean",)) - _size(path))
-        for entry, path in ((entry, state.pool.chunk_file(entry.chunk)) for entry in entries)
-    )
+    disk = _missing(Kept(split.settings.embed_dim, 1, state.pool.embedding), state, entries)
     stale = sum(calls.calls_stale(sample) is not None for sample in state.samples)
     contigs = "all contigs are called" if not stale else f"contigs of {number(stale, 'sample')} are to be called"
     line = (
@@ -222,8 +184,12 @@ def _nucleotides(calls: CallsState) -> list[Planned]:
     return [Planned(line, bases, len(left), True, finished, disk, disk, of_bases=True)]
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _missing(kept: Kept, state: RunState, chunks: Sequence[ChunkManifest]) -> int:
+    """The bytes that chunk files will take more than what is there in their places."""
+    places = [state.pool.chunk_file(chunk.chunk) for chunk in chunks]
+    there = [path.stat().st_size if path.exists() else 0 for path in places]
+    sizes = [kept.chunk_bytes(chunk.proteins, chunk.residues) for chunk in chunks]
+    return sum(max(0, size - own) for size, own in zip(sizes, there, strict=True))
 
 
 def _not_split(run: RunConfig, state: RunState, name: str, files: Sequence[Path], enough: int) -> Planned:
@@ -245,9 +211,9 @@ def _not_split(run: RunConfig, state: RunState, name: str, files: Sequence[Path]
         f"not split yet, about {number(chunks, 'chunk')}."
     )
     tokens, disk, sure = amount.unique_letters + SPECIAL_TOKENS * amount.unique, 0, 0
-    if kept := _Kept.of(run, state):
-        disk = amount.unique_letters + kept.chunk(amount.unique, amount.unique_letters)
-        disk += kept.tables(amount.records, amount.letters)
+    if kept := _kept(run, state):
+        disk = amount.unique_letters + kept.chunk_bytes(amount.unique, amount.unique_letters)
+        disk += kept.table_bytes(amount.records, amount.letters)
         sure = (disk if amount.exact else disk // 2) if kept.is_exact else 0
     return Planned(line, tokens, chunks, False, (), disk, sure)
 

@@ -17,8 +17,9 @@ from tests.unit.sample import Sample, write_input
 from tests.unit.test_tables import WITH_VECTORS
 from virnucpro.base.errors import UserError
 from virnucpro.base.limits import check_space, free_bytes
+from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.models.esm2.synthetic import write_demo_checkpoint
-from virnucpro.storage.sizes import chunk_file_bytes, table_bytes
+from virnucpro.storage.sizes import Kept, table_bytes
 from virnucpro.storage.tables import TABLES
 from virnucpro.weights.prepare import prepare_weights
 
@@ -61,7 +62,8 @@ def test_estimates_are_little_less_than_what_is_written(pooling: tuple[str, ...]
     sample = Sample(tmp_path, tmp_path / "in.faa", chunk_residues=10**6, embed_dim=width, pooling=pooling)
     counts = sample.counts
     of_each = {"embed_dim": width, "layers": 1, "pooling": pooling}
-    guess = chunk_file_bytes(counts.unique, counts.unique_residues, **of_each)  # type: ignore[arg-type]
+    kept = Kept(width, 1, EmbeddingSettings(pooling=pooling))
+    guess = kept.chunk_bytes(counts.unique, counts.unique_residues)
     assert guess <= bytes_of(sample.tensors[0]) <= 1.05 * guess
     formats = [name for name in TABLES if name != "virnucpro_pt" or pooling == ("mean",)]
     sample.merge(*formats, expected={"pooling": '["mean"]' if len(pooling) == 1 else '["mean", "per_residue"]'})

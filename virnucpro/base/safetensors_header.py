@@ -1,4 +1,4 @@
-"""The header of a safetensors file (https://huggingface.co/docs/safetensors, "Format"), read by the standard library.
+"""The header of a safetensors file (https://huggingface.co/docs/safetensors, "Format"), by the standard library.
 
 Eight bytes give the header's length; the header is JSON: an entry a tensor with dtype, shape and place, and
 ``__metadata__``, texts by name. The process that plans a run reads headers where neither numpy nor torch is installed.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -49,6 +50,23 @@ class Header:
     metadata: dict[str, str]
     tensors: dict[str, TensorEntry]
     data_start: int
+
+
+def header_bytes(
+    tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str], *, alignment: int = 8, length: int = 0
+) -> bytes:
+    """What stands before the data, equal for equal arguments; blanks fill it.
+
+    Args:
+        alignment: bytes; the data begin at a multiple of them.
+        length: bytes that it is to have at least.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    for name, (dtype, shape, begin, end) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode("ascii")
+    text += b" " * max(-(8 + len(text)) % alignment, length - 8 - len(text))
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_header(file: BinaryIO) -> Header:

@@ -6,7 +6,6 @@ Linear(3328, 512), BatchNorm1d, ReLU, Dropout, Linear(512, 2) (https://github.co
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record, record_text
-from virnucpro.base.safetensors_header import HeaderError, read_header
+from virnucpro.base.safetensors_header import HeaderError, TensorEntry, header_bytes, read_header
 from virnucpro.calling.state import CLASSIFIER_ENTRY, ClassifierManifest
 
 HIDDEN = 512
@@ -97,21 +96,17 @@ def shapes(width: int) -> dict[str, tuple[int, ...]]:
 
 def write_classifier(path: Path, classifier: Classifier) -> ClassifierManifest:
     """Write a classifier as a safetensors file that proves itself, whole or not at all; equal ones give equal bytes."""
-    entries: dict[str, object] = {}
-    end, data = 0, bytearray()
+    entries: dict[str, TensorEntry] = {}
+    data = bytearray()
     for name in shapes(classifier.width):
         array = np.ascontiguousarray(classifier.tensors[name], "<f4")
-        begin, end = end, end + array.nbytes
-        entries[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, end]}
+        entries[name] = TensorEntry("F32", array.shape, len(data), len(data) + array.nbytes)
         data += array.tobytes()
     manifest = ClassifierManifest(
         classifier.sha256, hashlib.sha256(data).hexdigest(), classifier.width, not classifier.sha256
     )
-    head = {"__metadata__": {"format": "pt", CLASSIFIER_ENTRY: record_text(manifest)}, **entries}
-    text = json.dumps(head, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)
     with atomic_path(path) as beside:
-        beside.write_bytes(len(text).to_bytes(8, "little") + text + data)
+        beside.write_bytes(header_bytes(entries, {"format": "pt", CLASSIFIER_ENTRY: record_text(manifest)}) + data)
     return manifest
 
 

@@ -24,7 +24,6 @@ from virnucpro.engine.devices import TASK_FILE, ShareTask, balanced_shares, embe
 from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.engine.load import load_tokenizer
 from virnucpro.engine.processes import DeviceProcess
-from virnucpro.models.reference import resolve_layers
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.blocks import BlockWriter
 from virnucpro.storage.chunk_layout import chunk_shapes
@@ -36,7 +35,6 @@ from virnucpro.storage.chunk_metadata import (
     header_entries,
 )
 from virnucpro.storage.chunk_writer import ResidueRegion, ResidueStream, open_chunk_file
-from virnucpro.storage.sizes import chunk_file_bytes
 from virnucpro.weights.manifest import WeightsManifest, read_manifest
 
 
@@ -106,7 +104,6 @@ def _embed(
         " and ".join(settings.pooling),
         ", ".join(names),
     )
-    _check_space(output, proteins, manifest, settings)
     source = ChunkSource(
         chunk.chunk, chunk.digest, manifest.source_sha256, manifest.layers, manifest.demo, manifest.source
     )
@@ -126,6 +123,9 @@ def _embed(
         pooling=settings.pooling,
         residue_dtype=settings.residue_dtype,
     )
+    needed = sum(shape.nbytes for shape in shapes.values())
+    what = f"writing the embeddings of {number(len(proteins), 'protein')}"
+    check_space(output.parent, needed, what, largest=needed)
     blocks: dict[int, bytes] = {}
     with open_chunk_file(output, shapes, header_entries(source) | header_entries(identity)) as writer:
         regions: list[ResidueRegion | None] = [None] * len(names)
@@ -158,23 +158,6 @@ def _embed(
     done = embeddings.run.statistics
     logger.info("done: %d tokens in %.1f s, %.0f tokens/s", done.tokens, done.seconds, done.tokens_per_second)
     return done
-
-
-def _check_space(
-    output: Path, proteins: Sequence[Protein], manifest: WeightsManifest, settings: EmbeddingSettings
-) -> None:
-    """Refuse to compute what the disk can't hold."""
-    lengths = np.array([len(protein.sequence) for protein in proteins])
-    needed = chunk_file_bytes(
-        len(proteins),
-        int(embedded_residues(lengths, settings.long_proteins).sum()),
-        embed_dim=manifest.embed_dim,
-        layers=len(resolve_layers(settings.layers, manifest.layers)),
-        pooling=settings.pooling,
-        residue_dtype=settings.residue_dtype,
-    )
-    what = f"writing the embeddings of {number(len(proteins), 'protein')}"
-    check_space(output.parent, needed, what, largest=needed)
 
 
 def run_share(folder: Path, logger: logging.Logger) -> None:

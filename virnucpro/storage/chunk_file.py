@@ -191,7 +191,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[ChunkFile, int, int]:
     if reason is not None:
         raise ChunkError(path, reason)
     places_of = {
-        name: (DTYPES[entry.dtype], entry.shape, header.data_start + entry.begin)
+        name: (np.dtype(DTYPES[entry.dtype]), entry.shape, header.data_start + entry.begin)
         for name, entry in header.tensors.items()
     }
     return ChunkFile(Path(path), header.metadata, places_of), header.data_start, 8 + places[0]

@@ -20,19 +20,19 @@ several threads, in any order. So a flipped byte anywhere, header included, is f
 
 Files of format 1 are read too: there the checksum is the sha256 over every byte of the file, and residues lie protein
 by protein, with ``offsets`` int64 (n + 1,) in place of ``starts``.
+
+Needs the standard library alone: the process that plans a run asks how large a file will be.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
+from virnucpro.base.safetensors_header import WIDTHS, TensorEntry, header_bytes
 from virnucpro.base.settings import VECTORS
 
 FORMATS = {"virnucpro-chunk-1": 1, "virnucpro-chunk-2": 2}
@@ -47,14 +47,11 @@ NO_CHECKSUM = "0" * 64
 BLOCK = 1 << 22
 """Bytes that are hashed as one."""
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "U8": np.dtype("u1"),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-    "I32": np.dtype("<i4"),
-    "I64": np.dtype("<i8"),
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPES = {"U8": "u1", "F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
+"""NumPy's names of the number formats, by those of safetensors."""
+
+RESIDUE_DTYPES = {"float16": "F16", "float32": "F32"}
+
 REQUIRED = {"digests": "U8", "lengths": "I32", "windows": "I32", "embedded": "I32", "precision": "U8"}
 
 
@@ -66,7 +63,7 @@ class TensorShape(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * WIDTHS[self.dtype]
 
 
 def chunk_shapes(
@@ -96,7 +93,7 @@ def chunk_shapes(
             shapes |= {f"{kind}.{layer}": TensorShape("F32", (proteins, embed_dim)) for layer in layers}
     if "per_residue" in pooling:
         shapes["starts"] = TensorShape("I64", (proteins,))
-        dtype = NAMES[np.dtype(residue_dtype)]
+        dtype = RESIDUE_DTYPES[residue_dtype]
         shapes |= {f"residues.{layer}": TensorShape(dtype, (residues, embed_dim)) for layer in layers}
     return shapes
 
@@ -107,7 +104,7 @@ def tensor_places(shapes: Mapping[str, TensorShape]) -> dict[str, int]:
     Wide numbers come first, as safetensors itself does it, so that every tensor starts aligned.
     """
     places, end = {}, 0
-    for name in sorted(shapes, key=lambda name: (-DTYPES[shapes[name].dtype].itemsize, name)):
+    for name in sorted(shapes, key=lambda name: (-WIDTHS[shapes[name].dtype], name)):
         places[name] = end
         end += shapes[name].nbytes
     return places
@@ -125,18 +122,14 @@ def head_bytes(shapes: Mapping[str, TensorShape], metadata: Mapping[str, str], l
     reason = wrong_tensors(shapes, 2)
     if reason is not None:
         raise ValueError(reason)
-    header: dict[str, Any] = {
-        "__metadata__": {**dict(sorted(metadata.items())), "format": CHUNK_FORMAT, "checksum": NO_CHECKSUM}
-    }
-    for name, begin in tensor_places(shapes).items():
-        dtype, shape = shapes[name]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, begin + shapes[name].nbytes]}
-    text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    text += b" " * max(-len(text) % 8, length - 8 - len(text))
-    digits = [match.start(1) for match in CHECKSUM_ENTRY.finditer(text)]
+    places = tensor_places(shapes).items()
+    tensors = {name: TensorEntry(*shapes[name], begin, begin + shapes[name].nbytes) for name, begin in places}
+    said = {**dict(sorted(metadata.items())), "format": CHUNK_FORMAT, "checksum": NO_CHECKSUM}
+    head = header_bytes(tensors, said, length=length)
+    digits = [match.start(1) for match in CHECKSUM_ENTRY.finditer(head)]
     if len(digits) != 1:
         raise ValueError("a metadata value looks like a checksum entry")
-    return len(text).to_bytes(8, "little") + text, 8 + digits[0]
+    return head, digits[0]
 
 
 def checksum_of(head: bytes, blocks: Sequence[bytes]) -> str:

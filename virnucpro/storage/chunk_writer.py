@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from virnucpro.base.atomic import atomic_path
 from virnucpro.storage.blocks import BlockWriter
-from virnucpro.storage.chunk_layout import DTYPES, NAMES, TensorShape, checksum_of, head_bytes, tensor_places
+from virnucpro.storage.chunk_layout import DTYPES, TensorShape, checksum_of, head_bytes, tensor_places
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 ROOM = 1 << 13
 """Bytes of the header for what is known only at the end: how the chunk was computed, and statistics."""
@@ -98,11 +100,11 @@ class ChunkWriter:
     def regions(self, rows: Sequence[int]) -> list[ResidueRegion]:
         """The chunk's residues, divided among devices in turn: for each the region of so many ``rows``."""
         names = [name for name in self._shapes if name.startswith("residues.")]
-        dtype, (_, embed_dim) = self._shapes[names[0]]
+        (_, embed_dim), dtype = self._shapes[names[0]].shape, np.dtype(DTYPES[self._shapes[names[0]].dtype])
         layers = tuple(int(name.removeprefix("residues.")) for name in names)
         found, first = [], 0
         for count in rows:
-            at = first * embed_dim * DTYPES[dtype].itemsize
+            at = first * embed_dim * dtype.itemsize
             begins = tuple(self._places[name] + at for name in names)
             found.append(
                 ResidueRegion(
@@ -114,7 +116,7 @@ class ChunkWriter:
                     first,
                     count,
                     embed_dim,
-                    DTYPES[dtype].name,
+                    dtype.name,
                 )
             )
             first += count

@@ -26,9 +26,9 @@ from virnucpro.base.settings import VECTORS
 from virnucpro.base.text import utc
 from virnucpro.chunking.manifest import CHUNK_FILES, chunk_name
 from virnucpro.storage.chunk_file import LISTED, ChunkError, ChunkFile, read_chunk_file, verify_chunk_file
-from virnucpro.storage.chunk_layout import NAMES, TensorShape
+from virnucpro.storage.chunk_layout import TensorShape
 from virnucpro.storage.chunk_metadata import FIRST_NUMBERS, NUMBERS, ChunkMetadata, RunStatistics
-from virnucpro.storage.chunk_writer import ResidueStream, open_chunk_file
+from virnucpro.storage.chunk_writer import NAMES, ResidueStream, open_chunk_file, shape_of
 from virnucpro.storage.row_index import NONE, IndexedFile, RowIndex
 from virnucpro.storage.row_reader import RowReader, finite
 from virnucpro.storage.tables import TABLES
@@ -294,7 +294,7 @@ def _copy(
             if key.startswith(VECTOR_NAMES):
                 finite(first, values)
         counts = tensors["embedded"].astype(np.int64)
-        shapes = {key: TensorShape(NAMES[values.dtype], values.shape) for key, values in tensors.items()}
+        shapes = {key: shape_of(values) for key, values in tensors.items()}
         if residue_names:
             dtype, (_, width), _ = first.layout[residue_names[0]]
             shapes["starts"] = TensorShape("I64", (len(part),))

@@ -19,7 +19,7 @@ from virnucpro.base.atomic import atomic_path, is_still
 from virnucpro.base.errors import UserError
 from virnucpro.base.limits import check_space, is_out_of_memory
 from virnucpro.base.records import record_text
-from virnucpro.base.safetensors_header import TensorEntry
+from virnucpro.base.safetensors_header import TensorEntry, header_bytes
 from virnucpro.checkpoints.adapter import Adapter
 from virnucpro.weights.manifest import (
     METADATA_ENTRY,
@@ -178,12 +178,7 @@ def _header_bytes(entries: Mapping[str, TensorEntry], manifest: WeightsManifest,
     metadata = {"format": "pt", METADATA_ENTRY: record_text(manifest)}
     if tokenizer:
         metadata[TOKENIZER_ENTRY] = tokenizer
-    header: dict[str, object] = {"__metadata__": metadata}
-    for name, entry in entries.items():
-        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.begin, entry.end]}
-    text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    return header_bytes(entries, metadata, alignment=_ALIGNMENT)
 
 
 class _BlockHasher:
