@@ -192,27 +192,12 @@ def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> Prot
     different = ("attention", "attention_kernel", "device", "layers_run")
     texts: dict[str, Any] = {name: " + ".join(dict.fromkeys(getattr(run, name) for run in runs)) for name in different}
     texts["ended"] = max(run.ended for run in runs)
-    statistics = _joined_statistics([run.statistics for run in runs])
+    # Side by side: the time is the slowest one's.
+    times = {name: max(getattr(run.statistics, name) for run in runs) for name in ("seconds", "load_seconds")}
+    statistics = replace(RunStatistics.sum([run.statistics for run in runs]), **times)
     return ProteinEmbeddings(joined, replace(runs[0], precisions=precisions, statistics=statistics, **texts))
 
 
 def _range_of(dtype: str) -> float:
     """The largest number of a format: what overflows in one is computed in one of a larger range."""
     return torch.finfo(parameter_dtype(getattr(torch, dtype))).max
-
-
-def _joined_statistics(parts: Sequence[RunStatistics]) -> RunStatistics:
-    """Counts add up; the time is the slowest device's, and the memory the fullest one's."""
-    tokens = sum(part.tokens for part in parts)
-    padded = sum(part.tokens / (1 - part.padding_avoided) for part in parts)
-    return RunStatistics(
-        proteins=sum(part.proteins for part in parts),
-        residues=sum(part.residues for part in parts),
-        tokens=tokens,
-        seconds=max(part.seconds for part in parts),
-        load_seconds=max(part.load_seconds for part in parts),
-        padding_avoided=1 - tokens / padded if padded else 0.0,
-        peak_memory_bytes=max(part.peak_memory_bytes for part in parts),
-        out_of_memory_retries=sum(part.out_of_memory_retries for part in parts),
-        recomputed=sum(part.recomputed for part in parts),
-    )

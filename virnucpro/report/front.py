@@ -142,9 +142,7 @@ def _facts(samples: Sequence[Sample]) -> list[str]:
     else:
         facts.append(_fact("speed", rate, f"{duration(work.seconds)} of all jobs together"))
     hosts = chunks_by(samples, lambda chunk: chunk.host)
-    where = (
-        f"on {one_or_list(hosts, 'chunk')}, {number(work.chunks, 'job')}" if any(hosts) else number(work.chunks, "job")
-    )
+    where = f"on {one_or_list(hosts, 'chunk')}, {number(len(runs), 'job')}" if any(hosts) else number(len(runs), "job")
     return [
         *facts,
         _fact("device", one_or_list(chunks_by(samples, lambda chunk: chunk.device), "chunk"), where),

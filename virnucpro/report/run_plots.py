@@ -60,11 +60,11 @@ def plot_throughput(samples: Sequence[Sample]) -> Figure:
         each.set_ylim(0, 1.08 * max([run.statistics.tokens_per_second for run in runs] + [1e-9]))
         each.set_xlim(0.5 - 0.02 * len(runs), len(runs) + 0.5 + 0.02 * len(runs))
         each.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), borderaxespad=0.0)
-        works = {kind: work_of(run for run in runs if where_it_ran(run) == kind) for kind in kinds}
-        rates = [work.tokens_per_second for work in works.values()]
+        of_kind = [[run for run in runs if where_it_ran(run) == kind] for kind in kinds]
+        rates = [work_of(own).tokens_per_second for own in of_kind]
         colours = [colour for colour, _ in looks(kinds).values()]
         bars = horizontal_bars(together, _folded(kinds), rates, color=colours)
-        labels = [f"{work.tokens_per_second:,.0f}  ({number(work.chunks, 'chunk')})" for work in works.values()]
+        labels = [f"{rate:,.0f}  ({number(len(own), 'chunk')})" for rate, own in zip(rates, of_kind, strict=True)]
         label_bars(together, bars, labels, max(rates))
         together.xaxis.set_major_locator(MaxNLocator(4))
         together.xaxis.set_major_formatter(LARGE)

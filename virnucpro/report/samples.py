@@ -95,39 +95,9 @@ def times_of(chunks: Iterable[ChunkRun]) -> Times | None:
     return Times(utc(min(spans)[0]), utc(until), seconds)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the embed jobs of some chunks did together.
-
-    ``seconds`` adds up the jobs' times, so ``tokens_per_second`` is the mean rate of one job, whatever ran beside it.
-    """
-
-    chunks: int
-    tokens: int
-    seconds: float
-    padding_avoided: float
-    peak_memory_bytes: int
-    out_of_memory_retries: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
-
-
-def work_of(chunks: Iterable[ChunkRun]) -> Work:
-    """Add up chunks; the share of padding avoided is that of all their tokens together."""
-    runs = [chunk.statistics for chunk in chunks]
-    tokens = sum(run.tokens for run in runs)
-    # A share s of padding means tokens / (1 - s) places in padded batches, and places add up where shares do not.
-    padded = sum(run.tokens / (1 - run.padding_avoided) for run in runs if run.padding_avoided < 1)
-    return Work(
-        chunks=len(runs),
-        tokens=tokens,
-        seconds=sum(run.seconds for run in runs),
-        padding_avoided=1 - tokens / padded if padded else 0.0,
-        peak_memory_bytes=max((run.peak_memory_bytes for run in runs), default=0),
-        out_of_memory_retries=sum(run.out_of_memory_retries for run in runs),
-    )
+def work_of(chunks: Iterable[ChunkRun]) -> RunStatistics:
+    """What the embed jobs of some chunks did together; the rate is the mean one of a job, whatever ran beside it."""
+    return RunStatistics.sum([chunk.statistics for chunk in chunks])
 
 
 def chunks_of(samples: Iterable[Sample]) -> list[ChunkRun]:
@@ -135,7 +105,7 @@ def chunks_of(samples: Iterable[Sample]) -> list[ChunkRun]:
     return list({replace(chunk, proteins=0): chunk for sample in samples for chunk in sample.chunks}.values())
 
 
-def work_for(sample: Sample) -> Work:
+def work_for(sample: Sample) -> RunStatistics:
     """The sample's part of the work of its chunks, by its share of their proteins."""
     return work_of(replace(chunk, statistics=_part(chunk)) for chunk in sample.chunks)
 

@@ -101,7 +101,7 @@ def row(samples: Sequence[Sample], name: str) -> dict[str, str]:
         "truncated_proteins": count_of(samples, "truncated"),
         "recomputed_proteins": sum(chunk.statistics.recomputed for chunk in chunks_of(samples)),
         "reused_proteins": sum(chunk.proteins for chunk in _reused(samples, name)),
-        "chunks": work.chunks,
+        "chunks": len(chunks_of(samples)),
         "tokens": work.tokens,
     }
     times = times_of(chunks_of(samples))
@@ -185,10 +185,11 @@ def shapes_of(settings: Provenance) -> str:
 
 def speed(samples: Sequence[Sample]) -> str:
     """Rate, tokens and time of the embed jobs."""
-    work = work_of(chunks_of(samples))
+    chunks = chunks_of(samples)
+    work = work_of(chunks)
     return (
         f"{work.tokens_per_second:,.0f} tokens/s a job ({number(work.tokens, 'token')} in {duration(work.seconds)}, "
-        f"{number(work.chunks, 'chunk')})"
+        f"{number(len(chunks), 'chunk')})"
     )
 
 

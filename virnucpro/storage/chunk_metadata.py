@@ -8,7 +8,7 @@ alone, because the process that plans a run reads it too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -75,6 +75,16 @@ class RunStatistics:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / max(self.seconds, 1e-9)
+
+    @classmethod
+    def sum(cls, parts: Sequence[RunStatistics]) -> RunStatistics:
+        """Counts and times added up; the memory is that of the one that took most."""
+        total = {field.name: sum(getattr(part, field.name) for part in parts) for field in fields(cls)}
+        # A share s of padding means tokens / (1 - s) places in padded batches, and places add up where shares do not.
+        padded = sum(part.tokens / (1 - part.padding_avoided) for part in parts if part.padding_avoided < 1)
+        total["padding_avoided"] = 1 - total["tokens"] / padded if padded else 0.0
+        total["peak_memory_bytes"] = max((part.peak_memory_bytes for part in parts), default=0)
+        return cls(**total)
 
 
 @dataclass(frozen=True)
