@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from itertools import count as count_from
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,6 @@ from virnucpro.base.errors import UserError
 from virnucpro.base.limits import check_space
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import InputPolicies, LongProteins
-from virnucpro.chunking.chunk_folder import ChunkFolder
 from virnucpro.chunking.cost import assign_chunks, protein_costs
 from virnucpro.chunking.index import BATCH_ROWS, IndexRows, IndexWriter
 from virnucpro.chunking.manifest import (
@@ -38,7 +38,7 @@ from virnucpro.chunking.manifest import (
 )
 from virnucpro.chunking.size import chunk_count
 from virnucpro.sequences.fasta import FastaRecord, description_of
-from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, Kind, first_of, skipped_table
+from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, Kind, Skipped, first_of, skipped_table
 
 MOST_LINES = 20
 """Samples of which the log has a line each."""
@@ -193,7 +193,8 @@ def split_samples(
             listed = ", ".join(map(str, sample.inputs))
             raise UserError(f"{listed}: changed or damaged since it was made: run the same command again")
     plan = _plan(list(seen.values()), settings, find)
-    places = _places(seen)
+    ends = np.cumsum([len(one.lengths) for one in seen.values()]).tolist()
+    places = {name: slice(end - len(one.lengths), end) for (name, one), end in zip(seen.items(), ends, strict=True)}
     counts = {
         name: _counts(seen[name], intakes[name].skipped, plan.chunk[place], plan.row[place])
         for name, place in places.items()
@@ -205,13 +206,12 @@ def split_samples(
     with ExitStack() as stack:
         # Written first and in place last: the record names everything else.
         folder = stack.enter_context(atomic_directory(chunks))
-        out = stack.enter_context(closing(ChunkFolder(folder, {chunk.chunk for chunk in plan.manifests})))
+        out = stack.enter_context(closing(_ChunkFasta(folder)))
         done = {}
         for name, sample in samples.items():
             with atomic_path(sample.index) as index, skipped_table(sample.skipped) as skip:
-                records, changed = intakes[name].second_reading(skip), intakes[name].changed
                 described = settings.policies.duplicate_ids != "header"
-                _write(records, changed, index, out, seen[name], plan, places[name], described=described)
+                _write(intakes[name], skip, index, out, seen[name], plan, places[name], described=described)
                 proof = FileProof.of(index)
             used = tuple(np.unique(plan.chunk[places[name]]).tolist())
             done[name] = SampleSplit(tuple(intakes[name].digests), asdict(counts[name]), proof, used)
@@ -232,15 +232,6 @@ def split_samples(
             len(plan.manifests),
         )
     return record
-
-
-def _places(seen: Mapping[str, _Digested]) -> dict[str, slice]:
-    """Each sample's records in the order of all."""
-    places, end = {}, 0
-    for name, sample in seen.items():
-        places[name] = slice(end, end + len(sample.lengths))
-        end += len(sample.lengths)
-    return places
 
 
 def _counts(seen: _Digested, skipped: int, chunk: NDArray[np.int32], row: NDArray[np.int32]) -> SplitCounts:
@@ -345,11 +336,29 @@ def _plan(samples: Sequence[_Digested], settings: SplitSettings, find: Find | No
     return _Plan(first, chunk[rank], row[rank], manifests, chunks, counts, found.sources)
 
 
+class _ChunkFasta:
+    """The chunks' FASTA files. Different sequences are cut in the order in which they come, so one file is open."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._number = folder, -1
+        self._file: BinaryIO | None = None
+
+    def add(self, chunk: int, record: FastaRecord) -> None:
+        if self._file is None or chunk != self._number:
+            self.close()
+            self._number, self._file = chunk, (self._folder / f"{chunk_name(chunk)}.fasta").open("xb")
+        self._file.write(b">%b\n%b\n" % (record.id.encode(), record.sequence))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
 def _write(
-    records: Iterator[FastaRecord],
-    changed: Callable[[], UserError],
+    intake: Intake,
+    skip: Callable[[Skipped], None],
     index: Path,
-    out: ChunkFolder,
+    out: _ChunkFasta,
     seen: _Digested,
     plan: _Plan,
     place: slice,
@@ -357,17 +366,20 @@ def _write(
     described: bool,
 ) -> None:
     """The second reading of a sample: its index, and its part of the chunks; ``described`` unless ids are headers."""
+    records = intake.second_reading(skip)
     first, chunks, in_chunk = plan.first[place], plan.chunk[place], plan.row[place]
+    kept = [number for number, chunk in plan.chunks.items() if chunk.is_kept]
     with closing(IndexWriter(index)) as writer:
         for start in range(0, len(first), BATCH_ROWS):
             rows = slice(start, min(start + BATCH_ROWS, len(first)))
             ids, descriptions = [], []
-            is_new = (first[rows] == np.arange(place.start + rows.start, place.start + rows.stop)).tolist()
+            is_new = first[rows] == np.arange(place.start + rows.start, place.start + rows.stop)
+            is_new &= ~np.isin(chunks[rows], kept)  # what is embedded already is not written
             lengths = seen.lengths[rows].tolist()
-            for length, new, chunk in zip(lengths, is_new, chunks[rows].tolist(), strict=True):
+            for length, new, chunk in zip(lengths, is_new.tolist(), chunks[rows].tolist(), strict=True):
                 record = next(records, None)
                 if record is None or len(record.sequence) != length:
-                    raise changed()
+                    raise intake.changed()
                 ids.append(record.id)
                 descriptions.append(description_of(record.header) if described else "")
                 if new:
@@ -384,4 +396,4 @@ def _write(
                 )
             )
     if next(records, None) is not None:
-        raise changed()
+        raise intake.changed()
