@@ -38,10 +38,9 @@ from virnucpro.storage.chunk_metadata import (
 from virnucpro.storage.chunk_writer import write_chunk_file
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.pool import Finder
-from virnucpro.storage.request import WeightsRequest
 from virnucpro.storage.reuse import Reuse
 from virnucpro.storage.sample_files import PoolFiles, SampleFiles
-from virnucpro.weights.manifest import WeightsManifest
+from virnucpro.weights.manifest import WeightsManifest, WeightsRequest
 from virnucpro.weights.prepare import prepare_weights
 
 LOG = logging.getLogger("bench_reuse")

@@ -26,11 +26,11 @@ from virnucpro.models.reference import ModelRef, resolve_layers
 from virnucpro.options import in_arguments, speaking
 from virnucpro.sequences.fasta import clean_residues
 from virnucpro.storage.chunk_metadata import identity
-from virnucpro.storage.request import REUSE_INDEX, PoolRequest, SampleRequest, WeightsRequest, sources_text
+from virnucpro.storage.sample_files import REUSE_INDEX, PoolRequest, SampleRequest, sources_text
 from virnucpro.storage.sizes import Kept
 from virnucpro.storage.state import DIGESTS, RunState, table_settings
 from virnucpro.storage.tables import TABLES, check_formats
-from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.manifest import WeightsRequest, read_manifest
 
 if TYPE_CHECKING:
     from virnucpro.storage.reuse import Reuse

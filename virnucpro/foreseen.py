@@ -16,8 +16,8 @@ from virnucpro.chunking.manifest import CHUNK_FILES
 from virnucpro.config import RunConfig
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.storage.pool import Finder
-from virnucpro.storage.request import REUSE_INDEX
 from virnucpro.storage.reuse import Reuse, reported_devices
+from virnucpro.storage.sample_files import REUSE_INDEX
 from virnucpro.storage.state import RunState
 
 MOST = 1_000_000

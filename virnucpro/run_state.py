@@ -15,8 +15,9 @@ from virnucpro.chunking.manifest import SplitSettings
 from virnucpro.models.reference import planning_architecture
 from virnucpro.samples import COMPRESSION_ENDINGS
 from virnucpro.storage.report_record import REPORT
-from virnucpro.storage.request import PoolRequest, SampleRequest, WeightsRequest, sources_text
+from virnucpro.storage.sample_files import PoolRequest, SampleRequest, sources_text
 from virnucpro.storage.state import DIGESTS, MISSING, RunState
+from virnucpro.weights.manifest import WeightsRequest
 
 if TYPE_CHECKING:
     from virnucpro.config import RunConfig  # reads YAML, which the package in Python does without

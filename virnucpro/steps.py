@@ -45,10 +45,9 @@ from virnucpro.options import (
 )
 from virnucpro.report import RUN_PLOTS, SAMPLE_PLOTS
 from virnucpro.storage.chunk_metadata import identity
-from virnucpro.storage.request import WeightsRequest
 from virnucpro.storage.sample_files import PoolFiles, SampleFiles
 from virnucpro.storage.state import DIGESTS, sha256_by_sample, summary_origin, table_settings, translation_origin
-from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.manifest import WeightsRequest, read_manifest
 
 LOG = logging.getLogger("virnucpro")
 

@@ -27,9 +27,9 @@ from virnucpro.storage.chunk_file import read_chunk_file
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.report_record import SampleReport
-from virnucpro.storage.request import PoolRequest, SampleRequest, WeightsRequest
+from virnucpro.storage.sample_files import PoolRequest, SampleRequest
 from virnucpro.storage.state import RunState, table_settings, translation_origin
-from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.manifest import WeightsRequest, read_manifest
 from virnucpro.weights.prepare import prepare_weights
 
 LOGGER = logging.getLogger("flipped")

@@ -35,11 +35,11 @@ from virnucpro.storage.chunk_writer import write_chunk_file
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.pool import Finder
 from virnucpro.storage.report_record import SampleReport
-from virnucpro.storage.request import WeightsRequest
 from virnucpro.storage.reuse import Reuse
 from virnucpro.storage.row_index import RowIndex
 from virnucpro.storage.sample_files import PoolFiles, SampleFiles
 from virnucpro.storage.tables import TABLES
+from virnucpro.weights.manifest import WeightsRequest
 from virnucpro.weights.prepare import prepare_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")

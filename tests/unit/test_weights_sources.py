@@ -25,8 +25,7 @@ from virnucpro.checkpoints.hub import HubId
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
 from virnucpro.storage.report_record import SampleReport
-from virnucpro.storage.request import WeightsRequest
-from virnucpro.weights.manifest import WeightsManifest
+from virnucpro.weights.manifest import WeightsManifest, WeightsRequest
 from virnucpro.weights.prepare import prepare_weights
 
 QUERY = "esm.encoder.layer.1.attention.self.query"

@@ -14,8 +14,8 @@ from virnucpro.engine.job import embed_chunk
 from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import identity
 from virnucpro.storage.merge import merge_embeddings
-from virnucpro.storage.request import WeightsRequest
 from virnucpro.storage.tables import TABLES
+from virnucpro.weights.manifest import WeightsRequest
 from virnucpro.weights.prepare import prepare_weights
 
 LOGGER = logging.getLogger("fresh")

@@ -21,8 +21,7 @@ from virnucpro.base.safetensors_header import HeaderError, read_header
 from virnucpro.base.settings import DEMO_CLASSIFIER, EmbeddingSettings, InputPolicies, check_fields, default
 from virnucpro.models.reference import LONGEST_NAME
 from virnucpro.storage.chunk_metadata import identity, settings_identity
-from virnucpro.storage.request import SampleRequest
-from virnucpro.storage.sample_files import PoolFiles, SampleFiles
+from virnucpro.storage.sample_files import PoolFiles, SampleFiles, SampleRequest
 from virnucpro.storage.state import MISSING, RunState, reports_origin
 from virnucpro.weights.manifest import WeightsManifest
 

@@ -20,10 +20,11 @@ from virnucpro.chunking.manifest import CHUNK_FILES, SplitChunk, chunk_number
 from virnucpro.chunking.split import Found
 from virnucpro.storage.chunk_file import ChunkError, ChunkFile, read_chunk_file
 from virnucpro.storage.chunk_metadata import identity, why_of_others
-from virnucpro.storage.request import WeightsRequest, sources_text
 from virnucpro.storage.reuse import Reuse, Sources
 from virnucpro.storage.reuse_tables import Tables
 from virnucpro.storage.row_index import NONE, Rows
+from virnucpro.storage.sample_files import sources_text
+from virnucpro.weights.manifest import WeightsRequest
 
 
 class Finder:

@@ -1,11 +1,17 @@
-"""Where the files of a sample are, and the chunks that samples share. Needs the standard library alone."""
+"""Where the files of a sample are, and those of the chunks that samples share; and what is wanted of both.
+
+Needs the standard library alone, as :mod:`virnucpro.storage.state` does, which compares it with what is there.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from virnucpro.chunking.manifest import SPLIT_RECORD
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings
+from virnucpro.chunking.manifest import SPLIT_RECORD, SplitSettings
 from virnucpro.storage.report_record import REPORT
 
 
@@ -73,3 +79,57 @@ class PoolFiles:
 
     def chunk_file(self, chunk: str) -> Path:
         return self.tensors / f"{chunk}.safetensors"
+
+
+@dataclass(frozen=True)
+class SampleRequest(SampleFiles):
+    """What is wanted of one sample.
+
+    Attributes:
+        inputs: its FASTA files, in order; contigs when there is a ``window``.
+        window: bases of a window that contigs are cut into; None for proteins.
+        policies: what is done about records of contigs that can't simply be translated.
+        metadata: the table that maps are coloured by.
+        neighbours: how many of each protein are listed.
+    """
+
+    inputs: tuple[Path, ...]
+    window: int | None
+    tables: TableSettings
+    policies: InputPolicies = InputPolicies()
+    metadata: Path | None = None
+    neighbours: int = 0
+
+
+REUSE_INDEX = ".reuse"
+"""In the folder of results: the index of earlier results."""
+
+
+def sources_text(sources: Iterable[Path], devices: str) -> str:
+    """What a split's record says of the earlier results that it has looked at; empty without any.
+
+    Args:
+        devices: the setting ``reuse_devices``.
+    """
+    paths = [str(path) for path in sources]
+    return json.dumps([*paths, devices]) if paths else ""
+
+
+def sources_in(text: str) -> list[str]:
+    """The paths in what :func:`sources_text` gave."""
+    return [str(path) for path in json.loads(text)[:-1]] if text else []
+
+
+@dataclass(frozen=True)
+class PoolRequest(PoolFiles):
+    """How the sequences of all samples are wanted.
+
+    Attributes:
+        also: splits that will do as well as ``split``.
+        sources: what :func:`sources_text` says of the earlier results that are to be used.
+    """
+
+    split_settings: SplitSettings
+    embedding: EmbeddingSettings
+    also: tuple[SplitSettings, ...] = ()
+    sources: str = ""

@@ -25,9 +25,9 @@ from virnucpro.base.text import brief
 from virnucpro.chunking.manifest import SPLIT_RECORD, ChunkManifest, SplitRecord, chunk_name, read_split
 from virnucpro.storage.chunk_metadata import DeviceRun, read_header_entries, settings_identity, why_of_others
 from virnucpro.storage.report_record import REPORT, SampleReport
-from virnucpro.storage.request import PoolRequest, SampleRequest, WeightsRequest, sources_in
+from virnucpro.storage.sample_files import PoolRequest, SampleRequest, sources_in
 from virnucpro.storage.tables import TABLES
-from virnucpro.weights.manifest import WeightsManifest, read_manifest
+from virnucpro.weights.manifest import WeightsManifest, WeightsRequest, read_manifest
 
 R = TypeVar("R")
 

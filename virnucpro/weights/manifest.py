@@ -1,12 +1,17 @@
-"""What prepared weights are: stated in the metadata of the weights' own file, so that the two are replaced at once."""
+"""What prepared weights are: stated in the metadata of the weights' own file, so that the two are replaced at once.
+
+And which weights a run wants. Needs the standard library alone: the process that plans a run reads it too.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
+from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record
 from virnucpro.base.safetensors_header import Header, HeaderError, read_header
@@ -117,3 +122,53 @@ def weights_name(model: ModelRef, source_sha256: str | None, adapter_sha256: str
         return name
     adapter = adapter_sha256 or hashlib.sha256(str(model.adapter).encode()).hexdigest()
     return f"{name}+{adapter[:12]}"
+
+
+@dataclass(frozen=True)
+class WeightsRequest:
+    """Which weights are wanted, and the file that holds them.
+
+    ``source_sha256`` and ``adapter_sha256`` are the contents of checkpoint and adapter, each None where it was not
+    given by its path and any will do.
+    """
+
+    model: str
+    file: Path
+    source_sha256: str | None
+    adapter_sha256: str | None
+
+    @classmethod
+    def of(cls, model: ModelRef, folder: Path, digests: FileDigests) -> WeightsRequest:
+        """The weights of a model in the folder that keeps them; a checkpoint given by its path is known by its content.
+
+        Raises:
+            OSError: the checkpoint cannot be read.
+        """
+        source, adapter = model.source_sha256(digests.sha256), model.adapter_sha256(digests.sha256)
+        name = weights_name(model, source, adapter)
+        return cls(name, folder / f"{name}.safetensors", source, adapter)
+
+    def prepared(self, read: Callable[[Path], WeightsManifest] = read_manifest) -> WeightsManifest | None:
+        """The manifest of the weights, where they are prepared as they are wanted.
+
+        Args:
+            read: reads the manifest of a file, or knows it.
+        """
+        try:
+            manifest = read(self.file)
+        except (OSError, UserError):
+            return None
+        return manifest if self.is_of(manifest) else None
+
+    @property
+    def digests(self) -> tuple[str | None, str | None]:
+        """Of checkpoint and adapter, for the step that prepares the weights."""
+        return self.source_sha256, self.adapter_sha256
+
+    def is_of(self, manifest: WeightsManifest) -> bool:
+        """Whether weights are the wanted ones."""
+        return (
+            manifest.model == self.model
+            and self.source_sha256 in (None, manifest.source_sha256)
+            and self.adapter_sha256 in (None, manifest.adapter_sha256)
+        )

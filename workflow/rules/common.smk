@@ -55,7 +55,7 @@ try:
     )
     from virnucpro.slurm.resources import slurm_resources, why_no_slurm
     from virnucpro.slurm.resources import embed_memory_mb, embed_minutes
-    from virnucpro.storage.request import REUSE_INDEX
+    from virnucpro.storage.sample_files import REUSE_INDEX
     from virnucpro.storage.state import MISSING
     from virnucpro.storage.tables import TABLES
 except ImportError as error:

@@ -14,9 +14,9 @@ with job(snakemake.rule, snakemake.log[0]) as log:
     from virnucpro.sequences.intake import PROTEINS
     from virnucpro.sequences.translation import FRAME_BASES
     from virnucpro.storage.pool import Finder
-    from virnucpro.storage.request import WeightsRequest
     from virnucpro.storage.reuse import Reuse, reported_devices
     from virnucpro.storage.sample_files import SampleFiles
+    from virnucpro.weights.manifest import WeightsRequest
 
     of_bases = snakemake.rule.endswith("split_nucleotides")
     translated = [Path(file) for file in snakemake.input.get("translated", [])]
