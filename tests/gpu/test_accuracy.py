@@ -13,7 +13,7 @@ from tests.oracle import as_numbers
 from virnucpro.attention.segments import Segments
 from virnucpro.doctor import Embedded, embed_by_fair_esm, embed_packed, random_proteins
 from virnucpro.engine.load import build_model
-from virnucpro.engine.pooling import segment_sums, weigh
+from virnucpro.engine.outputs import segment_sums, weigh
 from virnucpro.models.esm2.sizes import ESM2_MODELS, Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
 from virnucpro.models.precision import DTYPES, INT8, exact_products

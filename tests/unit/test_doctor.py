@@ -18,7 +18,7 @@ from virnucpro.doctor import (
     run_doctor,
 )
 from virnucpro.engine import run as run_module
-from virnucpro.engine.pooling import segment_sums
+from virnucpro.engine.outputs import segment_sums
 from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture

@@ -8,8 +8,7 @@ import torch
 
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
-from virnucpro.engine.outputs import Maxima, Outputs, Residues, ResiduesInMemory
-from virnucpro.engine.pooling import segment_maxima, segment_sums, weigh
+from virnucpro.engine.outputs import Maxima, Outputs, Residues, ResiduesInMemory, segment_maxima, segment_sums, weigh
 
 
 def test_sums_are_those_of_float64() -> None:

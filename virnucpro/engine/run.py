@@ -21,8 +21,7 @@ from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
 from virnucpro.engine.batch import PackedBatch, PackedPieces, batch_end
-from virnucpro.engine.outputs import Outputs
-from virnucpro.engine.pooling import first_tokens, segment_maxima, segment_sums, weigh
+from virnucpro.engine.outputs import Outputs, first_tokens, segment_maxima, segment_sums, weigh
 from virnucpro.models.precision import parameter_dtype
 
 
