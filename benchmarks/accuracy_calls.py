@@ -27,7 +27,7 @@ from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.models.mosaic_bert.family import write_checkpoint
 from virnucpro.models.mosaic_bert.sizes import MOSAIC_MODELS
 from virnucpro.sequences.translation import cut_windows, stop_free_frames
-from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.manifest import read_weights
 from virnucpro.weights.prepare import prepare_weights
 
 LOGGER = logging.getLogger("benchmark")
@@ -61,9 +61,9 @@ def features(
     for name, sequences in zip(("dnabert", "esm2"), (frames[1], frames[0]), strict=True):
         weights = folder / name / "w.safetensors"
         settings = EmbeddingSettings(precision=precision, long_proteins=LongProteins("full"))
-        manifest = read_manifest(weights)
-        embedded = embed_proteins(sequences, weights, manifest, settings, device=device, logger=LOGGER)
-        found.append(embedded.tensors[f"mean.{manifest.layers}"])
+        prepared = read_weights(weights)
+        embedded = embed_proteins(sequences, prepared, settings, device=device, logger=LOGGER)
+        found.append(embedded.tensors[f"mean.{prepared.manifest.layers}"])
     return np.concatenate(found, axis=1)
 
 

@@ -30,7 +30,7 @@ from virnucpro.storage.sample_files import REUSE_INDEX, PoolRequest, SampleReque
 from virnucpro.storage.sizes import Kept
 from virnucpro.storage.state import DIGESTS, RunState, table_settings
 from virnucpro.storage.tables import TABLES, check_formats
-from virnucpro.weights.manifest import WeightsRequest, read_manifest
+from virnucpro.weights.manifest import WeightsRequest, read_manifest, read_weights
 
 if TYPE_CHECKING:
     from virnucpro.storage.reuse import Reuse
@@ -316,9 +316,9 @@ def embed_sequences(
     ref = ModelRef.of(model, adapter)
     ref.resolve(settings.layers)
     weights = _prepared(ref, weights_folder, FileDigests(), log)
-    manifest = read_manifest(weights.file)
+    prepared = read_weights(weights.file)
     if not pairs:
-        return Embedded([], np.zeros((0, manifest.embed_dim), np.float32))
+        return Embedded([], np.zeros((0, prepared.manifest.embed_dim), np.float32))
     rows = {text: row for row, text in enumerate(dict.fromkeys(residues))}
     names = dict(zip(reversed(residues), reversed(ids), strict=True))
     proteins = [Protein(names[text], text) for text in rows]
@@ -326,7 +326,7 @@ def embed_sequences(
     if threads is not None:
         torch.set_num_threads(min(threads, usable_cores()))
     name = device or job_devices(None)[0]
-    found = embed_proteins(proteins, weights.file, manifest, settings, device=name, heard=told.batch, logger=log)
+    found = embed_proteins(proteins, prepared, settings, device=name, heard=told.batch, logger=log)
     (means,) = (values for key, values in found.tensors.items() if key.startswith("mean."))
     return Embedded(ids, means[[rows[text] for text in residues]])
 

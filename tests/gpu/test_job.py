@@ -23,7 +23,7 @@ from virnucpro.gpu_report import detect_gpu
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.storage.chunk_file import ChunkFile, verify_chunk_file
-from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.manifest import read_weights
 from virnucpro.weights.prepare import prepare_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
@@ -100,7 +100,7 @@ assert done.peak_memory_bytes > 0
 
 def test_real_out_of_memory_halves_the_budget(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     proteins = [Protein(f"p{number}", random_protein(1000, number).encode()) for number in range(400)]
-    manifest = read_manifest(weights / "w.safetensors")
+    prepared = read_weights(weights / "w.safetensors")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     used = total - torch.cuda.mem_get_info(0)[0]
@@ -108,8 +108,7 @@ def test_real_out_of_memory_halves_the_budget(weights: Path, caplog: pytest.LogC
     try:
         found = embed_proteins(
             proteins,
-            weights / "w.safetensors",
-            manifest,
+            prepared,
             EmbeddingSettings(token_budget=400_000),
             device="cuda:0",
             logger=LOGGER,
@@ -128,8 +127,7 @@ def test_memory_does_not_grow_over_batches(weights: Path) -> None:
     for count in (200, 600):
         found = embed_proteins(
             proteins[:count],
-            weights / "w.safetensors",
-            read_manifest(weights / "w.safetensors"),
+            read_weights(weights / "w.safetensors"),
             settings,
             device="cuda:0",
             logger=LOGGER,

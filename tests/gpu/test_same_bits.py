@@ -16,7 +16,7 @@ from virnucpro.engine.embed import Protein, embed_proteins
 from virnucpro.models.esm2.sizes import ESM2_MODELS
 from virnucpro.models.esm2.synthetic import write_checkpoint
 from virnucpro.models.precision import INT8
-from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.manifest import read_weights
 from virnucpro.weights.prepare import prepare_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
@@ -44,7 +44,7 @@ def proteins() -> list[Protein]:
 def embedded(weights: Path, chosen: Sequence[Protein], precision: str, budget: int | None) -> list[bytes]:
     """Of each protein the bytes of its mean and of its residues."""
     settings = EmbeddingSettings(precision=precision, pooling=("mean", "per_residue"), token_budget=budget)
-    found = embed_proteins(chosen, weights, read_manifest(weights), settings, device="cuda:0", logger=LOGGER).tensors
+    found = embed_proteins(chosen, read_weights(weights), settings, device="cuda:0", logger=LOGGER).tensors
     last = max(int(name.split(".")[1]) for name in found if name.startswith("mean."))
     ends = found["starts"] + found["embedded"]
     return [

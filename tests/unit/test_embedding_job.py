@@ -38,7 +38,7 @@ from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.models.reference import resolve_layers
 from virnucpro.storage.chunk_file import ChunkFile, verify_chunk_file
 from virnucpro.weights.file import load_weights, write_weights
-from virnucpro.weights.manifest import read_manifest
+from virnucpro.weights.manifest import read_manifest, read_weights
 from virnucpro.weights.prepare import prepare_weights
 
 LOGGER = logging.getLogger("test")
@@ -461,8 +461,7 @@ with job("t") as log:
 def test_one_protein_needs_no_files_but_the_weights(weights: Path, oracle: ESM2) -> None:
     found = embed_proteins(
         [Protein("a", b"MKLV")],
-        weights / "w.safetensors",
-        read_manifest(weights / "w.safetensors"),
+        read_weights(weights / "w.safetensors"),
         EmbeddingSettings(),
         logger=LOGGER,
     )

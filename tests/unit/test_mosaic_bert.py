@@ -32,7 +32,7 @@ from virnucpro.models.mosaic_bert.sizes import DEMO_SIZES, MOSAIC_MODELS, Mosaic
 from virnucpro.models.mosaic_bert.tokenizer import NucleotideTokenizer, checked_tokenizer, demo_tokenizer
 from virnucpro.weights.file import load_weights
 from virnucpro.weights.locate import locate_checkpoint
-from virnucpro.weights.manifest import read_manifest, read_tokenizer
+from virnucpro.weights.manifest import read_manifest, read_weights
 from virnucpro.weights.prepare import prepare_weights
 
 CPU = torch.device("cpu")
@@ -171,11 +171,11 @@ def test_a_job_means_over_all_tokens(tmp_path: Path) -> None:
     assert manifest == read_manifest(weights)
     assert manifest.demo
     assert any("is random" in line for line in lines)
-    assert json.loads(read_tokenizer(weights)) == json.loads(demo_tokenizer(64))
+    assert json.loads(read_weights(weights).tokenizer) == json.loads(demo_tokenizer(64))
     frames = {"a": b"ACGTNACGTTTTGCA" * 9, "b": b"N" * 7, "c": b"ACG"}
     proteins = [Protein(name, sequence) for name, sequence in frames.items()]
     settings = EmbeddingSettings(layers=(-1,), precision="fp32")
-    found = embed_proteins(proteins, weights, manifest, settings, logger=LOGGER).tensors
+    found = embed_proteins(proteins, read_weights(weights), settings, logger=LOGGER).tensors
     assert found["lengths"].tolist() == [len(sequence) for sequence in frames.values()]
     state = load_weights(weights)[1]
     for row, sequence in enumerate(frames.values()):

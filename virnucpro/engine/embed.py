@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from virnucpro.models.base import Model, ModelFacts
 from virnucpro.models.precision import dtype_name, exact_products, parameter_dtype, resolve_precision
 from virnucpro.models.reference import resolve_layers
 from virnucpro.storage.chunk_metadata import DeviceRun, RunStatistics
-from virnucpro.weights.manifest import WeightsManifest
+from virnucpro.weights.manifest import Weights
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ class ProteinEmbeddings:
 
 def embed_proteins(
     proteins: Sequence[Protein],
-    weights: Path,
-    manifest: WeightsManifest,
+    weights: Weights,
     settings: EmbeddingSettings,
     *,
     device: str | torch.device = "cpu",
@@ -87,8 +85,8 @@ def embed_proteins(
             fit into memory or has no finite embedding in any type.
     """
     device = parse_device(device)
-    tokenizer = load_tokenizer(weights, manifest)
-    layers = resolve_layers(settings.layers, manifest.layers)
+    tokenizer = load_tokenizer(weights)
+    layers = resolve_layers(settings.layers, weights.manifest.layers)
     names = [protein.id for protein in proteins]
     letters = np.array([len(protein.sequence) for protein in proteins], dtype=np.int64)
     embedded = np.zeros(len(proteins), dtype=np.int64)
@@ -109,9 +107,8 @@ def embed_proteins(
             yield packed
 
     def load(precision: str, kernels: str) -> Model:
-        return load_model(
-            weights, manifest=manifest, device=device, precision=precision, kernels=kernels, logger=logger
-        )
+        path, manifest, _ = weights
+        return load_model(path, manifest=manifest, device=device, precision=precision, kernels=kernels, logger=logger)
 
     memory: ResiduesInMemory | None = None
     reset_peak_memory(device)

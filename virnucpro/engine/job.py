@@ -35,7 +35,7 @@ from virnucpro.storage.chunk_metadata import (
     header_entries,
 )
 from virnucpro.storage.chunk_writer import ResidueRegion, ResidueStream, open_chunk_file
-from virnucpro.weights.manifest import WeightsManifest, read_manifest
+from virnucpro.weights.manifest import WeightsManifest, read_weights
 
 
 def embed_chunk(
@@ -88,7 +88,8 @@ def _embed(
     heard: Callable[[int], None] | None,
     logger: logging.Logger,
 ) -> RunStatistics:
-    manifest = read_manifest(weights)
+    prepared = read_weights(weights)
+    manifest = prepared.manifest
     chunk = read_record(chunk_manifest, ChunkManifest)
     identity = embedding_identity(manifest, settings)
     proteins, digests = read_chunk(fasta, chunk)
@@ -110,7 +111,7 @@ def _embed(
     rows = _shares(proteins, manifest, settings, len(names))
     embedded = np.zeros(0, np.int64)
     if "per_residue" in settings.pooling:  # how many there are must be known before they stream into the file
-        tokens = load_tokenizer(weights, manifest).encode(
+        tokens = load_tokenizer(prepared).encode(
             [protein.sequence for protein in proteins], [protein.id for protein in proteins]
         )
         embedded = embedded_residues(np.array([len(ids) for ids in tokens], np.int64), settings.long_proteins)
@@ -135,7 +136,7 @@ def _embed(
             torch.set_num_threads(threads_each)
             sink = writer.stream(regions[0]) if regions[0] else None
             embeddings = embed_proteins(
-                proteins, weights, manifest, settings, device=names[0], sink=sink, heard=heard, logger=logger
+                proteins, prepared, settings, device=names[0], sink=sink, heard=heard, logger=logger
             )
         else:
             tasks = [
@@ -168,16 +169,16 @@ def run_share(folder: Path, logger: logging.Logger) -> None:
     """
     task = read_record(folder / TASK_FILE, ShareTask)
     torch.set_num_threads(task.threads)
-    manifest = read_manifest(Path(task.weights))
+    weights = read_weights(Path(task.weights))
     proteins, _ = read_chunk(Path(task.fasta), read_record(Path(task.chunk_manifest), ChunkManifest))
-    own = [proteins[row] for row in _shares(proteins, manifest, task.settings, task.shares)[task.share]]
-    weights, region = Path(task.weights), task.region
+    own = [proteins[row] for row in _shares(proteins, weights.manifest, task.settings, task.shares)[task.share]]
+    region = task.region
     with ExitStack() as stack:
         blocks = sink = None
         if region is not None:
             blocks = stack.enter_context(BlockWriter(Path(region.file), region.data_start, region.data_size))
             sink = ResidueStream(region, blocks)
-        embeddings = embed_proteins(own, weights, manifest, task.settings, device=task.device, sink=sink, logger=logger)
+        embeddings = embed_proteins(own, weights, task.settings, device=task.device, sink=sink, logger=logger)
         write_part(folder, embeddings, blocks.finish() if blocks else {})
 
 

@@ -17,7 +17,7 @@ from virnucpro.models.base import Model, Sizes, Tokenizer
 from virnucpro.models.families import family_named
 from virnucpro.models.precision import dtype_name, parameter_dtype, resolve_precision, settle_vector_functions
 from virnucpro.weights.file import verified_weights
-from virnucpro.weights.manifest import WeightsManifest, read_tokenizer
+from virnucpro.weights.manifest import Weights, WeightsManifest
 
 
 def load_model(
@@ -26,7 +26,6 @@ def load_model(
     device: torch.device | str,
     precision: str = "auto",
     kernels: str = "auto",
-    attention: PackedAttention | None = None,
     manifest: WeightsManifest | None = None,
     logger: logging.Logger,
 ) -> Model:
@@ -36,7 +35,7 @@ def load_model(
 
     Args:
         precision: see :func:`virnucpro.models.precision.resolve_precision`.
-        kernels, attention, logger: see :func:`build_model`.
+        kernels, logger: see :func:`build_model`.
         manifest: what the caller takes the weights for, if it has read their manifest before.
 
     Raises:
@@ -54,19 +53,14 @@ def load_model(
             device=target,
             dtype=dtype,
             kernels=kernels,
-            attention=attention,
             logger=logger,
             name=str(weights),
         )
 
 
-def load_tokenizer(weights: Path, manifest: WeightsManifest) -> Tokenizer:
-    """The tokenizer of prepared weights.
-
-    Raises:
-        UserError: there are no such weights, or they are damaged.
-    """
-    return family_named(manifest.architecture.family).tokenizer(read_tokenizer(weights))
+def load_tokenizer(weights: Weights) -> Tokenizer:
+    """The tokenizer of prepared weights."""
+    return family_named(weights.manifest.architecture.family).tokenizer(weights.tokenizer)
 
 
 def build_model(

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, NamedTuple
 
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.errors import UserError
@@ -60,24 +60,31 @@ class WeightsManifest:
         return self.architecture.embed_dim
 
 
-def read_manifest(path: Path) -> WeightsManifest:
-    """The manifest of a file of prepared weights; the weights themselves are not looked at.
+class Weights(NamedTuple):
+    """A file of prepared weights, and what its header says of them.
+
+    ``tokenizer`` is the text that they keep for their family's tokenizer; empty where there is none.
+    """
+
+    path: Path
+    manifest: WeightsManifest
+    tokenizer: str
+
+
+def read_weights(path: Path) -> Weights:
+    """What a file of prepared weights says; the weights themselves are not looked at.
 
     Raises:
         UserError: there is no such file, or it is damaged, or holds no weights that were prepared by this version.
     """
     with open_weights(path) as file:
-        return read_weights_header(Path(path), file)[1]
+        header, manifest = read_weights_header(Path(path), file)
+    return Weights(Path(path), manifest, header.metadata.get(TOKENIZER_ENTRY, ""))
 
 
-def read_tokenizer(path: Path) -> str:
-    """The text that prepared weights keep for their family's tokenizer; empty where there is none.
-
-    Raises:
-        UserError: as :func:`read_manifest`.
-    """
-    with open_weights(path) as file:
-        return read_weights_header(Path(path), file)[0].metadata.get(TOKENIZER_ENTRY, "")
+def read_manifest(path: Path) -> WeightsManifest:
+    """The manifest alone; raises as :func:`read_weights`."""
+    return read_weights(path).manifest
 
 
 def open_weights(path: Path) -> BinaryIO:
