@@ -145,20 +145,6 @@ def test_the_probe_compares_what_flash_and_mathematics_give(monkeypatch: Patch) 
     assert 0 < float((flash - exact).abs().max()) < attention_utils.PROBE_TOLERANCE
 
 
-def test_an_old_torch_is_asked_by_its_old_name(monkeypatch: Patch) -> None:
-    asked: dict[str, bool] = {}
-
-    def sdp_kernel(**choices: bool) -> str:
-        asked.update(choices)
-        return "context"
-
-    monkeypatch.setitem(sys.modules, "torch.nn.attention", None)
-    monkeypatch.setattr(torch.backends.cuda, "sdp_kernel", sdp_kernel, raising=False)
-    context: Any = attention_utils.only_flash()
-    assert context == "context"
-    assert asked == {"enable_flash": True, "enable_math": False, "enable_mem_efficient": False}
-
-
 def test_configuration_and_log_where_flash_runs(monkeypatch: Patch, caplog: pytest.LogCaptureFixture) -> None:
     pretend_gpu(monkeypatch, (8, 0), probe=agreeing)
     model = nn.Linear(4, 4).half()

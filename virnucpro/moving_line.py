@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
@@ -22,11 +21,10 @@ SECONDS, STEP, FIRST = 600.0, 1 / 3, 5.0
 class MovingLine:
     """Shows how far something is, and writes whole lines above it."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._clock = clock
         self._bar: Any = None
-        self._began = clock()
+        self._began = time.monotonic()
         self._spoken = (0.0, 0.0)
 
     @property
@@ -36,7 +34,7 @@ class MovingLine:
 
     def begin(self) -> None:
         """Show it from now on."""
-        self._began = self._clock()
+        self._began = time.monotonic()
         if self._stream.isatty():
             self._bar = _bar(self._stream)
 
@@ -46,7 +44,7 @@ class MovingLine:
             self._bar.n = round(1000 * share)
             self._bar.set_postfix_str(words)
             return
-        seconds = self._clock() - self._began
+        seconds = time.monotonic() - self._began
         before, said = self._spoken
         if seconds - before >= SECONDS or (seconds - before >= FIRST and share - said >= STEP and share < 1):
             self._spoken = (seconds, share)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from virnucpro.cuda import AMPERE
 
@@ -140,15 +141,8 @@ def run_probe(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def only_flash() -> AbstractContextManager[None]:
     """A context in which ``scaled_dot_product_attention`` runs the flash kernel or raises."""
-    try:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-    except ImportError:  # before torch 2.3
-        old: AbstractContextManager[None] = torch.backends.cuda.sdp_kernel(
-            enable_flash=True, enable_math=False, enable_mem_efficient=False
-        )
-        return old
-    new: AbstractContextManager[None] = sdpa_kernel(SDPBackend.FLASH_ATTENTION)
-    return new
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    return context
 
 
 def _ask(device: Device) -> AttentionSupport:

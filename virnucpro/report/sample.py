@@ -89,7 +89,6 @@ def map_samples(
     page: Path,
     *,
     metadata: Path | None = None,
-    most_points: int = MOST_POINTS,
     logger: logging.Logger,
 ) -> None:
     """Write one map of the proteins of all samples; each has its share of the points.
@@ -98,7 +97,7 @@ def map_samples(
         reports: the ``embeddings.json`` of each sample, which lies in its folder.
         chunks, tensors: the folders of chunks and of chunk files.
         page: the interactive map to write.
-        metadata, most_points: as for :func:`plot_sample`.
+        metadata: as for :func:`plot_sample`.
 
     Raises:
         UserError: an input is missing or damaged, the samples' vectors are not of one kind, or the page cannot be
@@ -114,7 +113,7 @@ def map_samples(
     parts, split = [], read_split(chunks)
     for sample in samples:
         index = SampleFiles(sample.folder).index
-        share = max(1, min(most_points, total) * sample.counts["unique"] // total)
+        share = max(1, min(MOST_POINTS, total) * sample.counts["unique"] // total)
         chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], share, split)
         parts.append(Part(sample, chosen, first_records(index, chosen)))
     places = lay_out(np.concatenate([part.chosen.vectors for part in parts]), logger)

@@ -33,6 +33,9 @@ from virnucpro.weights.manifest import (
 BLOCK = 1 << 22
 """Bytes that are hashed at once; blocks are hashed side by side, so that 3B's weights take a second or two."""
 
+THREADS = 4
+"""Blocks hashed at the same time when weights are read."""
+
 UNKNOWN = "0" * 64
 
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -115,13 +118,10 @@ def write_weights(
 
 
 @contextmanager
-def verified_weights(path: Path, *, threads: int = 4) -> Iterator[tuple[WeightsManifest, dict[str, Tensor]]]:
+def verified_weights(path: Path) -> Iterator[tuple[WeightsManifest, dict[str, Tensor]]]:
     """Prepared weights, verified to the last byte while the block brings them to a device; its end waits for that.
 
     They are memory-mapped, so many processes share one copy.
-
-    Args:
-        threads: blocks hashed at the same time.
 
     Returns:
         The manifest, and tensors of the stored dtype on the CPU, by the names of its architecture's ``shapes()``.
@@ -130,7 +130,7 @@ def verified_weights(path: Path, *, threads: int = 4) -> Iterator[tuple[WeightsM
         UserError: no such file, cut short, damaged, or replaced while it was read.
     """
     path = Path(path)
-    with open_weights(path) as file, ThreadPoolExecutor(threads) as pool:
+    with open_weights(path) as file, ThreadPoolExecutor(THREADS) as pool:
         header, manifest = read_weights_header(path, file)
         found = {name: entry.shape for name, entry in header.tensors.items()}
         expected = manifest.architecture.shapes()
