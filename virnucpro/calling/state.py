@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from virnucpro.base.digest import FileDigests, FileProof, Products, read_products, why_stale
+from virnucpro.base.digest import FileDigests, FileProof, Products, why_stale
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import RecordError, parse_record, read_record
 from virnucpro.base.safetensors_header import HeaderError, read_header
@@ -246,7 +246,7 @@ class CallsState:
             [frame_identity(state.manifest(), state.weights.model, state.pool.embedding) for state, _ in requests],
             self.classifier.source_sha256,
         )
-        return self._stale(files.scores_record, wanted)
+        return self.proteins.stale(files.scores_record, wanted)
 
     def calls_stale(self, sample: str) -> str | None:
         """Whether a sample's contigs have to be called."""
@@ -276,7 +276,7 @@ class CallsState:
             return f"{files.call_plots.name} is missing"
         if self.calls_stale(sample) is not None:
             return "its contigs have to be called again"
-        return self._stale(files.call_plots, reports_origin({sample: self.proteins.sha256(files.calls_record)}))
+        return self.proteins.stale(files.call_plots, reports_origin({sample: self.proteins.sha256(files.calls_record)}))
 
     def summary_stale(self, record: Path) -> str | None:
         """Whether the run has to be summarised: see :meth:`virnucpro.storage.state.RunState.summary_stale`."""
@@ -284,12 +284,6 @@ class CallsState:
             return "contigs have to be called again"
         calls = {sample: self.proteins.sha256(self.files(sample).calls_record) for sample in self.proteins.samples}
         return self.proteins.summary_stale(record, calls)
-
-    def _stale(self, record: Path, wanted: Mapping[str, str]) -> str | None:
-        products = read_products(record)
-        if isinstance(products, str):
-            return products
-        return why_stale(products, record.parent, wanted, self.proteins.digests)
 
 
 def frame_identity(manifest: WeightsManifest | None, model: str, embedding: EmbeddingSettings) -> dict[str, str]:

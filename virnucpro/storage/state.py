@@ -54,15 +54,17 @@ class RunState:
     digests: FileDigests
     pool: PoolRequest
     draws_samples: bool = True
-    _read: dict[tuple[str, Path], tuple[tuple[int, ...], Any]] = field(default_factory=dict)
+    _read: dict[Path, tuple[tuple[int, ...], Any]] = field(default_factory=dict)
 
     def _once(self, read: Callable[[Path], R], path: Path) -> R:
-        """What ``read`` gives of a file, read again when that has changed: a plan asks of each chunk many times."""
+        """What ``read`` gives of a file, read again when that has changed: a plan asks of each chunk many times.
+
+        Each file is read in one way alone.
+        """
         stamp = file_stamp(path)
-        key = (read.__name__, path)
-        if key not in self._read or self._read[key][0] != stamp:
-            self._read[key] = (stamp, read(path))
-        found: R = self._read[key][1]
+        if path not in self._read or self._read[path][0] != stamp:
+            self._read[path] = (stamp, read(path))
+        found: R = self._read[path][1]
         return found
 
     def split(self) -> SplitRecord:
@@ -72,7 +74,7 @@ class RunState:
             RecordError: there is none, or it is damaged.
         """
         try:
-            return self._once(_read_split_record, self.pool.split)
+            return self._once(lambda path: read_split(path.parent), self.pool.split)
         except OSError as error:
             raise RecordError(self.pool.split, f"cannot be read ({error.strerror})") from None
 
@@ -92,9 +94,10 @@ class RunState:
         if not request.translation.exists():
             return _gone(request.translation)
         wanted = translation_origin(map(self.sha256, request.inputs), request.window or 0, request.policies)
-        return self._stale(request.translation, wanted)
+        return self.stale(request.translation, wanted)
 
-    def _stale(self, record: Path, wanted: Mapping[str, str]) -> str | None:
+    def stale(self, record: Path, wanted: Mapping[str, str]) -> str | None:
+        """Whether a step's record is not of what is wanted, or its files are not what it proves."""
         products = read_products(record)
         return products if isinstance(products, str) else why_stale(products, record.parent, wanted, self.digests)
 
@@ -172,7 +175,7 @@ class RunState:
         if not fasta.is_file():
             return _gone(fasta)
         try:
-            chunk = self._once(_read_chunk_manifest, fasta.with_suffix(".json"))
+            chunk = self._once(lambda path: read_record(path, ChunkManifest), fasta.with_suffix(".json"))
         except RecordError as error:
             return f"{error.path.name} {error.reason}"
         except OSError:
@@ -261,7 +264,7 @@ class RunState:
             return _gone(request.plots)
         if self.tables_stale(sample) is not None:
             return "its tables have to be written again"
-        return self._stale(request.plots, plots_origin(self._report_sha256(sample), self._metadata_sha256()))
+        return self.stale(request.plots, plots_origin(self._report_sha256(sample), self._metadata_sha256()))
 
     def map_stale(self, record: Path) -> str | None:
         """Whether the map of all samples has to be drawn."""
@@ -269,7 +272,7 @@ class RunState:
             return _gone(record)
         if any(self.tables_stale(sample) is not None for sample in self.samples):
             return "tables have to be written again"
-        return self._stale(record, plots_origin(self._report_sha256(*self.samples), self._metadata_sha256()))
+        return self.stale(record, plots_origin(self._report_sha256(*self.samples), self._metadata_sha256()))
 
     def _metadata_sha256(self) -> str:
         (metadata,) = {request.metadata for request in self.samples.values()}
@@ -283,7 +286,7 @@ class RunState:
         if self.tables_stale(sample) is not None:
             return "its tables have to be written again"
         wanted = neighbours_origin(self._report_sha256(sample), request.neighbours)
-        return self._stale(request.neighbours_record, wanted)
+        return self.stale(request.neighbours_record, wanted)
 
     def summary_stale(self, record: Path, calls: Mapping[str, str] = MappingProxyType({})) -> str | None:
         """Whether the run has to be summarised: it is of these samples, and of their present tables.
@@ -297,15 +300,7 @@ class RunState:
             return "tables have to be written again"
         if self.draws_samples and any(self.plots_stale(sample) is not None for sample in self.samples):
             return "maps have to be drawn again"
-        return self._stale(record, summary_origin(self._report_sha256(*self.samples), calls))
-
-
-def _read_split_record(path: Path) -> SplitRecord:
-    return read_split(path.parent)
-
-
-def _read_chunk_manifest(path: Path) -> ChunkManifest:
-    return read_record(path, ChunkManifest)
+        return self.stale(record, summary_origin(self._report_sha256(*self.samples), calls))
 
 
 def _read_chunk_header(path: Path) -> dict[str, str]:
