@@ -224,6 +224,23 @@ def test_all_bad_chunk_files_are_named_at_once_and_renamed(tmp_path: Path, fasta
     assert sample.merge().records == sample.counts.records
 
 
+@pytest.mark.parametrize("tensor", ["mean.6", "residues.6", "starts", "embedded", "precision", "lengths", "windows"])
+def test_a_flipped_bit_is_found_wherever_it_is_met(tmp_path: Path, fasta: Path, tensor: str) -> None:
+    """Tables are written while chunk files are verified: what the bit does to their numbers is not the reason given."""
+    sample = Sample(tmp_path, fasta, pooling=("mean", "per_residue"))
+    path = sample.tensors[1]
+    dtype, shape, offset = read_chunk_file(path).layout[tensor]
+    raw = bytearray(path.read_bytes())
+    raw[offset + dtype.itemsize * (int(np.prod(shape)) // 2)] ^= 64
+    path.write_bytes(raw)
+    formats = ("parquet", "hdf5", "npy", "chunk_files")
+    with pytest.raises(UserError, match=rf"^1 chunk file is bad \({path}: its bytes do not give its checksum"):
+        sample.merge(*formats, expected={"pooling": '["mean","per_residue"]'})
+    assert path.with_name(path.name + ".bad").exists()
+    assert not any((tmp_path / name).exists() for name in (*formats, "report.json"))
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_file_with_right_digests_in_the_wrong_order_is_found(tmp_path: Path, fasta: Path) -> None:
     """Even a file whose checksum is right is not believed: rows are compared with the index."""
     sample = Sample(tmp_path, fasta)

@@ -12,9 +12,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,22 +76,36 @@ class ChunkFile:
     def names(self) -> list[str]:
         return list(self.layout)
 
+    def _place(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+        if name not in self.layout:
+            raise ChunkError(self.path, f"it holds no tensor {name!r} (it has {', '.join(self.layout)})")
+        return self.layout[name]
+
     def tensors(self, name: str) -> NDArray[Any]:
         """One tensor as a read-only memory-mapped array; its pages are read as they are touched.
 
         Raises:
             ChunkError: the file has no tensor of that name.
         """
-        if name not in self.layout:
-            raise ChunkError(self.path, f"it holds no tensor {name!r} (it has {', '.join(self.layout)})")
-        dtype, shape, offset = self.layout[name]
+        dtype, shape, offset = self._place(name)
         if math.prod(shape) == 0:  # an empty range cannot be mapped
             return np.empty(shape, dtype)
         return np.memmap(self.path, dtype=dtype, mode="r", offset=offset, shape=shape)
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, read into memory (for the small ones)."""
-        return np.array(self.tensors(name))
+        """One tensor, read into memory (for the small ones); not through a map, for the disk may err.
+
+        Raises:
+            ChunkError: the file has no tensor of that name, or cannot be read.
+        """
+        dtype, shape, offset = self._place(name)
+        try:
+            values = np.fromfile(self.path, dtype, math.prod(shape), offset=offset)
+        except OSError as error:
+            raise ChunkError(self.path, f"it cannot be read ({error.strerror})") from None
+        if values.size < math.prod(shape):
+            raise ChunkError(self.path, "it was cut short while it was read")
+        return values.reshape(shape)
 
     def digests(self) -> NDArray[np.uint8]:
         """The digests of the sequences, (n, 16), read into memory.
@@ -201,6 +217,63 @@ LISTED = 10
 """Files named one by one in an error; the rest are counted."""
 
 
+class Verification:
+    """Chunk files being verified by threads, all that are needed; a context manager.
+
+    They may be read meanwhile, as long as nothing that is made of them is kept before :meth:`result` has returned.
+    """
+
+    def __init__(
+        self,
+        split: SplitRecord,
+        tensors: Path,
+        expected: Mapping[str, str],
+        *,
+        numbers: Sequence[int] | None = None,
+        threads: int = 1,
+    ) -> None:
+        """Begin. Arguments as for :func:`verify_chunks`."""
+        wanted = [*map(chunk_number, split.chunks)] if numbers is None else numbers
+        self.paths = {number: tensors / f"{chunk_name(number)}.safetensors" for number in sorted(wanted)}
+        self._files, self._blocks = (ThreadPoolExecutor(max(1, threads)) for _ in range(2))
+
+        def check(number: int, path: Path) -> ChunkFile | ChunkError | None:
+            name = chunk_name(number)
+            try:
+                return verify_chunk(path, name, split.chunks[name].digest, expected, self._blocks)
+            except ChunkError as error:
+                return error if path.exists() else None
+
+        self._checks = {number: self._files.submit(check, number, path) for number, path in self.paths.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._blocks.shutdown(wait=False, cancel_futures=True)
+        self._files.shutdown(cancel_futures=True)
+
+    def result(self) -> dict[int, ChunkFile]:
+        """Wait for the end; see :func:`verify_chunks`."""
+        results = {number: check.result() for number, check in self._checks.items()}
+        whole = {number: result for number, result in results.items() if isinstance(result, ChunkFile)}
+        missing = [self.paths[number] for number, result in results.items() if result is None]
+        bad = {result.path: result.reason for result in results.values() if isinstance(result, ChunkError)}
+        bad |= _odd_ones_out(list(whole.values()))
+        if bad:
+            for path in bad:
+                with suppress(FileNotFoundError):  # asked once more, it is renamed already
+                    path.replace(path.with_name(path.name + ".bad"))
+            raise UserError(_sentence(bad, missing))
+        if missing:
+            listed = _listed(map(str, missing), len(missing))
+            raise UserError(
+                f"{len(missing)} of {len(results)} chunk files are missing ({listed}); "
+                "run the same command again to compute them"
+            )
+        return whole
+
+
 def verify_chunks(
     split: SplitRecord,
     tensors: Path,
@@ -226,33 +299,8 @@ def verify_chunks(
     Raises:
         UserError: files are missing or bad; all are in the one sentence.
     """
-    wanted = [*map(chunk_number, split.chunks)] if numbers is None else numbers
-    paths = {number: tensors / f"{chunk_name(number)}.safetensors" for number in sorted(wanted)}
-    missing = [path for path in paths.values() if not path.exists()]
-    present = [(number, path) for number, path in paths.items() if path.exists()]
-
-    def check(item: tuple[int, Path]) -> ChunkFile | ChunkError:
-        try:
-            name = chunk_name(item[0])
-            return verify_chunk(item[1], name, split.chunks[name].digest, expected, blocks)
-        except ChunkError as error:
-            return error
-
-    with ThreadPoolExecutor(max(1, threads)) as files, ThreadPoolExecutor(max(1, threads)) as blocks:
-        results = list(files.map(check, present))
-    whole = [result for result in results if isinstance(result, ChunkFile)]
-    bad = {result.path: result.reason for result in results if isinstance(result, ChunkError)}
-    bad |= _odd_ones_out(whole)
-    if bad:
-        for path in bad:
-            path.replace(path.with_name(path.name + ".bad"))
-        raise UserError(_sentence(bad, missing))
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(paths)} chunk files are missing ({_listed(map(str, missing), len(missing))}); "
-            "run the same command again to compute them"
-        )
-    return dict(zip(paths, whole, strict=True))
+    with Verification(split, tensors, expected, numbers=numbers, threads=threads) as verification:
+        return verification.result()
 
 
 def verify_chunk(

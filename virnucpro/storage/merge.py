@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,8 +22,8 @@ from virnucpro.base.limits import check_space
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import VECTORS
 from virnucpro.chunking.index import IndexRows, read_index
-from virnucpro.chunking.manifest import SplitRecord, read_split
-from virnucpro.storage.chunk_file import ChunkError, ChunkFile, verify_chunks
+from virnucpro.chunking.manifest import SampleSplit, SplitRecord, read_split
+from virnucpro.storage.chunk_file import ChunkError, ChunkFile, Verification, read_chunk_file
 from virnucpro.storage.chunk_metadata import ChunkMetadata
 from virnucpro.storage.provenance import chunk_run, origin_name, precision_name, provenance, table_layout
 from virnucpro.storage.report_record import MergeCounts, SampleReport
@@ -53,7 +53,9 @@ def merge_embeddings(
     threads: int = 4,
     logger: logging.Logger | None = None,
 ) -> MergeCounts:
-    """Verify all chunk files of a sample, then write every table and the report; memory does not grow with the records.
+    """Write a sample's tables, and their report, while its chunk files are verified.
+
+    Tables are put in place when every chunk file has been found whole. Memory does not grow with the records.
 
     Args:
         index, chunks: the sample's index and the folder of chunks, as the split wrote them.
@@ -80,24 +82,20 @@ def merge_embeddings(
     sample = record.of_index(index)
     verified = {} if verified is None else verified
     unknown = [number for number in sample.chunks if number not in verified]
-    verified |= verify_chunks(record, tensors, expected, numbers=unknown, threads=threads)
-    chunk_files = [verified[number] for number in sample.chunks]
-    rows_of = rows_used(index, sample.chunks)
-    layout = table_layout(chunk_files, expected, dtype, records_per_file)
-    listed = [(os.path.relpath(chunk.path, report.parent), chunk.metadata["checksum"]) for chunk in chunk_files]
-    residues = residues_used(index, sample.chunks, chunk_files) if layout.residues else 0
-    layout = replace(layout, chunk_files=tuple(listed), records=sample.counts["records"], residue_rows=residues)
-    wanted = layout if outputs.keys() - WITHOUT_VECTORS else replace(layout, means=(), bos=(), maxima=(), residues=())
-    if not layout.names:
-        raise UserError(f"{chunk_files[0].path} holds no embeddings; run the embedding with a pooling")
-    log.info("%d chunk files verified", len(chunk_files))
-    _check_space(report.parent, outputs, layout)
-    metadata = [ChunkMetadata.from_entries(chunk.metadata, chunk.path) for chunk in chunk_files]
-    origin = provenance(chunk_files, rows_of, metadata, expected, sample, layout, command)
     records = windowed = truncated = 0
     with ExitStack() as stack:
+        verification = stack.enter_context(_verifying(record, tensors, expected, unknown, threads))
+        opened = verified | {number: read_chunk_file(path) for number, path in verification.paths.items()}
+        chunk_files = [opened[number] for number in sample.chunks]
+        rows_of = rows_used(index, sample.chunks)
+        layout = _layout(index, sample, chunk_files, expected, dtype, records_per_file, report.parent)
+        _check_space(report.parent, outputs, layout)
+        metadata = [ChunkMetadata.from_entries(chunk.metadata, chunk.path) for chunk in chunk_files]
+        origin = provenance(chunk_files, rows_of, metadata, expected, sample, layout, command)
         tables = [stack.enter_context(open_table(name, Path(path), layout, origin)) for name, path in outputs.items()]
         reader = stack.enter_context(RowReader(chunk_files))
+        has_vectors = bool(outputs.keys() - WITHOUT_VECTORS)
+        wanted = layout if has_vectors else replace(layout, means=(), bos=(), maxima=(), residues=())
         for rows in _one_ahead(_gather(index, sample.chunks, chunk_files, metadata, reader, wanted)):
             for table in tables:
                 table.write(rows)
@@ -106,6 +104,8 @@ def merge_embeddings(
             truncated += sum(word.startswith("truncated") for word in rows.treatment)
         if records != sample.counts["records"]:
             raise UserError(f"{index}: {records} rows where {sample.counts['records']} are promised; run again")
+        verified |= verification.result()
+        log.info("%d chunk files verified", len(chunk_files))
     counts = MergeCounts(records, sample.counts["unique"], windowed, truncated, layout.embed_dim)
     parts = {name: [chunk.path for chunk in chunk_files] for name in outputs if name in WITHOUT_VECTORS}
     files = {
@@ -122,6 +122,40 @@ def merge_embeddings(
     _remove_what_no_longer_belongs(report.parent, outputs, log)
     log.info("%d records written to %s", records, ", ".join(map(str, outputs.values())))
     return counts
+
+
+@contextmanager
+def _verifying(
+    split: SplitRecord, tensors: Path, expected: Mapping[str, str], numbers: Sequence[int], threads: int
+) -> Iterator[Verification]:
+    """Chunk files verified while the block reads them; where it fails and one is bad, the error is that one's."""
+    with Verification(split, tensors, expected, numbers=numbers, threads=threads) as verification:
+        try:
+            yield verification
+        except Exception:
+            verification.result()
+            raise
+
+
+def _layout(
+    index: Path,
+    sample: SampleSplit,
+    chunk_files: Sequence[ChunkFile],
+    expected: Mapping[str, str],
+    dtype: str,
+    records_per_file: int,
+    folder: Path,
+) -> Layout:
+    """What the tables will hold, counted. ``folder`` is the sample's."""
+    layout = table_layout(chunk_files, expected, dtype, records_per_file)
+    if not layout.names:
+        raise UserError(f"{chunk_files[0].path} holds no embeddings; run the embedding with a pooling")
+    return replace(
+        layout,
+        chunk_files=tuple((os.path.relpath(chunk.path, folder), chunk.metadata["checksum"]) for chunk in chunk_files),
+        records=sample.counts["records"],
+        residue_rows=residues_used(index, sample.chunks, chunk_files) if layout.residues else 0,
+    )
 
 
 def _check_space(folder: Path, formats: Iterable[str], layout: Layout) -> None:
