@@ -25,20 +25,21 @@ class Blocks(NamedTuple):
     warps: int
 
 
-SHORT, LONG = Blocks(64, 32, 4), Blocks(128, 64, 8)
+SHORT, LONG = Blocks(64, 32, 4), Blocks(64, 64, 4)
 """For sequences up to :data:`BORDER` tokens, and for longer ones. With 64 queries a protein of 168 tokens fills 3 of 3
 blocks to 7/8; blocks of 128 by 128, as FlashAttention-2's own, leave more than half of their work to nothing there."""
 
-BORDER = 480
+BORDER = 224
 """A sequence's own length decides which blocks it is computed in, so that its numbers do not depend on the others'."""
 
 
 @triton.jit
-def _taken(logits, value, largest, weight, found):
+def _taken(logits, value, largest, weight, found, LOG2_E: tl.constexpr):
     """The largest logit, the sum of shares and the weighted sum of values, with one block of keys more."""
     new = tl.maximum(largest, tl.max(logits, 1))
-    shares = tl.exp2(logits - new[:, None])
-    shrink = tl.exp2(largest - new)
+    # One multiplication and addition a logit: the product with LOG2_E is not needed before the difference.
+    shares = tl.exp2(logits * LOG2_E - (new * LOG2_E)[:, None])
+    shrink = tl.exp2((largest - new) * LOG2_E)
     weight = weight * shrink + tl.sum(shares, 1)
     return new, weight, tl.dot(shares.to(value.dtype), value, found * shrink[:, None])
 
@@ -79,7 +80,7 @@ def _attend(
     keys = k + (begin + position)[None, :] * k_stride + column[:, None]
     values = v + (begin + position)[:, None] * v_stride + column[None, :]
     if SLOPES:
-        slope = tl.load(slopes + tl.program_id(1)) * LOG2_E
+        slope = tl.load(slopes + tl.program_id(1))
         # Places are float32, exact up to 2**24: turning integers into them takes as long as the products.
         own = rows.to(tl.float32)[:, None]
         other = position.to(tl.float32)[None, :]
@@ -94,20 +95,20 @@ def _attend(
         else:
             key = tl.load(keys + start * k_stride, mask=real[:, None], other=0.0)
             value = tl.load(values + start * v_stride, mask=real[None, :], other=0.0)
-        logits = tl.dot(query, key) * LOG2_E
+        logits = tl.dot(query, key)
         if SLOPES:
             logits -= slope * tl.abs(own - (other + start))
-        largest, weight, found = _taken(logits, value, largest, weight, found)
+        largest, weight, found = _taken(logits, value, largest, weight, found, LOG2_E)
     if whole < length:
         left = position < length - whole
         # Behind the end is another sequence, whose values need not be finite: they count as zeros.
         key = tl.load(keys + whole * k_stride, mask=left[None, :] & real[:, None], other=0.0)
         value = tl.load(values + whole * v_stride, mask=left[:, None] & real[None, :], other=0.0)
-        logits = tl.dot(query, key) * LOG2_E
+        logits = tl.dot(query, key)
         if SLOPES:
             logits -= slope * tl.abs(own - (other + whole))
         logits = tl.where(left[None, :], logits, float("-inf"))
-        largest, weight, found = _taken(logits, value, largest, weight, found)
+        largest, weight, found = _taken(logits, value, largest, weight, found, LOG2_E)
     target = out + (begin + rows)[:, None] * out_stride + column[None, :]
     tl.store(target, (found / weight[:, None]).to(out.dtype.element_ty), mask=here)
 
