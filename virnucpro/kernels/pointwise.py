@@ -19,16 +19,18 @@ TILE = 2048
 
 @triton.jit
 def gelu_of(x):
-    """``x Phi(x)``, the exact form, with erfc by Abramowitz and Stegun 7.1.26 (absolute error below 1.5e-7).
+    """``x Phi(x)``, the exact form: ``max(x, 0) - z Phi(-z)`` with z = abs(x), within 4e-7 (or 1e-9 z) of float64's.
 
-    Its constants have 1/2 and the square root of 2 taken in. The result is within 4e-7 of float64's. libdevice's
-    erf would take longer than the pass over memory on an H200.
+    ``1 + log2 Phi(-z)`` is smooth: between 0 and 6 it is a polynomial of degree 6, fitted by least squares whose
+    weights were changed until the largest error of ``z Phi(-z)`` was smallest. One exponential is then all that a
+    value needs: libdevice's erf takes longer than the pass over memory, and erfc by a rational form (Abramowitz and
+    Stegun 7.1.26) needs a reciprocal too, with which products that end in GELU were 3 to 6 % slower on an H200.
     """
     z = tl.abs(x)
-    r = tl.rsqrt(1.0 + 0.23164189 * z)
-    t = r * r
-    series = ((((0.5307027145 * t - 0.7265760135) * t + 0.7107068705) * t - 0.142248368) * t + 0.127414796) * t
-    return tl.maximum(x, 0.0) - z * (series * tl.exp2(-0.7213475204444817 * z * z))
+    near = tl.minimum(z, 6.0)  # only here, so that what is not finite stays so
+    power = 3.39468411e-05 * near - 0.000770342248
+    power = ((power * near + 0.00805787748) * near - 0.0533253566) * near - 0.45888229
+    return tl.maximum(x, 0.0) - z * tl.exp2((power * near - 1.15114836) * near - 1.0)
 
 
 @triton.jit
