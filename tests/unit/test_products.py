@@ -1,4 +1,4 @@
-"""Products that end in GELU or a gated GELU: the kernels run in Triton's interpreter here, on a GPU in tests/gpu."""
+"""Products that end in GELU, a gated GELU or rotary: in Triton's interpreter here, on a GPU in tests/gpu."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from virnucpro.models.esm2.model import rotary_tables
+from virnucpro.models.esm2_flash import rotate
 from virnucpro.models.forms import belongs_in_product
 
 
@@ -32,6 +34,25 @@ def test_gelu_of_a_product(kernels: ModuleType, tokens: int, depth: int, width: 
     x, weight, bias = numbers(tokens, depth).half(), numbers(width, depth, seed=1).half(), numbers(width, seed=2).half()
     expected = F.gelu(x.float() @ weight.float().T + bias.float())
     torch.testing.assert_close(kernels.gelu_product(x, weight, bias).float(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("tokens", "head_dim"), [(1, 64), (130, 64), (130, 16), (7, 128)])
+def test_rotary_in_a_product(kernels: ModuleType, tokens: int, head_dim: int) -> None:
+    dim = 256
+    x, weight = numbers(tokens, dim).half(), numbers(3 * dim, dim, seed=1).half() / 16
+    bias = numbers(3 * dim, seed=2).half()
+    cos, sin = rotary_tables(0.01 + torch.rand(head_dim // 2), torch.arange(tokens))
+    q, k, v = (x.float() @ weight.float().T).view(tokens, 3, -1, head_dim).unbind(1)
+    add = bias.float().view(3, -1, head_dim)
+    expected = torch.stack([rotate((q + add[0]) * 0.3, cos, sin), rotate(k + add[1], cos, sin), v], dim=1)
+    found = kernels.rotary_product(x, weight, bias, cos, sin, 0.3)
+    torch.testing.assert_close(found.float().view(expected.shape), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_product_whose_q_ends_within_a_tile_is_refused(kernels: ModuleType) -> None:
+    tables = torch.ones(5, 1, 8), torch.zeros(5, 1, 8)
+    with pytest.raises(ValueError, match="q of 320 channels does not end where a tile of 256 ends"):
+        kernels.rotary_product(numbers(5, 320).half(), numbers(960, 320).half(), numbers(960), *tables, 1.0)
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(1, 128), (130, 384)])

@@ -22,7 +22,7 @@ from virnucpro.models.base import ModelFacts
 TOLERANCE = {torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
 """Largest distance of a layer's values from those of plain operators, as a share of their norm: some roundings."""
 
-TOKENS = 70
+TRIED_TOKENS = 70
 """Tokens that forms are compared on: no multiple of any kernel's tile."""
 
 
@@ -39,11 +39,11 @@ class Form(Protocol):
 
 F = TypeVar("F", bound=Form)
 
-Product = Callable[[Tensor], Tensor]
-"""From ``(T, D)`` to ``(T, width)``."""
+Product = Callable[..., Tensor]
+"""From ``(T, D)``, and what else there is to it, to ``(T, width)``."""
 
 
-def belongs_in_product(fast: Product, plain: Product, weight: Tensor) -> bool:
+def belongs_in_product(fast: Product, plain: Product, weight: Tensor, *more: object) -> bool:
     """Whether what follows a product in half precision is computed within it here.
 
     Decided by the GPU's generation and by the numbers, not by timing: the two ways round differently, and a result
@@ -52,12 +52,13 @@ def belongs_in_product(fast: Product, plain: Product, weight: Tensor) -> bool:
     Args:
         fast, plain: within the product, and in a pass behind it.
         weight: ``(width, D)``, for the device, the dtype and D of what both are tried on.
+        more: what both take after it.
     """
     if capability(weight.device)[0] != HOPPER:
         return False
-    x = torch.randn(TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    x = torch.randn(TRIED_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
     try:
-        found, expected = fast(x).float(), plain(x).float()
+        found, expected = fast(x, *more).float(), plain(x, *more).float()
     except Exception:  # such as a Triton without the tensor memory accelerator's descriptors
         return False
     return bool((found - expected).norm() <= TOLERANCE[weight.dtype] * expected.norm())
@@ -111,9 +112,9 @@ class Witness:
 def first_layer(model: Form) -> list[Tensor]:
     """q, k and the representation after the first layer, float32, of the same tokens for all forms."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(TOKENS, model.facts.embed_dim, generator=generator).to(model.facts.device)
+    x = torch.randn(TRIED_TOKENS, model.facts.embed_dim, generator=generator).to(model.facts.device)
     witnessed, witness = copy.copy(model), Witness(model.attend)
     witnessed.attend = witness
     with torch.inference_mode(), torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        after = witnessed.run(x, Segments.from_lengths([TOKENS], x.device), [1])[1]
+        after = witnessed.run(x, Segments.from_lengths([TRIED_TOKENS], x.device), [1])[1]
     return [*witness.seen, after]

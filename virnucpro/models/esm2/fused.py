@@ -2,16 +2,16 @@
 
 On an H200 a product with a bias in its epilogue ran up to 12 % slower than one without, so biases are added by the
 kernels that follow, in float32. What a layer adds to the residual stream is added by the product itself, into
-float32, and never rounded to half precision. On Hopper GPUs GELU is computed within fc1's product
-(:mod:`virnucpro.kernels.product`). What a layer adds ends in a bias, though: the output projection's, the
-feed-forward's, and the values' bias, which attention passes on unchanged because its weights sum to one. These
-constants need not be in the stream: summed over the layers they are one vector for each place where it is read.
+float32, and never rounded to half precision. On Hopper GPUs GELU is computed within fc1's product, and the rotary
+embedding within that of q and k (:mod:`virnucpro.kernels.product`). What a layer adds ends in a bias, though: the
+output projection's, the feed-forward's, and the values' bias, which attention passes on unchanged because its weights
+sum to one. These constants need not be in the stream: summed over the layers they are one vector for each place where
+it is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,10 @@ from torch import Tensor
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.segments import Segments
 from virnucpro.kernels import pointwise as kernels
-from virnucpro.kernels.product import gelu_product
-from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Linear, Norm, Parameters, tables_of
+from virnucpro.kernels.product import gelu_product, rotary_product
+from virnucpro.models.esm2.model import ESM2, LAYER_NORM_EPS, Linear, Norm, Parameters, rotary_tables, tables_of
 from virnucpro.models.esm2.sizes import Architecture
-from virnucpro.models.forms import belongs_in_product
+from virnucpro.models.forms import TRIED_TOKENS, belongs_in_product
 
 
 def stream_offsets(parameters: Parameters) -> list[Tensor]:
@@ -49,6 +49,9 @@ Accumulate = Callable[[Tensor, Tensor, Tensor], None]
 Expand = Callable[[Tensor, Linear], Tensor]
 """From the norm's output ``(T, D)`` to the feed-forward's hidden layer ``(T, 4 D)``."""
 
+Project = Callable[[Tensor, Linear, Tensor, Tensor], Tensor]
+"""From the norm's output ``(T, D)`` and the rotary tables to q, k and v, ``(T, 3 D)``; v without its bias."""
+
 
 class FusedESM2(ESM2):
     """ESM-2 whose stream is changed in place and lacks the constants of :func:`stream_offsets`."""
@@ -60,9 +63,17 @@ class FusedESM2(ESM2):
         self.offsets = stream_offsets(parameters)
         weight = parameters.layers[0].out.weight
         self.accumulate = choose_accumulation(weight.device, weight.dtype)
+        self.choose_products()
+
+    def choose_products(self) -> None:
+        """Take what follows a product into it where that belongs there."""
+        layer = self.parameters.layers[0]
+        self.project: Project = self.product_then_rotary
         self.expand: Expand = product_then_gelu
-        fc1 = parameters.layers[0].fc1
-        if belongs_in_product(partial(gelu_in_product, fc1=fc1), partial(product_then_gelu, fc1=fc1), fc1.weight):
+        cos, sin = rotary_tables(layer.inv_freq, torch.arange(TRIED_TOKENS, device=layer.inv_freq.device))
+        if belongs_in_product(self.rotary_in_product, self.project, layer.qkv.weight, layer.qkv, cos, sin):
+            self.project, self.layers_run = self.rotary_in_product, "fused products"
+        if belongs_in_product(gelu_in_product, self.expand, layer.fc1.weight, layer.fc1):
             self.expand, self.layers_run = gelu_in_product, "fused products"
 
     def run(self, x: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
@@ -91,7 +102,7 @@ class FusedESM2(ESM2):
         """
         p = self.parameters.layers[number]
         y = self.normed(x, self.offsets[2 * number], p.attention_norm)
-        q, k, v = self.rotated(F.linear(y, p.qkv.weight), p.qkv.bias, *table)
+        q, k, v = self.by_heads(self.project(y, p.qkv, *table))
         self.accumulate(x, self.attend(q, k, v, segments).reshape(x.shape), p.out.weight)
         y = self.normed(x, self.offsets[2 * number + 1], p.final_norm)
         self.accumulate(x, self.expand(y, p.fc1), p.fc2.weight)
@@ -110,11 +121,19 @@ class FusedESM2(ESM2):
         """The norm of ``x + offset`` in the products' dtype."""
         return kernels.norm(x, offset, norm.weight, norm.bias, LAYER_NORM_EPS, self.parameters.embedding.dtype)
 
-    def rotated(self, qkv: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v ``(T, H, d)`` of the projections ``(T, 3 D)``, which are changed in place."""
-        kernels.rotate_qk(qkv, bias, cos, sin, self.sizes.heads, self.q_scale)
-        q, k, v = qkv.view(len(qkv), 3, self.sizes.heads, -1).unbind(1)
-        return q, k, v
+    def product_then_rotary(self, y: Tensor, qkv: Linear, cos: Tensor, sin: Tensor) -> Tensor:
+        """The product, and a pass over its q and k."""
+        found = F.linear(y, qkv.weight)  # (T, 3 D)
+        kernels.rotate_qk(found, qkv.bias, cos, sin, self.sizes.heads, self.q_scale)
+        return found
+
+    def rotary_in_product(self, y: Tensor, qkv: Linear, cos: Tensor, sin: Tensor) -> Tensor:
+        """What the product has summed is turned before it is rounded and stored."""
+        return rotary_product(y, qkv.weight, qkv.bias, cos, sin, self.q_scale)
+
+    def by_heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v ``(T, H, d)`` of ``(T, 3 D)``."""
+        return qkv.view(len(qkv), 3, self.sizes.heads, -1).unbind(1)
 
 
 def product_then_gelu(y: Tensor, fc1: Linear) -> Tensor:

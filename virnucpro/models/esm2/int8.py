@@ -30,6 +30,7 @@ from virnucpro.attention.segments import Segments
 from virnucpro.cuda import HOPPER
 from virnucpro.cuda.devices import capability
 from virnucpro.kernels import rows8 as kernels
+from virnucpro.kernels.pointwise import rotate_qk
 from virnucpro.kernels.product8 import Weight8, product_in_one, product_in_two, split_of, weight_rows
 from virnucpro.kernels.rows8 import Rows
 from virnucpro.models.esm2.alphabet import CLS, EOS, ESM2Tokenizer
@@ -152,6 +153,9 @@ class Int8ESM2(FusedESM2):
             for p in self.parameters.layers
         ]
         self.parameters = replace(self.parameters, layers=tuple(layers))
+
+    def choose_products(self) -> None:
+        """As :func:`choose_product`."""
         self.product = choose_product(self.eight[0].fc2)
         self.layers_run = "fused int8"
 
@@ -165,7 +169,9 @@ class Int8ESM2(FusedESM2):
         """As :meth:`FusedESM2.step`."""
         p, eight = self.parameters.layers[number], self.eight[number]
         y = self.rows(x, pending, self.offsets[2 * number], p.attention_norm)
-        q, k, v = self.rotated(self.product(y, eight.qkv, None), p.qkv.bias, *table)
+        qkv = self.product(y, eight.qkv, None)
+        rotate_qk(qkv, p.qkv.bias, *table, self.sizes.heads, self.q_scale)
+        q, k, v = self.by_heads(qkv)
         self.accumulate(x, self.attend(q, k, v, segments).reshape(x.shape), p.out.weight)
         y = self.rows(x, None, self.offsets[2 * number + 1], p.final_norm)
         hidden = self.product(y, eight.fc1, p.fc1.bias)
