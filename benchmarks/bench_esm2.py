@@ -186,7 +186,8 @@ def plan(
 
 
 HEADER = (
-    "| model | lengths | engine | tokens/s | TFLOP/s | share of ceiling, short, sustained | times fair-esm fp32 | peak GiB |\n"
+    "| model | lengths | engine | tokens/s | TFLOP/s | share of ceiling, short, sustained "
+    "| times fair-esm fp32 | peak GiB |\n"
     "|---|---|---|---|---|---|---|---|"
 )
 
