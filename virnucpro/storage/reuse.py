@@ -77,6 +77,20 @@ class Taken:
     places: dict[int, NDArray[np.int64]]
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """n sequences that are asked for: digests (n, 16), residues (n,), the file of the index that has each, and its row."""
+
+    digests: NDArray[np.uint8]
+    lengths: NDArray[np.int32]
+    file: NDArray[np.int32]
+    row: NDArray[np.int32]
+
+    def of(self, places: NDArray[np.int64]) -> _Wanted:
+        """Those of some places."""
+        return _Wanted(self.digests[places], self.lengths[places], self.file[places], self.row[places])
+
+
 def reported_devices(report: Path) -> tuple[str, ...]:
     """What chunk files call the devices of a GPU report.
 
@@ -176,11 +190,11 @@ class Sources:
             UserError: the disk is full.
         """
         index = self.index()
-        file, row = index.find(digests)
+        wanted = _Wanted(digests, lengths, *index.find(digests))
         taken = Taken({}, {})
         good: dict[int, ChunkFile] = {}
         stamps = {}
-        for number in np.unique(file[file != NONE]).tolist():
+        for number in np.unique(wanted.file[wanted.file != NONE]).tolist():
             path = Path(index.files[number].path)
             try:
                 stamps[number] = file_stamp(path)
@@ -193,22 +207,19 @@ class Sources:
         # Rows that were computed alike go together, so that each file says how its rows were computed.
         alike: dict[tuple[str, ...], list[int]] = {}
         for number, chunk in good.items():
-            run = asdict(ChunkMetadata.from_entries(chunk.metadata, chunk.path).run) | {
-                "statistics": None,
-                "host": "",
-                "ended": "",
-            }
-            alike.setdefault((self._names[chunk.path], json.dumps(run)), []).append(number)
+            run = asdict(ChunkMetadata.from_entries(chunk.metadata, chunk.path).run)
+            how = json.dumps(run | {"statistics": None, "host": "", "ended": ""})
+            alike.setdefault((self._names[chunk.path], how), []).append(number)
         for (name, _), files in alike.items():
-            places, own = np.flatnonzero(np.isin(file, files)), {at: good[at] for at in files}
+            places, own = np.flatnonzero(np.isin(wanted.file, files)), {at: good[at] for at in files}
             for part in _parts(places, lengths, good[files[0]]):
                 number = next(numbers)
                 output = tensors / f"{chunk_name(number)}.safetensors"
                 try:
-                    part = self._check(part, own, file, row, digests, lengths)
+                    part = part[_are_there(wanted.of(part), own)]
                     if not len(part):
                         continue
-                    _copy(part, own, file, row, digests, output, name)
+                    _copy(wanted.of(part), own, output, name)
                     for at in files:
                         if not _is(Path(index.files[at].path), stamps[at]):
                             raise ChunkError(Path(index.files[at].path), "it was changed while it was read")
@@ -220,30 +231,23 @@ class Sources:
                 taken.places[number] = part
         return taken
 
-    def _check(
-        self,
-        part: NDArray[np.int64],
-        files: Mapping[int, ChunkFile],
-        file: NDArray[np.int32],
-        row: NDArray[np.int32],
-        digests: NDArray[np.uint8],
-        lengths: NDArray[np.int32],
-    ) -> NDArray[np.int64]:
-        """Those of the places whose rows are the sequences that the index names."""
-        keep = np.zeros(len(part), bool)
-        for number, chunk in files.items():
-            here = np.flatnonzero(file[part] == number)
-            rows = row[part[here]]
-            if not len(here) or int(rows.max()) >= chunk.proteins:
-                continue
-            with RowReader([chunk]) as reader:
-                same = (reader.rows(0, "digests", rows) == digests[part[here]]).all(axis=1)
-                keep[here] = same & (reader.rows(0, "lengths", rows) == lengths[part[here]])
-        return part[keep]
-
     def _bad(self, path: Path, why: object) -> None:
         reason = why.reason if isinstance(why, ChunkError) else why
         self._log.warning("%s can't be used (%s): its sequences are embedded", path, reason)
+
+
+def _are_there(wanted: _Wanted, files: Mapping[int, ChunkFile]) -> NDArray[np.bool_]:
+    """Whether the rows that the index names are the sequences, bool (n,)."""
+    found = np.zeros(len(wanted.row), bool)
+    for number, chunk in files.items():
+        here = np.flatnonzero(wanted.file == number)
+        own = wanted.of(here)
+        if not len(here) or int(own.row.max()) >= chunk.proteins:
+            continue
+        with RowReader([chunk]) as reader:
+            same = (reader.rows(0, "digests", own.row) == own.digests).all(axis=1)
+            found[here] = same & (reader.rows(0, "lengths", own.row) == own.lengths)
+    return found
 
 
 def _is(path: Path, stamp: tuple[int, ...]) -> bool:
@@ -264,25 +268,11 @@ def _parts(places: NDArray[np.int64], lengths: NDArray[np.int32], like: ChunkFil
     yield from (part for part in np.split(places, breaks) if len(part))
 
 
-def _copy(
-    part: NDArray[np.int64],
-    files: Mapping[int, ChunkFile],
-    file: NDArray[np.int32],
-    row: NDArray[np.int32],
-    digests: NDArray[np.uint8],
-    output: Path,
-    name: str,
-) -> None:
-    """Write rows of verified chunk files to one of our own.
-
-    Args:
-        part: the places of the rows in ``file``, ``row`` and ``digests``, (n,).
-        name: what the source is called.
-    """
+def _copy(wanted: _Wanted, files: Mapping[int, ChunkFile], output: Path, name: str) -> None:
+    """Write rows of verified chunk files to one of our own; ``name`` is what the source is called."""
     first = next(iter(files.values()))
     numbers = sorted(files)
-    at = np.searchsorted(numbers, file[part])
-    rows = row[part]
+    at, rows = np.searchsorted(numbers, wanted.file), wanted.row
     residue_names = [key for key in first.names if key.startswith("residues.")]
     with RowReader([files[number] for number in numbers]) as reader:
         tensors = {
@@ -297,10 +287,10 @@ def _copy(
         shapes = {key: shape_of(values) for key, values in tensors.items()}
         if residue_names:
             dtype, (_, width), _ = first.layout[residue_names[0]]
-            shapes["starts"] = TensorShape("I64", (len(part),))
+            shapes["starts"] = TensorShape("I64", (len(rows),))
             shapes |= {key: TensorShape(NAMES[dtype], (int(counts.sum()), width)) for key in residue_names}
             tensors["starts"] = np.cumsum(counts) - counts
-        metadata = _metadata(first, digests[part], tensors["lengths"], name, output.stem)
+        metadata = _metadata(first, wanted, name, output.stem)
         check_space(output.parent, sum(shape.nbytes for shape in shapes.values()), f"copying rows from {name}")
         with open_chunk_file(output, shapes, metadata) as writer:
             if residue_names:
@@ -339,12 +329,10 @@ def _copy_residues(
         stream.append(values)
 
 
-def _metadata(
-    like: ChunkFile, digests: NDArray[np.uint8], lengths: NDArray[np.generic], name: str, chunk: str
-) -> dict[str, str]:
+def _metadata(like: ChunkFile, wanted: _Wanted, name: str, chunk: str) -> dict[str, str]:
     found = ChunkMetadata.from_entries(like.metadata, like.path)
-    digest = digest_of_digests([np.ascontiguousarray(digests).tobytes()])
-    nothing = RunStatistics(len(digests), int(lengths.sum()), 0, 0.0, 0.0, 0.0, 0, 0, 0)
+    digest = digest_of_digests([wanted.digests.tobytes()])
+    nothing = RunStatistics(len(wanted.row), int(wanted.lengths.sum()), 0, 0.0, 0.0, 0.0, 0, 0, 0)
     source = replace(found.source, chunk=chunk, chunk_digest=digest, reused_from=name)
     run = replace(found.run, statistics=nothing, host=platform.node(), ended=utc(time.time()))
     return replace(found, source=source, run=run).to_entries()
