@@ -51,6 +51,11 @@ class IndexRows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """A number for each record, (n,), that is equal where ``chunk`` and ``row`` are."""
+        return self.chunk.astype(np.int64) << 32 | self.row
+
 
 class IndexWriter:
     """Writes index rows in row groups of :data:`BATCH_ROWS`."""

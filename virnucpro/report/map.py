@@ -117,16 +117,18 @@ def clusters_of(places: NDArray[np.floating]) -> NDArray[np.int64]:
 class ChosenVectors:
     """Embeddings, float32 (n, D), of n different proteins of a sample that has ``total``.
 
-    ``lengths``, ``chunk`` and ``row`` are (n,): residues, and where each protein stands in the chunk files, whose
-    numbers are ``chunks``.
+    ``lengths`` are residues, (n,). ``keys``, (n,), rise and tell each protein as :attr:`IndexRows.keys` of the index do
+    when it is read with ``chunks``. ``ids`` and ``descriptions`` are its first record's; ``repeats`` counts the others.
     """
 
     vectors: NDArray[np.float32]
     lengths: NDArray[np.int32]
-    chunk: NDArray[np.int32]
-    row: NDArray[np.int32]
+    keys: NDArray[np.int64]
     total: int
     chunks: Sequence[int]
+    ids: list[str]
+    descriptions: list[str]
+    repeats: list[int]
 
 
 def choose_vectors(
@@ -146,7 +148,7 @@ def choose_vectors(
 
     Raises:
         ChunkError: a chunk file that cannot be read.
-        UserError: the index is not what the split wrote.
+        UserError: the index is damaged, or not what the split wrote.
     """
     sample = (split or read_split(chunks)).of_index(index)
     files = [read_chunk_file(tensors / f"{chunk_name(number)}.safetensors") for number in sample.chunks]
@@ -156,52 +158,36 @@ def choose_vectors(
     chosen = np.arange(total)
     if total > most:
         chosen = np.sort(np.random.default_rng(0).choice(total, most, replace=False))
-    vectors, lengths, places, rows_read = [], [], [], []
+    vectors, lengths, keys = [], [], []
     with RowReader(files) as reader:
         for number, chunk in enumerate(files):
             rows = rows_of[number][chosen[(chosen >= starts[number]) & (chosen < starts[number + 1])] - starts[number]]
             if not len(rows):
                 continue
             lengths.append(reader.rows(number, "lengths", rows))
-            places.append(np.full(len(rows), number, np.int32))
-            rows_read.append(rows)
+            keys.append(np.int64(number) << 32 | rows)
             own = next((name for kind in VECTORS if (name := f"{kind}.{layer}") in chunk.names), None)
             if own is not None:
                 vectors.append(reader.rows(number, own, rows))
             else:
                 vectors.append(_means(reader, number, f"residues.{layer}", rows))
-    where = (np.concatenate(places), np.concatenate(rows_read))
-    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), *where, total, sample.chunks)
+    wanted = np.concatenate(keys)
+    named = _named(index, sample.chunks, wanted)
+    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), wanted, total, sample.chunks, *named)
 
 
-@dataclass(frozen=True)
-class Records:
-    """Of each of n sequences its first record's id and description, and how many more records have it."""
-
-    ids: list[str]
-    descriptions: list[str]
-    repeats: list[int]
-
-
-def first_records(index: Path, chosen: ChosenVectors) -> Records:
-    """The records of the chosen sequences.
-
-    Raises:
-        UserError: the index is missing or damaged.
-    """
-    wanted = chosen.chunk.astype(np.int64) << 32 | chosen.row
-    order = np.argsort(wanted)
-    ids, descriptions = [""] * len(wanted), [""] * len(wanted)
-    counts = np.zeros(len(wanted), np.int64)
-    for rows in read_index(index, chunks=chosen.chunks):
-        keys = rows.chunk.astype(np.int64) << 32 | rows.row
-        places = np.minimum(np.searchsorted(wanted[order], keys), len(wanted) - 1)
-        here = np.flatnonzero(wanted[order[places]] == keys)
-        for record, point in zip(here.tolist(), order[places[here]].tolist(), strict=True):
-            if not counts[point]:
-                ids[point], descriptions[point] = rows.ids[record], rows.descriptions[record]
-            counts[point] += 1
-    return Records(ids, descriptions, (counts - 1).tolist())
+def _named(index: Path, chunks: Sequence[int], keys: NDArray[np.int64]) -> tuple[list[str], list[str], list[int]]:
+    """Ids, descriptions and repeats of :class:`ChosenVectors`."""
+    ids, descriptions = [""] * len(keys), [""] * len(keys)
+    counts = [0] * len(keys)
+    for rows in read_index(index, chunks=chunks):
+        places = np.minimum(np.searchsorted(keys, rows.keys), len(keys) - 1)
+        here = np.flatnonzero(keys[places] == rows.keys)
+        for record, place in zip(here.tolist(), places[here].tolist(), strict=True):
+            if not counts[place]:
+                ids[place], descriptions[place] = rows.ids[record], rows.descriptions[record]
+            counts[place] += 1
+    return ids, descriptions, [count - 1 for count in counts]
 
 
 def shown_of(shown: int, total: int) -> str:

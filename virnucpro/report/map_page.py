@@ -26,7 +26,6 @@ from virnucpro.report.map import (
     FEWEST_FOR_UMAP,
     ChosenVectors,
     Components,
-    Records,
     clusters_of,
     principal_components,
     shown_of,
@@ -183,13 +182,8 @@ MOST_POINTS = 50_000
 """Proteins on a map: with 2560 numbers each they take 512 MB, and more could not be told apart anyway."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """The proteins of one sample that a map shows."""
-
-    sample: Sample
-    chosen: ChosenVectors
-    records: Records
+Part = tuple[Sample, ChosenVectors]
+"""A sample, and those of its proteins that a map shows."""
 
 
 @dataclass(frozen=True)
@@ -230,10 +224,10 @@ def map_data(name: str, parts: Sequence[Part], places: Places, metadata: Path | 
         )
     }
     columns: dict[str, NDArray[np.integer | np.floating] | list[str]] = {
-        "length": np.concatenate([part.chosen.lengths for part in parts])
+        "length": np.concatenate([chosen.lengths for _, chosen in parts])
     }
     if len(parts) > 1:
-        columns["sample"] = [part.sample.name for part in parts for _ in part.records.ids]
+        columns["sample"] = [sample.name for sample, chosen in parts for _ in chosen.ids]
     if places.umap is not None and places.clusters is not None:
         about = (
             f"UMAP of the first {COMPONENTS_FOR_UMAP} principal components, neighbours by Euclidean distance. Close "
@@ -244,26 +238,26 @@ def map_data(name: str, parts: Sequence[Part], places: Places, metadata: Path | 
         columns["cluster"] = [f"cluster {number}" if number else "" for number in places.clusters.tolist()]
     if metadata is not None:
         columns |= _known(metadata, parts)
-    warnings = dict.fromkeys(part.sample.provenance.warning for part in parts)
+    warnings = dict.fromkeys(sample.provenance.warning for sample, _ in parts)
     return MapData(
         name=name,
-        shown=shown_of(sum(len(part.records.ids) for part in parts), sum(part.chosen.total for part in parts)),
+        shown=shown_of(sum(len(chosen.ids) for _, chosen in parts), sum(chosen.total for _, chosen in parts)),
         warning="; ".join(filter(None, warnings)),
         layouts=layouts,
-        ids=[each for part in parts for each in part.records.ids],
+        ids=[each for _, chosen in parts for each in chosen.ids],
         columns=columns,
-        descriptions=[each for part in parts for each in part.records.descriptions],
-        repeats=[each for part in parts for each in part.records.repeats],
+        descriptions=[each for _, chosen in parts for each in chosen.descriptions],
+        repeats=[each for _, chosen in parts for each in chosen.repeats],
     )
 
 
 def _known(metadata: Path, parts: Sequence[Part]) -> dict[str, NDArray[np.integer | np.floating] | list[str]]:
     """The columns of a table for all parts: numbers where they are numbers in every part that has any."""
-    found = [read_metadata(metadata, part.sample.name, part.records.ids) for part in parts]
+    found = [read_metadata(metadata, sample.name, chosen.ids) for sample, chosen in parts]
     columns: dict[str, NDArray[np.integer | np.floating] | list[str]] = {}
     for name in dict.fromkeys(name for each in found for name in each):
         own = [each.get(name) for each in found]
-        sizes = [len(part.records.ids) for part in parts]
+        sizes = [len(chosen.ids) for _, chosen in parts]
         if any(isinstance(values, list) for values in own):
             columns[name] = [text for values, size in zip(own, sizes, strict=True) for text in _texts(values, size)]
         else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.index import read_index
-from virnucpro.report.map import choose_vectors, first_records
+from virnucpro.report.map import choose_vectors
 from virnucpro.report.samples import read_sample
 
 MOST_WITHOUT_FAISS = 20_000
@@ -49,15 +49,13 @@ def find_neighbours(
         if not sample.chunks:
             return
         chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], 1 << 40)
-        key = chosen.chunk.astype(np.int64) << 32 | chosen.row  # sorted, as they were chosen
         neighbours, cosines = nearest(chosen.vectors, count)
-        logger.info("%d neighbours of %d different sequences", neighbours.shape[1], len(key))
-        first = first_records(index, chosen)
+        logger.info("%d neighbours of %d different sequences", neighbours.shape[1], chosen.keys.size)
         for rows in read_index(index, chunks=chosen.chunks):
-            places = np.searchsorted(key, rows.chunk.astype(np.int64) << 32 | rows.row)
+            places = np.searchsorted(chosen.keys, rows.keys)
             for name, place in zip(rows.ids, places.tolist(), strict=True):
                 for rank, (other, cosine) in enumerate(zip(neighbours[place], cosines[place], strict=True), start=1):
-                    file.write(f"{name}\t{rank}\t{first.ids[other]}\t{cosine:.6f}\t{first.descriptions[other]}\n")
+                    file.write(f"{name}\t{rank}\t{chosen.ids[other]}\t{cosine:.6f}\t{chosen.descriptions[other]}\n")
 
 
 def nearest(vectors: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

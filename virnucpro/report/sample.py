@@ -18,8 +18,8 @@ from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.index import read_index
 from virnucpro.chunking.manifest import SplitRecord, read_split
-from virnucpro.report.map import Components, choose_vectors, first_records, shown_of
-from virnucpro.report.map_page import MOST_POINTS, Part, lay_out, map_data, map_page
+from virnucpro.report.map import Components, choose_vectors, shown_of
+from virnucpro.report.map_page import MOST_POINTS, lay_out, map_data, map_page
 from virnucpro.report.samples import Sample, read_sample
 from virnucpro.report.style import (
     COLOURS,
@@ -78,8 +78,7 @@ def plot_sample(
     chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], most_points, split)
     places = lay_out(chosen.vectors, logger)
     write(plot_map(sample, places.components, chosen.lengths, umap=places.umap, total=chosen.total), outputs["map"])
-    part = Part(sample, chosen, first_records(index, chosen))
-    _write_page(page, map_page(map_data(sample.name, [part], places, metadata)))
+    _write_page(page, map_page(map_data(sample.name, [(sample, chosen)], places, metadata)))
 
 
 def map_samples(
@@ -114,9 +113,8 @@ def map_samples(
     for sample in samples:
         index = SampleFiles(sample.folder).index
         share = max(1, min(MOST_POINTS, total) * sample.counts["unique"] // total)
-        chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], share, split)
-        parts.append(Part(sample, chosen, first_records(index, chosen)))
-    places = lay_out(np.concatenate([part.chosen.vectors for part in parts]), logger)
+        parts.append((sample, choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], share, split)))
+    places = lay_out(np.concatenate([chosen.vectors for _, chosen in parts]), logger)
     _write_page(page, map_page(map_data(f"{len(samples)} samples", parts, places, metadata)))
 
 
@@ -139,12 +137,12 @@ def lengths_of(index: Path) -> Lengths:
     Raises:
         UserError: the index is missing or damaged.
     """
-    lengths, rows_of = [], []
+    lengths, keys = [], []
     for rows in read_index(index):
         lengths.append(rows.length)
-        rows_of.append(rows.chunk.astype(np.int64) << 32 | rows.row)
+        keys.append(rows.keys)
     length = np.concatenate(lengths)
-    _, first = np.unique(np.concatenate(rows_of), return_index=True)
+    _, first = np.unique(np.concatenate(keys), return_index=True)
     size = int(length.max()) + 1
     return Lengths(np.bincount(length, minlength=size), np.bincount(length[first], minlength=size))
 

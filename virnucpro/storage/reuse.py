@@ -79,7 +79,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """n sequences that are asked for: digests (n, 16), residues (n,), the file of the index that has each, and its row."""
+    """n sequences that are asked for: digests (n, 16), residues (n,), which file of the index has each, which row."""
 
     digests: NDArray[np.uint8]
     lengths: NDArray[np.int32]
