@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from virnucpro.models.esm2.checkpoint import huggingface_name
-from virnucpro.models.esm2.sizes import Architecture, embedding_shapes
+from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict
 
 SMALL = Architecture(layers=2, embed_dim=32, heads=4)
@@ -32,7 +32,7 @@ def config_of(sizes: Architecture, **changes: Any) -> dict[str, Any]:
 def state_of(sizes: Architecture, *, seed: int = 0, prefix: str = "esm.") -> dict[str, Tensor]:
     """Random float32 weights by transformers' names."""
     state = random_state_dict(sizes, seed=seed)
-    return {prefix + huggingface_name(name): state[name].clone() for name in embedding_shapes(sizes)}
+    return {prefix + huggingface_name(name): state[name].clone() for name in sizes.shapes()}
 
 
 def write_folder(

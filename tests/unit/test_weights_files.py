@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from virnucpro.base.errors import UserError
 from virnucpro.models.base import Checkpoint
 from virnucpro.models.esm2.checkpoint import read_checkpoint
-from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_WARNING, Architecture, embedding_shapes
+from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, DEMO_WARNING, Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint
 from virnucpro.weights import file as weights_file
 from virnucpro.weights.file import load_weights, verified_weights, write_weights
@@ -54,7 +54,7 @@ def test_the_embedding_part_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> N
     weights = prepare(tmp_path, source)
     expected = random_state_dict(SMALL, seed=5)
     for found in (load_weights(weights)[1], load_file(weights)):
-        assert set(found) == set(embedding_shapes(SMALL))  # no LM head, no contact head
+        assert set(found) == set(SMALL.shapes())  # no LM head, no contact head
         for name, tensor in found.items():
             assert tensor.dtype == dtype
             assert torch.equal(tensor, expected[name].to(dtype)), name
@@ -198,7 +198,7 @@ def test_weights_of_another_program_and_of_other_sizes(tmp_path: Path, source: P
 
 
 def embedding_part(checkpoint: Checkpoint[Architecture]) -> dict[str, torch.Tensor]:
-    return {name: checkpoint.state[name] for name in embedding_shapes(checkpoint.architecture)}
+    return {name: checkpoint.state[name] for name in checkpoint.architecture.shapes()}
 
 
 def test_weights_are_named_by_content(tmp_path: Path, source: Path) -> None:

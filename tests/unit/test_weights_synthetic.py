@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.oracle import fair_esm, oracle_residues, random_protein
-from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, ESM2_MODELS, Architecture, embedding_shapes, state_shapes
+from virnucpro.models.esm2.sizes import DEMO_ARCHITECTURE, ESM2_MODELS, Architecture, state_shapes
 from virnucpro.models.esm2.synthetic import random_state_dict, write_checkpoint, write_demo_checkpoint
 
 SMALL = Architecture(layers=3, embed_dim=64, heads=4)
@@ -88,9 +88,7 @@ def test_layout_is_fair_esms_own_at_every_size(architecture: Architecture) -> No
     with torch.device("meta"):
         model = esm.model.esm2.ESM2(architecture.layers, architecture.embed_dim, architecture.heads)
     assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == state_shapes(architecture)
-    counted = sum(
-        parameter.numel() for name, parameter in model.named_parameters() if name in embedding_shapes(architecture)
-    )
+    counted = sum(parameter.numel() for name, parameter in model.named_parameters() if name in architecture.shapes())
     assert counted == architecture.parameters
 
 

@@ -256,7 +256,9 @@ def classify_frames(
             _check_pair(of_bases, of_proteins, nucleotides.index, proteins.index)
             # In the order of the classifier's features.
             features = np.concatenate([bases.vectors(of_bases), residues.vectors(of_proteins)], axis=1)
-            out.write_batch(_batch(of_proteins.ids, classifier.scores(features)))
+            scores = classifier.scores(features)
+            columns = [pa.array(of_proteins.ids, pa.string()), *(pa.array(scores[:, kind]) for kind in (OTHERS, VIRUS))]
+            out.write_batch(pa.record_batch(columns, schema=SCORES))
             count += len(of_proteins)
         if not count:
             out.write_table(SCORES.empty_table())
@@ -283,8 +285,3 @@ def _check_pair(bases: IndexRows | None, proteins: IndexRows | None, index: Path
             f"{index} and {other} are not of the same frames (where one has {lone} the other has "
             "not): delete both and run the same command again"
         )
-
-
-def _batch(ids: Sequence[str], scores: NDArray[np.float32]) -> pa.RecordBatch:
-    columns = [pa.array(ids, pa.string()), pa.array(scores[:, OTHERS]), pa.array(scores[:, VIRUS])]
-    return pa.record_batch(columns, schema=SCORES)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -144,7 +143,8 @@ def plot_scores(name: str, frames: NDArray[np.int64], contigs: Sequence[float], 
         below.set(xlabel="score of a contig (dashed: non-viral below, viral above)", ylabel="contigs", xlim=(-1, 1))
         below.set_title(f"Scores of {len(contigs):,} contigs")
         for axes in (above, below):
-            _whole_numbers(axes)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_formatter(LARGE)
         return figure
 
 
@@ -161,11 +161,6 @@ def plot_counts(name: str, record: CallsRecord) -> Figure:
         warning = f"\n{record.warning}" if record.warning else ""
         axes.set(xlabel="contigs", title=f"{short(name)}: calls of {sum(record.calls.values()):,} contigs{warning}")
         return figure
-
-
-def _whole_numbers(axes: Axes) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(LARGE)
 
 
 def plot_calls(record: Path, outputs: Mapping[str, Sequence[Path]]) -> None:

@@ -141,7 +141,7 @@ def verified_weights(path: Path) -> Iterator[tuple[WeightsManifest, dict[str, Te
                     f"not {expected.get(name)}): {WAY_OUT}"
                 )
         offsets = range(header.data_start, os.fstat(file.fileno()).st_size, BLOCK)
-        blocks = pool.map(lambda offset: _block_digest(file.fileno(), offset), offsets)
+        blocks = pool.map(lambda start: hashlib.sha256(os.pread(file.fileno(), BLOCK, start)).digest(), offsets)
 
         def verify() -> None:
             if digest(header.tensors, blocks, header.metadata.get(TOKENIZER_ENTRY, "")) != manifest.sha256:
@@ -168,10 +168,6 @@ def load_weights(path: Path) -> tuple[WeightsManifest, dict[str, Tensor]]:
     """What :func:`verified_weights` gives, once it is verified."""
     with verified_weights(path) as found:
         return found
-
-
-def _block_digest(descriptor: int, offset: int) -> bytes:
-    return hashlib.sha256(os.pread(descriptor, BLOCK, offset)).digest()
 
 
 def _header_bytes(entries: Mapping[str, TensorEntry], manifest: WeightsManifest, tokenizer: str) -> bytes:

@@ -25,7 +25,6 @@ from virnucpro.models.esm2.sizes import (
     Architecture,
     Shapes,
     contact_shapes,
-    embedding_shapes,
     lm_head_shapes,
 )
 
@@ -78,7 +77,7 @@ def older_name(name: str) -> str:
 
 def own_names(architecture: Architecture) -> dict[str, str]:
     """Our names of the tensors that embedding needs, by their names in both layouts."""
-    own = list(embedding_shapes(architecture))
+    own = list(architecture.shapes())
     return {name: name for name in own} | {huggingface_name(name): name for name in own}
 
 
@@ -235,7 +234,7 @@ class _Reader:
 
     def _take(self, architecture: Architecture, notes: list[str]) -> dict[str, Tensor]:
         """Every tensor of the embedding part, checked; and nothing in that part is left over."""
-        shapes = embedding_shapes(architecture)
+        shapes = architecture.shapes()
         names = {own: self._name(own) for own in shapes}
         frequencies = [own for own in shapes if own.endswith("inv_freq")]
         computed: dict[str, Tensor] = {}

@@ -59,8 +59,26 @@ class Architecture:
         return 33 * d + self.layers * per_layer + 2 * d
 
     def shapes(self) -> Shapes:
-        """Shapes of the tensors that the representations need, by name (see :func:`embedding_shapes`)."""
-        return embedding_shapes(self)
+        """Tensors that the representations need, with the rotary ``inv_freq`` of every layer: shapes by name."""
+        d, ffn = self.embed_dim, 4 * self.embed_dim
+        shapes: Shapes = {"embed_tokens.weight": (VOCABULARY, d)}
+        for layer in range(self.layers):
+            name = f"layers.{layer}."
+            for projection in ("k_proj", "v_proj", "q_proj", "out_proj"):
+                shapes[f"{name}self_attn.{projection}.weight"] = (d, d)
+                shapes[f"{name}self_attn.{projection}.bias"] = (d,)
+            shapes[f"{name}self_attn.rot_emb.inv_freq"] = (self.head_dim // 2,)
+            shapes[f"{name}self_attn_layer_norm.weight"] = (d,)
+            shapes[f"{name}self_attn_layer_norm.bias"] = (d,)
+            shapes[f"{name}fc1.weight"] = (ffn, d)
+            shapes[f"{name}fc1.bias"] = (ffn,)
+            shapes[f"{name}fc2.weight"] = (d, ffn)
+            shapes[f"{name}fc2.bias"] = (d,)
+            shapes[f"{name}final_layer_norm.weight"] = (d,)
+            shapes[f"{name}final_layer_norm.bias"] = (d,)
+        shapes["emb_layer_norm_after.weight"] = (d,)
+        shapes["emb_layer_norm_after.bias"] = (d,)
+        return shapes
 
 
 ESM2_MODELS: dict[str, Architecture] = {
@@ -92,29 +110,6 @@ PREFIXES = ("encoder.sentence_encoder.", "encoder.")
 """What stands before the names in a published file; fair-esm's loader strips it, and so do we."""
 
 
-def embedding_shapes(architecture: Architecture) -> Shapes:
-    """Tensors that the representations need, with the rotary ``inv_freq`` of every layer."""
-    d, ffn = architecture.embed_dim, 4 * architecture.embed_dim
-    shapes: Shapes = {"embed_tokens.weight": (VOCABULARY, d)}
-    for layer in range(architecture.layers):
-        name = f"layers.{layer}."
-        for projection in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            shapes[f"{name}self_attn.{projection}.weight"] = (d, d)
-            shapes[f"{name}self_attn.{projection}.bias"] = (d,)
-        shapes[f"{name}self_attn.rot_emb.inv_freq"] = (architecture.head_dim // 2,)
-        shapes[f"{name}self_attn_layer_norm.weight"] = (d,)
-        shapes[f"{name}self_attn_layer_norm.bias"] = (d,)
-        shapes[f"{name}fc1.weight"] = (ffn, d)
-        shapes[f"{name}fc1.bias"] = (ffn,)
-        shapes[f"{name}fc2.weight"] = (d, ffn)
-        shapes[f"{name}fc2.bias"] = (d,)
-        shapes[f"{name}final_layer_norm.weight"] = (d,)
-        shapes[f"{name}final_layer_norm.bias"] = (d,)
-    shapes["emb_layer_norm_after.weight"] = (d,)
-    shapes["emb_layer_norm_after.bias"] = (d,)
-    return shapes
-
-
 def contact_shapes(architecture: Architecture) -> Shapes:
     """Tensors of the contact head, published in a file of their own (``NAME-contact-regression.pt``)."""
     return {
@@ -138,4 +133,4 @@ def lm_head_shapes(architecture: Architecture) -> Shapes:
 
 def state_shapes(architecture: Architecture) -> Shapes:
     """Every tensor of fair-esm's ``ESM2.state_dict()``."""
-    return {**embedding_shapes(architecture), **contact_shapes(architecture), **lm_head_shapes(architecture)}
+    return {**architecture.shapes(), **contact_shapes(architecture), **lm_head_shapes(architecture)}

@@ -18,8 +18,7 @@ from virnucpro.models.esm2.sizes import (
     PREFIXES,
     Architecture,
     contact_shapes,
-    embedding_shapes,
-    lm_head_shapes,
+    state_shapes,
 )
 
 DEMO_SEED = 20230317
@@ -116,9 +115,8 @@ def _tensors(
     generator = torch.Generator(device).manual_seed(seed)
     embed_dim = architecture.embed_dim
     loud = torch.randperm(embed_dim, generator=generator, device=device)[: 2 if embed_dim < 640 else 4]
-    shapes = {**embedding_shapes(architecture), **contact_shapes(architecture), **lm_head_shapes(architecture)}
     embed_tokens = torch.empty(0)
-    for name, shape in shapes.items():
+    for name, shape in state_shapes(architecture).items():
         if name == "lm_head.weight":
             yield name, embed_tokens
             continue
