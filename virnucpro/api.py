@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +19,7 @@ from virnucpro.base.paths import user_cache, user_path
 from virnucpro.base.records import read_record
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings, checked, default
 from virnucpro.base.text import short
-from virnucpro.chunking.manifest import CHUNK_FILES, ChunkManifest, SplitRecord, SplitSettings
+from virnucpro.chunking.manifest import CHUNK_FILES, ChunkManifest, SplitRecord
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_sizes
 from virnucpro.models.reference import ModelRef, resolve_layers
 from virnucpro.options import in_arguments, speaking
@@ -135,19 +134,17 @@ def embed(
             layers=kept.layers,
             pooling=settings.pooling,
         )
-        size = sizes["cpu" if job_devices(devices)[0] == "cpu" else "gpu"]
-        split = SplitSettings(*size, manifest.embed_dim, settings.long_proteins, policies)
-        also = tuple(replace(split, chunk_residues=other.residues) for other in sizes.values())
+        kind = "cpu" if job_devices(devices)[0] == "cpu" else "gpu"
         request = SampleRequest(folder, inputs, None, tables)
         sources = sources_text(earlier.sources, reuse_devices) if earlier else ""
-        state = RunState({SAMPLE: request}, weights, digests, PoolRequest(folder, split, settings, also, sources))
-        pool = state.pool
+        pool = PoolRequest.of(folder, kept.embed_dim, sizes, kind, settings, policies, sources)
+        state = RunState({SAMPLE: request}, weights, digests, pool)
         state.check_sources()
         if (reason := state.split_stale()) is not None:
             log.info("splitting %s (%s)", ", ".join(map(str, inputs)), reason)
             sample = ToSplit(inputs, request.index, request.skipped)
             find = Finder(pool.tensors, settings, weights, reuse=earlier, logger=log)
-            split_samples({SAMPLE: sample}, pool.chunks, split, find=find, logger=log)
+            split_samples({SAMPLE: sample}, pool.chunks, pool.split_settings, find=find, logger=log)
         record = state.split()
         expected = identity(manifest, settings)
         merged = state.tables_stale(SAMPLE) is None

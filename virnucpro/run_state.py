@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virnucpro.base.digest import FileDigests
 from virnucpro.calling.state import NUCLEOTIDES, CallFiles, CallsState, ClassifierRequest, NucleotideRequest
-from virnucpro.chunking.manifest import SplitSettings
 from virnucpro.models.reference import planning_architecture
 from virnucpro.samples import COMPRESSION_ENDINGS
 from virnucpro.storage.report_record import REPORT
@@ -27,9 +25,6 @@ def run_state(run: RunConfig) -> RunState:
     """What a configuration asks for, to be compared with the files that are there."""
     digests = FileDigests(run.results / DIGESTS)
     width = planning_architecture(run.model).embed_dim
-    split = SplitSettings(*run.chunk_size, width, run.embedding.long_proteins, run.split_policies)
-    # A split for other devices serves as well: chunks that are done there are not lost here.
-    also = tuple(replace(split, chunk_residues=size.residues) for size in run.chunk_sizes.values())
     window = run.window if run.input == "nucleotide" else None
     samples = {
         name: SampleRequest(
@@ -40,10 +35,9 @@ def run_state(run: RunConfig) -> RunState:
         for name, files in run.samples.items()
     }
     weights = WeightsRequest.of(run.model, run.resources, digests)
-    sources = sources_text(run.reuse, run.reuse_devices)
-    return RunState(
-        samples, weights, digests, PoolRequest(run.results, split, run.embedding, also, sources), run.draws_samples
-    )
+    how = (run.chunk_sizes, run.device, run.embedding, run.split_policies)
+    pool = PoolRequest.of(run.results, width, *how, sources_text(run.reuse, run.reuse_devices))
+    return RunState(samples, weights, digests, pool, run.draws_samples)
 
 
 def calls_state(run: RunConfig, state: RunState) -> CallsState | None:
@@ -52,16 +46,12 @@ def calls_state(run: RunConfig, state: RunState) -> CallsState | None:
     if calls is None:
         return None
     width = planning_architecture(calls.model, "dnabert_s").embed_dim
-    splits = {
-        device: SplitSettings(*size, width, calls.embedding.long_proteins, run.split_policies)
-        for device, size in calls.chunk_sizes.items()
-    }
-    also = tuple(replace(splits[run.device], chunk_residues=split.chunk_residues) for split in splits.values())
     samples = {
         name: NucleotideRequest(run.results / name, files, run.window, run.tables, run.policies)
         for name, files in run.samples.items()
     }
-    pool = PoolRequest(run.results / NUCLEOTIDES, splits[run.device], calls.embedding, also, state.pool.sources)
+    how = (calls.chunk_sizes, run.device, calls.embedding, run.split_policies)
+    pool = PoolRequest.of(run.results / NUCLEOTIDES, width, *how, state.pool.sources)
     weights = WeightsRequest.of(calls.model, run.resources, state.digests)
     models = (state.weights.model, weights.model)
     return CallsState(

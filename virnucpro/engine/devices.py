@@ -32,7 +32,7 @@ from virnucpro.storage.chunk_writer import ResidueRegion
 
 TASK_FILE = "task.json"
 RUN_FILE = "run.json"
-DIGESTS_FILE = "blocks.npz"
+DIGESTS_FILE = "blocks.json"
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,14 @@ def write_part(part: Path, embeddings: ProteinEmbeddings, digests: Mapping[int, 
     """Write a share's embeddings into its folder, and the digests of the blocks that it has filled."""
     for name, tensor in embeddings.tensors.items():
         np.save(part / f"{name}.npy", tensor)
-    blocks = np.frombuffer(b"".join(digests.values()), np.uint8).reshape(len(digests), -1 if digests else 0)
-    np.savez(part / DIGESTS_FILE, blocks=np.array(list(digests), np.int64), digests=blocks)
     (part / RUN_FILE).write_text(json.dumps(header_entries(embeddings.run)))
+    (part / DIGESTS_FILE).write_text(json.dumps({block: digest.hex() for block, digest in digests.items()}))
 
 
 def read_digests(part: Path) -> dict[int, bytes]:
     """The digests that :func:`write_part` wrote."""
-    with np.load(part / DIGESTS_FILE) as found:
-        return {block: row.tobytes() for block, row in zip(found["blocks"].tolist(), found["digests"], strict=True)}
+    found = json.loads((part / DIGESTS_FILE).read_text())
+    return {int(block): bytes.fromhex(digest) for block, digest in found.items()}
 
 
 def join_parts(parts: Sequence[Path], rows: Sequence[NDArray[np.int64]]) -> ProteinEmbeddings:

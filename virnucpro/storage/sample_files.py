@@ -6,12 +6,13 @@ Needs the standard library alone, as :mod:`virnucpro.storage.state` does, which 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, TableSettings
 from virnucpro.chunking.manifest import SPLIT_RECORD, SplitSettings
+from virnucpro.chunking.size import ChunkSize
 from virnucpro.storage.report_record import REPORT
 
 
@@ -133,3 +134,24 @@ class PoolRequest(PoolFiles):
     embedding: EmbeddingSettings
     also: tuple[SplitSettings, ...] = ()
     sources: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        embed_dim: int,
+        sizes: Mapping[str, ChunkSize],
+        device: str,
+        embedding: EmbeddingSettings,
+        policies: InputPolicies,
+        sources: str = "",
+    ) -> PoolRequest:
+        """Chunks for one kind of device; those for others serve as well: what is done there is not lost here.
+
+        Args:
+            embed_dim: the model's width.
+            sizes: of chunks, by the kind of device.
+        """
+        split = SplitSettings(*sizes[device], embed_dim, embedding.long_proteins, policies)
+        also = tuple(replace(split, chunk_residues=size.residues) for size in sizes.values())
+        return cls(folder, split, embedding, also, sources)
