@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from virnucpro.base.atomic import scratch_directory
 from virnucpro.base.digest import FileDigests, recorded, write_products
@@ -25,7 +24,7 @@ from virnucpro.base.settings import (
     checked,
     default,
 )
-from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles, frame_identity
+from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles
 from virnucpro.chunking.size import BASES, RESIDUES, ChunkSize, Letters, chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.engine.processes import device_processes, ordinals_of
@@ -269,15 +268,14 @@ def _map(given: argparse.Namespace) -> None:
     files = SampleFiles(given.folder)
     count = checked("neighbours", given.neighbours)
     pool = PoolFiles(given.folder)
-    folders = (files.index, pool.chunks, pool.tensors)
     plots = files.plots.parent
     pictures = {name: [plots / f"{name}.{kind}" for kind in ("svg", "png")] for name in SAMPLE_PLOTS}
     page = plots / "map.html"
-    plot_sample(files.report, *folders, pictures, page, metadata=given.metadata, logger=LOG)
+    plot_sample(files.report, pool, pictures, page, metadata=given.metadata, logger=LOG)
     print(page)
     if count:
         table = files.folder / "neighbours.tsv"
-        find_neighbours(files.report, *folders, table, count, logger=LOG)
+        find_neighbours(files.report, pool, table, count, logger=LOG)
         print(table)
 
 
@@ -342,10 +340,6 @@ def _score(given: argparse.Namespace) -> None:
     (window,) = values(given, ["nucleotide.window"]).values()
     settings = embedding_settings(given)
 
-    def embedded(index: Path, pool: PoolFiles, weights: Path, settings: EmbeddingSettings) -> Embedded:
-        manifest = read_manifest(weights)
-        return Embedded(index, pool.chunks, pool.tensors, frame_identity(manifest, manifest.model, settings))
-
     frames = NucleotideFiles(given.folder)
     files = CallFiles(given.folder)
     source = None if given.classifier.name == DEMO_CLASSIFIER else given.classifier
@@ -353,8 +347,8 @@ def _score(given: argparse.Namespace) -> None:
         prepared = folder / "classifier.safetensors"
         prepare_classifier(source, given.weights, given.nucleotide_weights, prepared, window, logger=LOG)
         classify_frames(
-            embedded(files.index, PoolFiles(given.folder), given.weights, settings),
-            embedded(frames.index, frames.pool, given.nucleotide_weights, _whole(settings.precision)),
+            Embedded.by(given.weights, settings, files.index, PoolFiles(given.folder)),
+            Embedded.by(given.nucleotide_weights, _whole(settings.precision), frames.index, frames.pool),
             load_classifier(prepared),
             files.scores,
             logger=LOG,

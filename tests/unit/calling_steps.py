@@ -13,7 +13,7 @@ from virnucpro.calling.classifier import load_classifier
 from virnucpro.calling.classifier_file import prepare_classifier
 from virnucpro.calling.contigs import call_contigs
 from virnucpro.calling.frames import Embedded, classify_frames
-from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles, frame_identity
+from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles
 from virnucpro.chunking.split import split_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.models.reference import ModelRef
@@ -21,7 +21,6 @@ from virnucpro.sequences.intake import PROTEINS
 from virnucpro.sequences.translation import FRAME_BASES, translate_contigs
 from virnucpro.storage.sample_files import PoolFiles, SampleFiles
 from virnucpro.storage.state import translation_origin
-from virnucpro.weights.manifest import read_manifest
 from virnucpro.weights.prepare import prepare_weights
 
 LOGGER = logging.getLogger("test")
@@ -88,9 +87,7 @@ class Steps:
                 embed_chunk(fasta, manifest, weights, output, self.settings(place), devices=["cpu"], logger=LOGGER)
 
     def embedded(self, place: int) -> Embedded:
-        pool, manifest = self.pools[place], read_manifest(self.weights[place])
-        identity = frame_identity(manifest, manifest.model, self.settings(place))
-        return Embedded(self.requests[place].index, pool.chunks, pool.tensors, identity)
+        return Embedded.by(self.weights[place], self.settings(place), self.requests[place].index, self.pools[place])
 
     def classify(self) -> int:
         prepared = self.folder / "classifier.safetensors"

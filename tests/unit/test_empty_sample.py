@@ -19,6 +19,7 @@ from virnucpro.report.front import write_front_page
 from virnucpro.report.run_plots import plot_run
 from virnucpro.report.sample import plot_sample
 from virnucpro.report.summary import summarise
+from virnucpro.storage.sample_files import PoolFiles
 from virnucpro.storage.tables import TABLES, read_embeddings, read_residues
 
 
@@ -87,9 +88,7 @@ def test_proteins_that_come_later_are_embedded(control: Path) -> None:
 def test_plots_and_summary(control: Path, tmp_path: Path) -> None:
     report = control / "out/embeddings.json"
     outputs = {name: [tmp_path / f"{name}.svg"] for name in SAMPLE_PLOTS}
-    folders = (control / "out/chunks", control / "out/tensors")
-    index = control / "out/proteins.parquet"
-    plot_sample(report, index, *folders, outputs, tmp_path / "map.html", logger=logging.getLogger())
+    plot_sample(report, PoolFiles(control / "out"), outputs, tmp_path / "map.html", logger=logging.getLogger())
     plot_run([report], {name: [tmp_path / f"{name}.svg"] for name in RUN_PLOTS})
     assert len(list(tmp_path.glob("*.svg"))) == len(SAMPLE_PLOTS) + len(RUN_PLOTS)
     table, text, chunks = (tmp_path / name for name in ("summary.tsv", "summary.txt", "chunks.tsv"))

@@ -17,6 +17,7 @@ from virnucpro.chunking.split import split_proteins
 from virnucpro.report import neighbours as neighbours_module
 from virnucpro.report.map_page import read_metadata
 from virnucpro.report.neighbours import by_numpy, find_neighbours, nearest
+from virnucpro.storage.sample_files import PoolFiles
 
 LOGGER = logging.getLogger("test")
 
@@ -74,8 +75,7 @@ def test_the_table_names_neighbours_of_every_record(tmp_path: Path) -> None:
     report = write_report(tmp_path, "own", [chunk(0)], layers=[6])
     table = folder / "neighbours.tsv"
     assert len(list((folder / "tensors").iterdir())) > 1
-    folders = (folder / "proteins.parquet", folder / "chunks", folder / "tensors")
-    find_neighbours(report, *folders, table, 2, logger=LOGGER)
+    find_neighbours(report, PoolFiles(folder), table, 2, logger=LOGGER)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [(row["id"], row["rank"]) for row in rows] == [(f"p{n}", str(rank)) for n in range(5) for rank in (1, 2)]

@@ -28,6 +28,7 @@ from virnucpro.report.run_plots import plot_packing, plot_run, plot_throughput
 from virnucpro.report.sample import histogram, length_bins, lengths_of, plot_lengths, plot_map, plot_sample
 from virnucpro.report.samples import Sample, read_sample
 from virnucpro.report.style import large, write
+from virnucpro.storage.sample_files import PoolFiles
 
 OLD = {"attention": "standard_attention", "attention_kernel": "efficient", "device": "Tesla T4"}
 LENGTHS = [*range(1, 40), 120, 120, 333, 1022, 1023, 2500]
@@ -130,9 +131,8 @@ def test_components_of_hardly_any_proteins(n: int) -> None:
     assert np.isfinite(found.explained).all()
 
 
-def vectors_of(sample: Sample, most: int = 1000, tensors: Path | None = None) -> ChosenVectors:
-    folder = sample.folder
-    return choose_vectors(folder / "proteins.parquet", folder / "chunks", tensors or folder / "tensors", 6, most)
+def vectors_of(sample: Sample, most: int = 1000) -> ChosenVectors:
+    return choose_vectors(sample, PoolFiles(sample.folder), most)
 
 
 def test_the_map_shows_the_embeddings_of_different_proteins(sample: Sample) -> None:
@@ -158,21 +158,20 @@ def test_drawn_rows_are_bounded_the_same_each_time_and_have_their_own_lengths(sa
 
 
 def test_a_map_of_per_residue_chunks_takes_their_means(sample: Sample) -> None:
-    folder = sample.folder / "residues"
+    folder = PoolFiles(sample.folder).tensors
     for fasta in sorted((sample.folder / "chunks").glob("*.fasta")):
         write_stub_chunk(fasta, folder / f"{fasta.stem}.safetensors", pooling=("per_residue",))
-    rows = vectors_of(sample, tensors=folder)
+    rows = vectors_of(sample)
     assert rows.vectors.shape == (45, 8)
     # Means of standard normal numbers: the longer the protein, the nearer to 0.
     assert np.abs(rows.vectors[rows.lengths > 1000]).max() < np.abs(rows.vectors[rows.lengths < 10]).max()
 
 
 def test_files_are_whole_drawn_and_equal_each_time(sample: Sample, tmp_path: Path) -> None:
-    report, index = sample.folder / "embeddings.json", sample.folder / "proteins.parquet"
-    folders = (sample.folder / "chunks", sample.folder / "tensors")
+    report, pool = sample.folder / "embeddings.json", PoolFiles(sample.folder)
     places = {name: [tmp_path / f"{name}.png"] for name in [*SAMPLE_PLOTS, *RUN_PLOTS]}
     drawn_here = {name: places[name] for name in SAMPLE_PLOTS}
-    plot_sample(report, index, *folders, drawn_here, tmp_path / "map.html", logger=logging.getLogger("test"))
+    plot_sample(report, pool, drawn_here, tmp_path / "map.html", logger=logging.getLogger("test"))
     plot_run([report], {name: places[name] for name in RUN_PLOTS})
     for (png,) in places.values():
         colours = Image.open(png).convert("RGB").getcolors(1 << 24)
@@ -205,8 +204,7 @@ def test_umap_and_clusters_are_shown_where_there_are_proteins_enough(tmp_path: P
         write_stub_chunk(manifest.with_suffix(".fasta"), folder / "tensors" / f"{manifest.stem}.safetensors")
     report = write_report(tmp_path, "many", [chunk(0)], layers=[6])
     places = {name: [tmp_path / f"{name}.png"] for name in SAMPLE_PLOTS}
-    folders = (folder / "proteins.parquet", folder / "chunks", folder / "tensors")
-    plot_sample(report, *folders, places, tmp_path / "map.html", logger=logging.getLogger("test"))
+    plot_sample(report, PoolFiles(folder), places, tmp_path / "map.html", logger=logging.getLogger("test"))
     packed = re.search(r'id="data">([^<]+)<', (tmp_path / "map.html").read_text())
     assert packed is not None
     shown = json.loads(gzip.decompress(base64.b64decode(packed[1])))

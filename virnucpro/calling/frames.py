@@ -21,16 +21,18 @@ from virnucpro.base.atomic import atomic_path, scratch_directory
 from virnucpro.base.digest import write_products
 from virnucpro.base.errors import UserError
 from virnucpro.base.limits import check_space
-from virnucpro.base.settings import InputPolicies
+from virnucpro.base.settings import EmbeddingSettings, InputPolicies
 from virnucpro.base.text import number, short
 from virnucpro.calling.classifier import CLASSES, Classifier
-from virnucpro.calling.state import scores_origin
+from virnucpro.calling.state import frame_identity, scores_origin
 from virnucpro.chunking.index import IndexRows, read_index
 from virnucpro.chunking.manifest import SampleSplit, read_split
 from virnucpro.sequences.intake import Intake
 from virnucpro.sequences.translation import FRAMES, SILENT_REASON, cut_windows, translate_contigs
 from virnucpro.storage.chunk_file import ChunkFile, verify_chunks
 from virnucpro.storage.row_reader import RowReader
+from virnucpro.storage.sample_files import PoolFiles
+from virnucpro.weights.manifest import read_manifest
 
 if TYPE_CHECKING:
     from virnucpro.calling.features import Features  # reads VirNucPro's files with torch, which scores do without
@@ -191,15 +193,20 @@ class Embedded:
     """One kind of a sample's sequences, split and embedded.
 
     Attributes:
-        index, chunks: as the split wrote them.
-        tensors: the folder of chunk files.
+        index: as the split wrote it.
+        pool: the chunks.
         identity: what every chunk file must say of itself, and ``layers_asked_for``.
     """
 
     index: Path
-    chunks: Path
-    tensors: Path
+    pool: PoolFiles
     identity: Mapping[str, str]
+
+    @classmethod
+    def by(cls, weights: Path, settings: EmbeddingSettings, index: Path, pool: PoolFiles) -> Embedded:
+        """Embedded by prepared weights."""
+        manifest = read_manifest(weights)
+        return cls(index, pool, frame_identity(manifest, manifest.model, settings))
 
     def verified(self, threads: int) -> tuple[SampleSplit, list[ChunkFile]]:
         """What the split says of the sample, and its chunk files, every byte of them and of the index checked.
@@ -208,9 +215,9 @@ class Embedded:
             UserError: the index or a chunk file is missing or bad (then renamed to ``NAME.bad``).
         """
         wanted = {name: value for name, value in self.identity.items() if name != "layers_asked_for"}
-        record = read_split(self.chunks)
+        record = read_split(self.pool.chunks)
         sample = record.of_index(self.index)
-        found = verify_chunks(record, self.tensors, wanted, numbers=sample.chunks, threads=threads)
+        found = verify_chunks(record, self.pool.tensors, wanted, numbers=sample.chunks, threads=threads)
         return sample, list(found.values())
 
     def rows(self, sample: SampleSplit) -> Iterator[IndexRows]:

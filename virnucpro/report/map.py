@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from virnucpro.base.settings import VECTORS
 from virnucpro.chunking.index import read_index
 from virnucpro.chunking.manifest import SplitRecord, chunk_name, read_split
+from virnucpro.report.samples import Sample
 from virnucpro.storage.chunk_file import read_chunk_file
 from virnucpro.storage.row_reader import RowReader, rows_used
+from virnucpro.storage.sample_files import PoolFiles, SampleFiles
 
 BLOCK = 4096
 """Vectors that are centred at a time, so that no second copy of all is made."""
@@ -131,18 +133,13 @@ class ChosenVectors:
     repeats: list[int]
 
 
-def choose_vectors(
-    index: Path, chunks: Path, tensors: Path, layer: int, most: int, split: SplitRecord | None = None
-) -> ChosenVectors:
+def choose_vectors(sample: Sample, pool: PoolFiles, most: int, split: SplitRecord | None = None) -> ChosenVectors:
     """Read one vector each of at most ``most`` proteins, chosen evenly with a fixed seed, in bounded memory.
 
-    The chunk files hold each different sequence once, whatever tables were written. Means are taken where they
-    are, else BOS or maxima; where there are residues alone, their means.
+    The chunk files hold each different sequence once, whatever tables were written. Of the last layer means are taken
+    where they are, else BOS or maxima; where there are residues alone, their means.
 
     Args:
-        index: a sample's index.
-        chunks, tensors: the folders of chunks and of chunk files.
-        layer: the layer to read.
         most: bound on n.
         split: the record of the split, where it was read already: reading that of a thousand samples takes a while.
 
@@ -150,9 +147,10 @@ def choose_vectors(
         ChunkError: a chunk file that cannot be read.
         UserError: the index is damaged, or not what the split wrote.
     """
-    sample = (split or read_split(chunks)).of_index(index)
-    files = [read_chunk_file(tensors / f"{chunk_name(number)}.safetensors") for number in sample.chunks]
-    rows_of = rows_used(index, sample.chunks)
+    index, layer = SampleFiles(sample.folder).index, sample.provenance.layers[-1]
+    chunks = (split or read_split(pool.chunks)).of_index(index).chunks
+    files = [read_chunk_file(pool.chunk_file(chunk_name(number))) for number in chunks]
+    rows_of = rows_used(index, chunks)
     starts = np.concatenate([[0], np.cumsum([len(rows) for rows in rows_of])]).astype(np.int64)
     total = int(starts[-1])
     chosen = np.arange(total)
@@ -172,8 +170,8 @@ def choose_vectors(
             else:
                 vectors.append(_means(reader, number, f"residues.{layer}", rows))
     wanted = np.concatenate(keys)
-    named = _named(index, sample.chunks, wanted)
-    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), wanted, total, sample.chunks, *named)
+    named = _named(index, chunks, wanted)
+    return ChosenVectors(np.concatenate(vectors), np.concatenate(lengths), wanted, total, chunks, *named)
 
 
 def _named(index: Path, chunks: Sequence[int], keys: NDArray[np.int64]) -> tuple[list[str], list[str], list[int]]:

@@ -15,6 +15,7 @@ from virnucpro.base.errors import UserError
 from virnucpro.chunking.index import read_index
 from virnucpro.report.map import choose_vectors
 from virnucpro.report.samples import read_sample
+from virnucpro.storage.sample_files import PoolFiles, SampleFiles
 
 MOST_WITHOUT_FAISS = 20_000
 """Sequences that NumPy compares all with all; more take FAISS, which is many times faster."""
@@ -27,9 +28,7 @@ BLOCK = 1024
 HEADER = "id\trank\tneighbour\tcosine\tneighbour_description\n"
 
 
-def find_neighbours(
-    report: Path, index: Path, chunks: Path, tensors: Path, output: Path, count: int, *, logger: logging.Logger
-) -> None:
+def find_neighbours(report: Path, pool: PoolFiles, output: Path, count: int, *, logger: logging.Logger) -> None:
     """Write the ``count`` nearest neighbours of each record, the nearest first, as a tab-separated table.
 
     Near is what has a large cosine once the mean of all is taken off, which ESM-2's vectors share. Each different
@@ -37,8 +36,8 @@ def find_neighbours(
     sequence have the same neighbours.
 
     Args:
-        report, index: the sample's ``embeddings.json`` and its index.
-        chunks, tensors: the folders of chunks and of chunk files.
+        report: the sample's ``embeddings.json``, beside which its index is.
+        pool: the chunks that it was merged from.
 
     Raises:
         UserError: an input is missing or damaged, or there are too many sequences and FAISS is not installed.
@@ -48,10 +47,10 @@ def find_neighbours(
         file.write(HEADER)
         if not sample.chunks:
             return
-        chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], 1 << 40)
+        chosen = choose_vectors(sample, pool, 1 << 40)
         neighbours, cosines = nearest(chosen.vectors, count)
         logger.info("%d neighbours of %d different sequences", neighbours.shape[1], chosen.keys.size)
-        for rows in read_index(index, chunks=chosen.chunks):
+        for rows in read_index(SampleFiles(sample.folder).index, chunks=chosen.chunks):
             places = np.searchsorted(chosen.keys, rows.keys)
             for name, place in zip(rows.ids, places.tolist(), strict=True):
                 for rank, (other, cosine) in enumerate(zip(neighbours[place], cosines[place], strict=True), start=1):

@@ -32,7 +32,7 @@ from virnucpro.report.style import (
     short,
     write,
 )
-from virnucpro.storage.sample_files import SampleFiles
+from virnucpro.storage.sample_files import PoolFiles, SampleFiles
 
 NOTHING = """<!doctype html>
 <meta charset="utf-8">
@@ -43,9 +43,7 @@ NOTHING = """<!doctype html>
 
 def plot_sample(
     report: Path,
-    index: Path,
-    chunks: Path,
-    tensors: Path,
+    pool: PoolFiles,
     outputs: Mapping[str, Sequence[Path]],
     page: Path,
     *,
@@ -57,8 +55,8 @@ def plot_sample(
     """Draw one sample.
 
     Args:
-        report, index: its ``embeddings.json`` and its index.
-        chunks, tensors: the folders of chunks and of chunk files.
+        report: its ``embeddings.json``, beside which its index is.
+        pool: the chunks that it was merged from.
         outputs: for each name of :data:`virnucpro.report.SAMPLE_PLOTS` the files to write (.svg, .png).
         page: the interactive map to write.
         metadata: a table by whose columns its points can be coloured (:func:`read_metadata`).
@@ -74,8 +72,8 @@ def plot_sample(
             write(empty_figure(f"{short(sample.name)}: {name}"), paths)
         _write_page(page, NOTHING)
         return
-    write(plot_lengths(sample, lengths_of(index)), outputs["lengths"])
-    chosen = choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], most_points, split)
+    write(plot_lengths(sample, lengths_of(SampleFiles(sample.folder).index)), outputs["lengths"])
+    chosen = choose_vectors(sample, pool, most_points, split)
     places = lay_out(chosen.vectors, logger)
     write(plot_map(sample, places.components, chosen.lengths, umap=places.umap, total=chosen.total), outputs["map"])
     _write_page(page, map_page(map_data(sample.name, [(sample, chosen)], places, metadata)))
@@ -83,8 +81,7 @@ def plot_sample(
 
 def map_samples(
     reports: Sequence[Path],
-    chunks: Path,
-    tensors: Path,
+    pool: PoolFiles,
     page: Path,
     *,
     metadata: Path | None = None,
@@ -94,7 +91,7 @@ def map_samples(
 
     Args:
         reports: the ``embeddings.json`` of each sample, which lies in its folder.
-        chunks, tensors: the folders of chunks and of chunk files.
+        pool: the chunks that they were merged from.
         page: the interactive map to write.
         metadata: as for :func:`plot_sample`.
 
@@ -109,11 +106,10 @@ def map_samples(
     if len({(each.provenance.embed_dim, each.provenance.layers, each.provenance.pooling) for each in samples}) > 1:
         raise UserError("samples of different models, layers or poolings have no common map: embed them alike")
     total = sum(sample.counts["unique"] for sample in samples)
-    parts, split = [], read_split(chunks)
+    parts, split = [], read_split(pool.chunks)
     for sample in samples:
-        index = SampleFiles(sample.folder).index
         share = max(1, min(MOST_POINTS, total) * sample.counts["unique"] // total)
-        parts.append((sample, choose_vectors(index, chunks, tensors, sample.provenance.layers[-1], share, split)))
+        parts.append((sample, choose_vectors(sample, pool, share, split)))
     places = lay_out(np.concatenate([chosen.vectors for _, chosen in parts]), logger)
     _write_page(page, map_page(map_data(f"{len(samples)} samples", parts, places, metadata)))
 

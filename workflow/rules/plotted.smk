@@ -2,8 +2,7 @@
 
 in_report = report  # which Snakemake takes for a keyword where a line begins with it
 PLOTTED = dict(
-    chunks=str(CHUNKS),
-    tensors=str(state.pool.tensors),
+    pool=str(state.pool.folder),
     metadata=str(run.metadata or ""),
 )
 

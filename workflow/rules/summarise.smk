@@ -118,8 +118,7 @@ rule find_neighbours:
         runtime=lambda wildcards, attempt: attempt * 240,
     params:
         neighbours=run.neighbours,
-        chunks=str(CHUNKS),
-        tensors=str(state.pool.tensors),
+        pool=str(state.pool.folder),
     script:
         "../scripts/find_neighbours.py"
 

@@ -8,23 +8,15 @@ with job(f"classify_frames {snakemake.wildcards.sample}", snakemake.log[0]) as l
     from virnucpro.base.settings import EmbeddingSettings
     from virnucpro.calling.classifier import load_classifier
     from virnucpro.calling.frames import Embedded, classify_frames
-    from virnucpro.calling.state import CallFiles, NucleotideFiles, frame_identity
+    from virnucpro.calling.state import CallFiles, NucleotideFiles
     from virnucpro.storage.sample_files import PoolFiles
-    from virnucpro.weights.manifest import read_manifest
 
     kinds = []
     folder = Path(snakemake.output.scores).parent
     for prefix, files in (("", CallFiles(folder)), ("nucleotide_", NucleotideFiles(folder))):
-        manifest = read_manifest(Path(snakemake.input[f"{prefix}weights"][0]))
+        weights = Path(snakemake.input[f"{prefix}weights"][0])
         embedding = EmbeddingSettings(**snakemake.params[f"{prefix}settings"])
         pool = PoolFiles(Path(snakemake.params[f"{prefix}pool"]))
-        kinds.append(
-            Embedded(
-                files.index,
-                pool.chunks,
-                pool.tensors,
-                frame_identity(manifest, manifest.model, embedding),
-            )
-        )
+        kinds.append(Embedded.by(weights, embedding, files.index, pool))
     classifier = load_classifier(Path(snakemake.input.classifier[0]))
     classify_frames(*kinds, classifier, Path(snakemake.output.scores), threads=snakemake.threads, logger=log)

@@ -11,13 +11,14 @@ with job(f"plot_sample {name}", snakemake.log[0]) as log:
     from virnucpro.chunking.manifest import read_split
     from virnucpro.report import SAMPLE_PLOTS
     from virnucpro.report.sample import plot_sample
-    from virnucpro.storage.sample_files import SampleFiles
+    from virnucpro.storage.sample_files import PoolFiles
     from virnucpro.storage.state import plots_origin, sha256_by_sample
 
     metadata = Path(snakemake.params.metadata) if snakemake.params.metadata else None
     table = file_sha256(metadata) if metadata else ""
 
-    split = read_split(Path(snakemake.params.chunks))
+    pool = PoolFiles(Path(snakemake.params.pool))
+    split = read_split(pool.chunks)
     for number, record in enumerate(records):
         report = Path(snakemake.input.sample_report[number])
         origin = plots_origin(sha256_by_sample([report]), table)
@@ -25,15 +26,5 @@ with job(f"plot_sample {name}", snakemake.log[0]) as log:
             name: [Path(file) for file in snakemake.output[name][2 * number : 2 * number + 2]] for name in SAMPLE_PLOTS
         }
         page = Path(snakemake.output.page[number])
-        plot_sample(
-            report,
-            SampleFiles(report.parent).index,
-            Path(snakemake.params.chunks),
-            Path(snakemake.params.tensors),
-            plots,
-            page,
-            metadata=metadata,
-            split=split,
-            logger=log,
-        )
+        plot_sample(report, pool, plots, page, metadata=metadata, split=split, logger=log)
         write_products(record, origin, [page, *(file for files in plots.values() for file in files)])
