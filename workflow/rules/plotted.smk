@@ -2,7 +2,7 @@
 
 in_report = report  # which Snakemake takes for a keyword where a line begins with it
 PLOTTED = dict(
-    pool=str(state.pool.folder),
+    pool=lambda wildcards: str(state.pool.folder),
     metadata=str(run.metadata or ""),
 )
 

@@ -118,7 +118,7 @@ rule find_neighbours:
         runtime=lambda wildcards, attempt: attempt * 240,
     params:
         neighbours=run.neighbours,
-        pool=str(state.pool.folder),
+        pool=lambda wildcards: str(state.pool.folder),
     script:
         "../scripts/find_neighbours.py"
 
