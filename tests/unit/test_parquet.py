@@ -10,11 +10,15 @@ import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.sample import Sample, write_input
 from tests.unit.stub_chunks import stub_vectors
+from virnucpro.base.digest import FileProof
+from virnucpro.storage import merge
+from virnucpro.storage.tables import parquet
 
 COLUMNS = ["id", "length", "description", "treatment", "precision", "origin", "replaced", "embedding"]
 
@@ -82,7 +86,10 @@ def test_several_layers(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.stack(table[f"embedding_{layer}"].tolist()), wanted)
 
 
-def test_residues_are_lists_of_vectors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_bytes", [merge.BATCH_BYTES, 500])
+def test_residues_are_lists_of_vectors(tmp_path: Path, batch_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one row group, and in many."""
+    monkeypatch.setattr(merge, "BATCH_BYTES", batch_bytes)
     records = write_input(tmp_path / "in.faa", 20)
     expected = {"pooling": '["mean", "per_residue"]'}
     Sample(tmp_path, tmp_path / "in.faa", pooling=("mean", "per_residue")).merge("parquet", expected=expected)
@@ -98,3 +105,56 @@ def test_residues_are_lists_of_vectors(tmp_path: Path) -> None:
         wanted = stub_vectors(residues, len(residues), 8, 6)
         for found in (by_pandas[i], by_polars[i], by_duckdb[i]):
             np.testing.assert_array_equal(found, wanted)
+    assert (pq.read_metadata(path).num_row_groups > 10) == (batch_bytes == 500)
+
+
+def test_several_threads_write_the_file_that_arrow_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte: more row groups than threads, each of another size; offsets of one to four bytes."""
+    monkeypatch.setattr(parquet, "usable_cores", lambda: 3)
+    chance = np.random.default_rng(0)
+    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), 40)
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("treatment", pa.string(), nullable=False),
+        pa.field("residues", pa.large_list(pa.field("element", vector, nullable=False)), nullable=False),
+    ]
+    schema = pa.schema(fields, metadata={b"virnucpro": b"{}" * 300})
+    batches = []
+    for n in (1, 2, 3, 70, 5, 6, 1000, 1):
+        offsets = np.concatenate([[0], np.cumsum(chance.integers(0, 20, n))])
+        values = chance.standard_normal(int(offsets[-1]) * 40, dtype=np.float32)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), type=vector)
+        residues = pa.LargeListArray.from_arrays(pa.array(offsets), vectors, type=fields[2].type)
+        ids = pa.array([f"id{i}" for i in range(n)])
+        batches.append(pa.record_batch([ids, pa.array(["whole"] * n), residues], schema=schema))
+    options = {"compression": {"id": "zstd"}, "use_dictionary": ["treatment"], "write_statistics": ["id"]}
+    with parquet.RowGroups(tmp_path / "ours", schema, **options) as file:
+        for batch in batches:
+            file.write(batch)
+        proof = file.finish()
+    with pq.ParquetWriter(tmp_path / "arrow", schema, **options) as writer:
+        for batch in batches:
+            writer.write_batch(batch, row_group_size=len(batch))
+    assert proof == FileProof.of(tmp_path / "ours")
+    assert pq.read_table(tmp_path / "ours").equals(pa.Table.from_batches(batches))
+    # Arrow 16 left copies of the columns' metadata among the row groups, whose offsets nothing reads.
+    if pq.read_metadata(tmp_path / "arrow").row_group(0).column(0).file_offset == 0:
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "arrow").read_bytes()
+
+
+def test_an_encoder_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merge, "BATCH_BYTES", 200)
+    write_input(tmp_path / "in.faa")
+    sample = Sample(tmp_path, tmp_path / "in.faa")
+    right, calls = parquet.RowGroups._encoded, iter(range(1000))
+
+    def fails(self: parquet.RowGroups, batch: Any) -> Any:
+        if next(calls) == 4:
+            raise MemoryError
+        return right(self, batch)
+
+    monkeypatch.setattr(parquet.RowGroups, "_encoded", fails)
+    with pytest.raises(MemoryError):
+        sample.merge("parquet")
+    assert not (tmp_path / "parquet").exists()
+    assert not list(tmp_path.glob(".*"))

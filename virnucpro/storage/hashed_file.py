@@ -13,7 +13,7 @@ from typing import Self
 from virnucpro.base.atomic import EarlyFlush
 from virnucpro.base.digest import FileProof
 
-WAITING = 1 << 27
+WAITING = 1 << 26
 """Bytes that may wait to be hashed; then who writes more waits."""
 
 
@@ -21,14 +21,12 @@ class HashedFile:
     """A new file that only grows; a context manager. One thread takes its sha256, another brings it to the disk.
 
     Hashing lets other threads of Python run, so a file is hashed while it is written, and several at the same time.
+    ``size`` are the bytes so far.
     """
-
-    closed = False
-    """Arrow asks its files."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._size, self._sha256 = 0, sha256()
+        self.size, self._sha256 = 0, sha256()
         self._flush = EarlyFlush(self._descriptor)
         self._hasher = ThreadPoolExecutor(1, "sha256")
         self._waiting: deque[tuple[int, Future[None]]] = deque()
@@ -41,7 +39,6 @@ class HashedFile:
         self._hasher.shutdown(cancel_futures=True)
         self._flush.close()
         os.close(self._descriptor)
-        self.closed = True
 
     def write(self, data: bytes | memoryview) -> int:
         """Append bytes, which must never change afterwards: they may be hashed later.
@@ -55,7 +52,7 @@ class HashedFile:
         done = 0
         while done < size:
             done += os.write(self._descriptor, memoryview(data)[done:])
-        self._size += size
+        self.size += size
         self._flush.wrote(size)
         while self._held > WAITING:
             self._collect()
@@ -75,4 +72,4 @@ class HashedFile:
         self._flush.wait()
         while self._waiting:
             self._collect()
-        return FileProof(self._size, self._sha256.hexdigest())
+        return FileProof(self.size, self._sha256.hexdigest())

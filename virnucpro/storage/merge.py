@@ -32,7 +32,7 @@ from virnucpro.storage.sizes import table_bytes
 from virnucpro.storage.tables import TABLES, WITHOUT_VECTORS, check_formats, open_table
 from virnucpro.storage.tables.rows import Layout, Rows
 
-BATCH_BYTES = 1 << 26
+BATCH_BYTES = 1 << 25
 """Bytes of embeddings in hand at a time; also about the size of a Parquet row group."""
 
 
