@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.bench_esm2 import synchronise
-from benchmarks.workloads import SIZES, lengths_of
+from benchmarks.workloads import KINDS, SIZES, lengths_of
 from virnucpro.attention import PackedAttention
 from virnucpro.attention.candidates import RunsAttention, TritonAttention, VarlenAttention
 from virnucpro.attention.segments import Segments
@@ -110,12 +110,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--rounds", type=int, default=5)
+    kinds = ["orf", "300", "swiss", "1020", "4094", "16382"]
+    parser.add_argument(
+        "--kinds", nargs="+", default=kinds, help=f"lengths of attention's batches: {KINDS}, or a number"
+    )
     arguments = parser.parse_args()
     device, sizes = parse_device(arguments.device), SIZES[arguments.model]
     print(f"{arguments.model}, {arguments.tokens} tokens, {device_name(device)}, torch {torch.__version__}")
     print("| kernel | microseconds | rate |\n|---|---|---|", flush=True)
     with exact_products(), torch.inference_mode():
-        for kind in ("orf", "300", "long", "swiss"):
+        for kind in arguments.kinds:
             entries = attention_entries(sizes.heads, sizes.head_dim, arguments.tokens, kind, device)
             measure(entries, device, arguments.rounds)
         measure(kernel_entries(sizes.embed_dim, sizes.heads, arguments.tokens, device), device, arguments.rounds)

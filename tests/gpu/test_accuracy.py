@@ -22,6 +22,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 LOGGER = logging.getLogger("test")
 SMALL = ESM2_MODELS["esm2_t6_8M_UR50D"]
+TILED = Architecture(layers=6, embed_dim=512, heads=8)
+"""Of a width like the large models': q ends where a tile of the product ends, and rotary is computed within it."""
+
+SIZES = [pytest.param(SMALL, id="8M"), pytest.param(TILED, id="512 wide")]
 WEIGHTS = [pytest.param(False, id="random"), pytest.param(True, id="stressed")]
 
 
@@ -54,16 +58,19 @@ def test_float32_equals_fair_esm(outliers: bool) -> None:
         torch.testing.assert_close(one[1], other[1], rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("outliers", WEIGHTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_errs_no_more_than_fair_esms_own(dtype: torch.dtype, outliers: bool) -> None:
+def test_half_precision_errs_no_more_than_fair_esms_own(
+    dtype: torch.dtype, outliers: bool, sizes: Architecture
+) -> None:
     if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU only emulates bfloat16")
-    state = weights(outliers)
+    state = weights(outliers, sizes)
     with exact_products():
-        truth, _ = embed_by_fair_esm(state, SMALL, proteins(), place(), torch.float32)
-        theirs, _ = embed_by_fair_esm(state, SMALL, proteins(), place(), dtype)
-        ours, _, _ = embed_packed(state, SMALL, proteins(), place(), dtype, LOGGER)
+        truth, _ = embed_by_fair_esm(state, sizes, proteins(), place(), torch.float32)
+        theirs, _ = embed_by_fair_esm(state, sizes, proteins(), place(), dtype)
+        ours, _, _ = embed_packed(state, sizes, proteins(), place(), dtype, LOGGER)
     for own, other in zip(pooled_errors(ours, truth), pooled_errors(theirs, truth), strict=True):
         assert own <= other
     if dtype == torch.float16 and not outliers:
@@ -71,26 +78,30 @@ def test_half_precision_errs_no_more_than_fair_esms_own(dtype: torch.dtype, outl
         assert min(cosines) > 0.99999
 
 
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("outliers", WEIGHTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_fused_layers_err_no_more_than_eager_ones(
-    dtype: torch.dtype, outliers: bool, caplog: pytest.LogCaptureFixture
+    dtype: torch.dtype, outliers: bool, sizes: Architecture, caplog: pytest.LogCaptureFixture
 ) -> None:
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the fused kernels are tried, not promised, before Ampere")
-    state = weights(outliers)
+    state = weights(outliers, sizes)
     lengths = [900, 300, 166, 166, 20, 1]
     tokens = torch.randint(4, 24, (sum(lengths),), generator=torch.Generator().manual_seed(0)).to(place())
     segments = Segments.from_lengths(lengths, place())
     layers = [0, 1, 5, 6]
     with exact_products(), torch.inference_mode(), caplog.at_level(logging.INFO):
         truth, eager, fused = (
-            build_model(state, SMALL, device=place(), dtype=kind, kernels=kernels, logger=LOGGER)
+            build_model(state, sizes, device=place(), dtype=kind, kernels=kernels, logger=LOGGER)
             for kind, kernels in ((torch.float32, "auto"), (dtype, "eager"), (dtype, "auto"))
         )
         ways = [model.facts.layers_run for model in (truth, eager, fused)]
         fused_here = "fused products" if torch.cuda.get_device_capability()[0] == 9 else "fused"
         assert ways == ["eager", "eager", fused_here], caplog.text
+        turned = getattr(fused, "project")  # noqa: B009 - of a form, not of every model
+        in_product = fused_here == "fused products" and sizes is TILED
+        assert turned.__name__ == ("rotary_in_product" if in_product else "product_then_rotary")
         exact, plain, fast = (model(tokens, segments, layers) for model in (truth, eager, fused))
     for layer in layers:
         assert (fast[layer] - exact[layer]).norm() <= 1.1 * (plain[layer] - exact[layer]).norm()

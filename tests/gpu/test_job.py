@@ -136,20 +136,20 @@ def test_memory_does_not_grow_over_batches(weights: Path) -> None:
     assert peaks[1] <= peaks[0] * 1.2
 
 
-def test_two_devices_give_the_rows_of_one(tmp_path: Path, weights: Path) -> None:
-    if torch.cuda.device_count() < 2:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("second", ["cuda:0", "cuda:1"])
+def test_two_processes_give_the_bits_of_one(tmp_path: Path, weights: Path, second: str, precision: str) -> None:
+    if torch.cuda.device_count() < 2 and second == "cuda:1":
         pytest.skip("this machine has one GPU")
-    settings = EmbeddingSettings()
-    one = embed(tmp_path, weights, settings, ["cuda:0"]).read("mean.6")
-    two = embed(tmp_path, weights, settings, ["cuda:0", "cuda:1"]).read("mean.6")
-    np.testing.assert_allclose(two, one, rtol=0, atol=5e-3)
-
-
-def test_one_device_in_two_processes_gives_the_rows_of_one(tmp_path: Path, weights: Path) -> None:
-    settings = EmbeddingSettings()
-    one = embed(tmp_path, weights, settings, ["cuda:0"]).read("mean.6")
-    two = embed(tmp_path, weights, settings, ["cuda:0", "cuda:0"]).read("mean.6")
-    np.testing.assert_allclose(two, one, rtol=0, atol=5e-3)
+    settings = EmbeddingSettings(precision=precision, pooling=("mean", "per_residue"))
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    one = embed(folders[0], weights, settings, ["cuda:0"])
+    two = embed(folders[1], weights, settings, ["cuda:0", second])
+    np.testing.assert_array_equal(two.read("mean.6"), one.read("mean.6"))
+    for row in range(len(SEQUENCES)):
+        np.testing.assert_array_equal(two.residues(row, 6), one.residues(row, 6))
 
 
 def test_the_report_of_this_machine(tmp_path: Path) -> None:
