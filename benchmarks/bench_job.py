@@ -70,7 +70,6 @@ def run_job(folder: Path, settings: EmbeddingSettings, devices: list[str]) -> tu
     started = time.perf_counter()
     statistics = embed_chunk(
         folder / "c.fasta",
-        folder / "c.json",
         folder / "w.safetensors",
         folder / "out.safetensors",
         settings,

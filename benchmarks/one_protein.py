@@ -87,9 +87,8 @@ def run(folder: Path) -> None:
         logger=LOGGER,
     )
     prepare_weights(ModelRef.of("esm2_demo"), weights, log=LOGGER.info)
-    chunk, output = chunks / "chunk_00000", tensors / "chunk_00000.safetensors"
-    paths = chunk.with_suffix(".fasta"), chunk.with_suffix(".json"), weights, output
-    embed_chunk(*paths, embedding, devices=["cpu"], logger=LOGGER)
+    output = tensors / "chunk_00000.safetensors"
+    embed_chunk(chunks / "chunk_00000.fasta", weights, output, embedding, devices=["cpu"], logger=LOGGER)
     merge_embeddings(
         sample / "proteins.parquet",
         chunks,

@@ -167,9 +167,8 @@ def embed(
         for chunk, reason in left.items():
             log.info("embedding %s (%s)", chunk, reason)
             source, output = pool.chunks / f"{chunk}.fasta", pool.chunk_file(chunk)
-            manifest_file = source.with_suffix(".json")
             chosen: dict[str, Any] = {"devices": devices, "threads": threads, "heard": told.batch}
-            embed_chunk(source, manifest_file, weights.file, output, settings, **chosen, logger=log)
+            embed_chunk(source, weights.file, output, settings, **chosen, logger=log)
             told.chunk()
         outputs = {name: folder / TABLES[name].name for name in tables.formats}
         if (reason := state.tables_stale(SAMPLE)) is not None:

@@ -207,8 +207,8 @@ def _embed_chunk(given: argparse.Namespace) -> None:
 
 
 def _embed(given: argparse.Namespace, pool: PoolFiles, settings: EmbeddingSettings) -> None:
-    chunk, output = pool.chunks / given.chunk, pool.chunk_file(given.chunk)
-    paths = chunk.with_suffix(".fasta"), chunk.with_suffix(".json"), given.weights, output
+    output = pool.chunk_file(given.chunk)
+    paths = pool.chunks / f"{given.chunk}.fasta", given.weights, output
     with device_processes(ordinals_of(given.devices)) as processes:
         from virnucpro.engine.job import embed_chunk
 

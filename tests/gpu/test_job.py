@@ -47,7 +47,7 @@ def embed(folder: Path, weights: Path, settings: EmbeddingSettings, devices: lis
     fasta.write_text("".join(f">p{number}\n{sequence}\n" for number, sequence in enumerate(SEQUENCES)))
     digest = digest_of_digests(residue_digest(sequence.encode()) for sequence in SEQUENCES)
     write_record(manifest, ChunkManifest("c", len(SEQUENCES), sum(LENGTHS), 1, digest))
-    embed_chunk(fasta, manifest, weights / "w.safetensors", output, settings, devices=devices, logger=LOGGER)
+    embed_chunk(fasta, weights / "w.safetensors", output, settings, devices=devices, logger=LOGGER)
     return verify_chunk_file(output)
 
 
@@ -82,7 +82,7 @@ def test_a_chunk_on_the_gpu_is_near_fair_esm(tmp_path: Path, weights: Path, kern
 def test_a_process_that_has_not_used_cuda_yet(tmp_path: Path, weights: Path, devices: list[str] | None) -> None:
     embed(tmp_path, weights, EmbeddingSettings(), ["cpu"])  # leaves the chunk's files
     output = tmp_path / "fresh.safetensors"
-    paths = [tmp_path / "c.fasta", tmp_path / "c.json", weights / "w.safetensors", output]
+    paths = [tmp_path / "c.fasta", weights / "w.safetensors", output]
     code = f"""
 import logging
 import subprocess

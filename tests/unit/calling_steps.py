@@ -83,8 +83,7 @@ class Steps:
         for fasta in sorted(pool.chunks.glob("*.fasta")):
             output = pool.chunk_file(fasta.stem)
             if not output.exists():
-                manifest, weights = fasta.with_suffix(".json"), self.weights[place]
-                embed_chunk(fasta, manifest, weights, output, self.settings(place), devices=["cpu"], logger=LOGGER)
+                embed_chunk(fasta, self.weights[place], output, self.settings(place), devices=["cpu"], logger=LOGGER)
 
     def embedded(self, place: int) -> Embedded:
         return Embedded.by(self.weights[place], self.settings(place), self.requests[place].index, self.pools[place])

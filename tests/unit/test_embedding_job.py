@@ -63,22 +63,22 @@ def oracle() -> ESM2:
     return fair_esm(random_state_dict(TINY, seed=1), TINY)
 
 
-def write_chunk(folder: Path, sequences: list[str], ids: list[str] | None = None) -> tuple[Path, Path]:
+def write_chunk(folder: Path, sequences: list[str], ids: list[str] | None = None) -> Path:
     fasta, manifest = folder / "chunk_00003.fasta", folder / "chunk_00003.json"
     ids = ids or [f"p{number}" for number in range(len(sequences))]
     fasta.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in zip(ids, sequences, strict=True)))
     digest = digest_of_digests(residue_digest(sequence.encode()) for sequence in sequences)
     write_record(manifest, ChunkManifest("chunk_00003", len(sequences), sum(map(len, sequences)), 1, digest))
-    return fasta, manifest
+    return fasta
 
 
 def embed(
     folder: Path, weights: Path, sequences: list[str], settings: EmbeddingSettings, devices: list[str] | None = None
 ) -> ChunkFile:
-    fasta, manifest = write_chunk(folder, sequences)
+    fasta = write_chunk(folder, sequences)
     output = folder / "out.safetensors"
     devices = devices or ["cpu"]
-    embed_chunk(fasta, manifest, weights / "w.safetensors", output, settings, devices=devices, logger=LOGGER)
+    embed_chunk(fasta, weights / "w.safetensors", output, settings, devices=devices, logger=LOGGER)
     return verify_chunk_file(output)
 
 
@@ -268,12 +268,11 @@ def test_values_that_are_not_finite_even_in_float32_are_an_error_that_names_prot
 
 
 def test_a_fasta_that_is_not_the_manifests_is_refused(tmp_path: Path, weights: Path) -> None:
-    fasta, manifest = write_chunk(tmp_path, PROTEINS[:3])
+    fasta = write_chunk(tmp_path, PROTEINS[:3])
     fasta.write_text(fasta.read_text().replace(PROTEINS[2], PROTEINS[2][:-1]))
     with pytest.raises(UserError, match="does not hold the proteins that chunk_00003 was made with"):
         embed_chunk(
             fasta,
-            manifest,
             weights / "w.safetensors",
             tmp_path / "out.safetensors",
             EmbeddingSettings(),
@@ -285,12 +284,11 @@ def test_a_fasta_that_is_not_the_manifests_is_refused(tmp_path: Path, weights: P
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"chunk": "a"}'])
 def test_a_damaged_chunk_manifest_is_a_sentence(tmp_path: Path, weights: Path, text: str) -> None:
-    fasta, manifest = write_chunk(tmp_path, ["MK"])
-    manifest.write_text(text)
+    fasta = write_chunk(tmp_path, ["MK"])
+    fasta.with_suffix(".json").write_text(text)
     with pytest.raises(UserError, match=r"chunk_00003\.json"):
         embed_chunk(
             fasta,
-            manifest,
             weights / "w.safetensors",
             tmp_path / "out.safetensors",
             EmbeddingSettings(),
@@ -429,7 +427,7 @@ def until(happened: Callable[[], bool]) -> bool:
 
 
 def test_a_job_stopped_by_sigterm_leaves_no_process_behind(tmp_path: Path, weights: Path) -> None:
-    fasta, manifest = write_chunk(tmp_path, [random_protein(1000, seed) for seed in range(400)])
+    fasta = write_chunk(tmp_path, [random_protein(1000, seed) for seed in range(400)])
     code = f"""
 from pathlib import Path
 from virnucpro.base.settings import EmbeddingSettings
@@ -437,7 +435,7 @@ from virnucpro.engine.job import embed_chunk
 from virnucpro.engine.load import load_model
 from virnucpro.jobs import job
 with job("t") as log:
-    embed_chunk(Path({str(fasta)!r}), Path({str(manifest)!r}), Path({str(weights / "w.safetensors")!r}),
+    embed_chunk(Path({str(fasta)!r}), Path({str(weights / "w.safetensors")!r}),
                 Path({str(tmp_path / "o")!r}), EmbeddingSettings(),
                 devices=["cpu", "cpu"], threads=2, logger=log)
 """
@@ -472,9 +470,9 @@ def test_a_job_never_starts_more_threads_than_there_are_cores(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     monkeypatch.setattr("virnucpro.engine.job.usable_cores", lambda: 2)
-    fasta, manifest = write_chunk(tmp_path, ["MKLV"])
+    fasta = write_chunk(tmp_path, ["MKLV"])
     for threads, started in ((16, 2), (1, 1)):
         output, settings = tmp_path / "out.safetensors", EmbeddingSettings()
         file = weights / "w.safetensors"
-        embed_chunk(fasta, manifest, file, output, settings, devices=["cpu"], threads=threads, logger=LOGGER)
+        embed_chunk(fasta, file, output, settings, devices=["cpu"], threads=threads, logger=LOGGER)
         assert torch.get_num_threads() == started

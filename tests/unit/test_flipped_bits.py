@@ -73,8 +73,7 @@ class Finished:
 
     def embed(self, chunk: str, output: Path) -> dict[str, bytes]:
         fasta = self.pool.chunks / f"{chunk}.fasta"
-        manifest = fasta.with_suffix(".json")
-        embed_chunk(fasta, manifest, self.weights.file, output, SETTINGS, devices=["cpu"], logger=LOGGER)
+        embed_chunk(fasta, self.weights.file, output, SETTINGS, devices=["cpu"], logger=LOGGER)
         file = read_chunk_file(output)
         return {name: file.read(name).tobytes() for name in file.names}
 

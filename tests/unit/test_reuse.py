@@ -83,8 +83,9 @@ class Run:
         for name in record.to_embed():
             fasta, output = self.pool.chunks / f"{name}.fasta", self.pool.chunk_file(name)
             if not output.exists():
-                files = (fasta, fasta.with_suffix(".json"), self.weights.file, output)
-                tokens += embed_chunk(*files, self.settings, devices=["cpu"], logger=LOG).tokens
+                tokens += embed_chunk(
+                    fasta, self.weights.file, output, self.settings, devices=["cpu"], logger=LOG
+                ).tokens
         manifest = self.weights.prepared()
         assert manifest is not None
         for name in samples:

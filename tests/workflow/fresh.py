@@ -52,7 +52,7 @@ def write_fresh_tables(folder: Path, inputs: Sequence[Path], width: int, setting
     tensors = folder / "tensors"
     for fasta in sorted(chunks.glob("*.fasta")):
         output = tensors / f"{fasta.stem}.safetensors"
-        embed_chunk(fasta, fasta.with_suffix(".json"), weights, output, embedding, devices=["cpu"], logger=LOGGER)
+        embed_chunk(fasta, weights, output, embedding, devices=["cpu"], logger=LOGGER)
     merge_embeddings(
         index,
         chunks,

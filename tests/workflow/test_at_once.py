@@ -215,7 +215,7 @@ def test_weights_that_are_replaced_all_the_time(tmp_path: Path, trials: int) -> 
     def vectors_of_chunk(output: Path) -> tuple[str, bytes]:
         chunk = tmp_path / "chunks" / "chunk_00000.fasta"
         settings = EmbeddingSettings()
-        embed_chunk(chunk, chunk.with_suffix(".json"), weights, output, settings, devices=["cpu"], logger=logger)
+        embed_chunk(chunk, weights, output, settings, devices=["cpu"], logger=logger)
         file = verify_chunk_file(output)
         return file.metadata["weights_sha256"], file.read("mean.2").tobytes()
 

@@ -42,10 +42,9 @@ class ShareTask:
     ``region`` is where residues go, where they are wanted.
     """
 
-    FORMAT: ClassVar[str] = "virnucpro-share-2"
+    FORMAT: ClassVar[str] = "virnucpro-share-3"
 
     fasta: str
-    chunk_manifest: str
     weights: str
     settings: EmbeddingSettings
     share: int

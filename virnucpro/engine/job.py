@@ -40,7 +40,6 @@ from virnucpro.weights.manifest import WeightsManifest, read_weights
 
 def embed_chunk(
     fasta: Path,
-    chunk_manifest: Path,
     weights: Path,
     output: Path,
     settings: EmbeddingSettings,
@@ -55,6 +54,7 @@ def embed_chunk(
     """Embed one chunk and write its chunk file (see :mod:`virnucpro.storage.chunk_layout`).
 
     Args:
+        fasta: the chunk's, beside which its manifest is.
         devices: "cpu", "cuda:0", ...; one process each when there are several. None takes every
             CUDA device that the process sees, and the CPU where there is none.
         require_gpu: refuse to embed on a CPU that nobody named.
@@ -73,12 +73,11 @@ def embed_chunk(
         if len(names) > 1:
             more = (running.enter_context(DeviceProcess(name)) for name in names[len(processes) :])
             processes = [*processes[: len(names)], *more]
-        return _embed(fasta, chunk_manifest, weights, output, settings, names, processes, threads, heard, logger)
+        return _embed(fasta, weights, output, settings, names, processes, threads, heard, logger)
 
 
 def _embed(
     fasta: Path,
-    chunk_manifest: Path,
     weights: Path,
     output: Path,
     settings: EmbeddingSettings,
@@ -90,9 +89,8 @@ def _embed(
 ) -> RunStatistics:
     prepared = read_weights(weights)
     manifest = prepared.manifest
-    chunk = read_record(chunk_manifest, ChunkManifest)
     identity = embedding_identity(manifest, settings)
-    proteins, digests = read_chunk(fasta, chunk)
+    chunk, proteins, digests = read_chunk(fasta)
     # More threads than cores make nothing faster.
     threads_each = max(1, min(threads or torch.get_num_threads(), usable_cores()) // len(names))
     logger.info(
@@ -142,7 +140,6 @@ def _embed(
             tasks = [
                 ShareTask(
                     fasta=str(fasta),
-                    chunk_manifest=str(chunk_manifest),
                     weights=str(weights),
                     settings=settings,
                     share=share,
@@ -170,7 +167,7 @@ def run_share(folder: Path, logger: logging.Logger) -> None:
     task = read_record(folder / TASK_FILE, ShareTask)
     torch.set_num_threads(task.threads)
     weights = read_weights(Path(task.weights))
-    proteins, _ = read_chunk(Path(task.fasta), read_record(Path(task.chunk_manifest), ChunkManifest))
+    _, proteins, _ = read_chunk(Path(task.fasta))
     own = [proteins[row] for row in _shares(proteins, weights.manifest, task.settings, task.shares)[task.share]]
     region = task.region
     with ExitStack() as stack:
@@ -194,15 +191,16 @@ def _shares(
     return balanced_shares(costs, shares)
 
 
-def read_chunk(fasta: Path, chunk: ChunkManifest) -> tuple[list[Protein], NDArray[np.uint8]]:
-    """The chunk's proteins and their digests, checked against its manifest.
+def read_chunk(fasta: Path) -> tuple[ChunkManifest, list[Protein], NDArray[np.uint8]]:
+    """A chunk's manifest, and its proteins, checked against it.
 
     Returns:
-        Proteins in row order and uint8 digests ``(n, 16)`` of their residues.
+        The manifest, proteins in row order, and uint8 digests ``(n, 16)`` of their residues.
 
     Raises:
-        UserError: the FASTA holds other proteins than the manifest was written for.
+        UserError: the manifest is damaged, or the FASTA holds other proteins than it was written for.
     """
+    chunk = read_record(fasta.with_suffix(".json"), ChunkManifest)
     proteins = [Protein(record.id, record.sequence) for record in read_fasta(fasta)]
     digests = b"".join(residue_digest(protein.sequence) for protein in proteins)
     if digest_of_digests([digests]) != chunk.digest or len(proteins) != chunk.proteins:
@@ -210,4 +208,4 @@ def read_chunk(fasta: Path, chunk: ChunkManifest) -> tuple[list[Protein], NDArra
             f"{fasta} does not hold the proteins that {chunk.chunk} was made with: "
             "it was changed or cut short; delete the sample's chunks folder and run the same command again"
         )
-    return proteins, np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16)
+    return chunk, proteins, np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16)

@@ -42,9 +42,6 @@ rule summarise:
     resources:
         mem_mb=2000,
         runtime=30,
-    params:
-        chunks=lambda wildcards: str(CHUNKS),
-        tensors=lambda wildcards: str(state.pool.tensors),
     script:
         "../scripts/summarise.py"
 

@@ -17,7 +17,6 @@ with (
 
     embed_chunk(
         Path(snakemake.input.proteins[0]),
-        Path(snakemake.input.chunk_manifest[0]),
         Path(snakemake.input.weights[0]),
         Path(snakemake.output[0]),
         EmbeddingSettings(**snakemake.params.settings),
