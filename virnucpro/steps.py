@@ -289,7 +289,7 @@ def _summarise(given: argparse.Namespace) -> None:
     table, text, page = (folder / f"summary.{kind}" for kind in ("tsv", "txt", "html"))
     chunks = folder / "chunks.tsv"
     plots = {name: [folder / "plots" / f"{name}.{kind}" for kind in ("svg", "png")] for name in RUN_PLOTS}
-    summarise(reports, table, text, chunks=chunks, logger=LOG)
+    summarise(reports, table, text, chunks, logger=LOG)
     write_front_page(page, reports)
     plot_run(reports, plots)
     origin = summary_origin(sha256_by_sample(reports))
@@ -362,9 +362,7 @@ def _call(given: argparse.Namespace) -> None:
     files = CallFiles(given.output)
     call_contigs(
         given.fasta,
-        files.translation,
-        files.scores,
-        files.calls,
+        files,
         **values(given, ["nucleotide.window"]),
         rule=CallRule(**values(given, RULE)),
         policies=InputPolicies(**values(given, POLICIES)),

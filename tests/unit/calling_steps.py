@@ -98,9 +98,7 @@ class Steps:
     def call(self, rule: CallRule | None = None) -> Counter[str]:
         return call_contigs(
             [self.fasta],
-            self.files.translation,
-            self.files.scores,
-            self.files.calls,
+            self.files,
             window=self.window,
             rule=rule or CallRule(),
             policies=InputPolicies(),

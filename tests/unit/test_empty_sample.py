@@ -92,7 +92,7 @@ def test_plots_and_summary(control: Path, tmp_path: Path) -> None:
     plot_run([report], {name: [tmp_path / f"{name}.svg"] for name in RUN_PLOTS})
     assert len(list(tmp_path.glob("*.svg"))) == len(SAMPLE_PLOTS) + len(RUN_PLOTS)
     table, text, chunks = (tmp_path / name for name in ("summary.tsv", "summary.txt", "chunks.tsv"))
-    summarise([report], table, text, chunks=chunks)
+    summarise([report], table, text, chunks, logger=logging.getLogger())
     write_front_page(tmp_path / "summary.html", [report])
     for said in (text, tmp_path / "summary.html"):
         assert "sample out has no protein: its tables have no rows" in said.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from virnucpro.report.summary import summarise
 def summary(folder: Path, *reports: Path) -> tuple[dict[str, dict[str, str]], str]:
     """The table's rows by sample, and the text with its folded lines joined."""
     table, text = folder / "summary.tsv", folder / "summary.txt"
-    summarise(reports, table, text)
+    summarise(reports, table, text, folder / "chunks.tsv", logger=logging.getLogger(__name__))
     with table.open(newline="") as file:
         rows = {row["sample"]: row for row in csv.DictReader(file, delimiter="\t")}
     return rows, re.sub(r"\n {13}", " ", text.read_text())

@@ -26,7 +26,7 @@ from virnucpro.base.settings import InputPolicies
 from virnucpro.base.text import number
 from virnucpro.calling.classifier import Classifier
 from virnucpro.calling.frames import JOINT, OTHERS, VIRUS, Frames, placed_frames, score_frames
-from virnucpro.calling.state import DEMO_WARNING, RECORD, CallRule, CallsRecord, calls_origin
+from virnucpro.calling.state import DEMO_WARNING, RECORD, CallFiles, CallRule, CallsRecord, calls_origin
 from virnucpro.sequences.intake import Intake
 from virnucpro.sequences.translation import CONTIGS, FRAMES
 from virnucpro.storage.state import translation_origin
@@ -241,8 +241,8 @@ def classify(
     output: Path,
     *,
     window: int,
-    rule: CallRule | None = None,
-    policies: InputPolicies | None = None,
+    rule: CallRule = CallRule(),
+    policies: InputPolicies = InputPolicies(),
     logger: logging.Logger | None = None,
 ) -> Counter[str]:
     """Score all stop-free frames of contigs and write the tables of frames, windows and contigs, FASTA and BED.
@@ -259,7 +259,6 @@ def classify(
     Raises:
         UserError: whatever keeps a frame from its own score; or ``output`` holds something else.
     """
-    rule, policies = rule or CallRule(), policies or InputPolicies()
     log = logger or logging.getLogger(__name__)
     intake = _read_once(inputs, policies)
     made_from = calls_origin(intake.digests, "of the features given", window, rule, policies)
@@ -275,35 +274,32 @@ def classify(
 
 def call_contigs(
     inputs: Sequence[Path],
-    translation: Path,
-    scores: Path,
-    output: Path,
+    files: CallFiles,
     *,
     window: int,
     rule: CallRule,
     policies: InputPolicies,
     logger: logging.Logger,
 ) -> Counter[str]:
-    """As :func:`classify`, from scores that are there.
+    """As :func:`classify`, from the scores that :func:`virnucpro.calling.frames.classify_frames` has written.
 
     Args:
-        translation: the record of the contigs' translation, ``translated.json``.
-        scores: what :func:`virnucpro.calling.frames.classify_frames` has written, with its record beside it.
+        files: the sample's, with the record of the contigs' translation and the scores.
 
     Raises:
         UserError: the contigs are not those that were translated, or the scores not those that were written.
     """
     intake = _read_once(inputs, policies)
-    made_from = read_record(translation, Products).made_from
+    scores = files.scores
+    made_from = read_record(files.translation, Products).made_from
     if made_from != translation_origin(intake.digests, window, policies):
         raise UserError(
             f"{', '.join(map(str, inputs))}: changed since the frames were translated; run the same command again"
         )
-    record = scores.with_suffix(".json")
-    proof = recorded(record, scores)
+    proof = recorded(files.scores_record, scores)
     if file_sha256(scores) != proof.sha256:
         raise UserError(f"{scores} was changed or damaged since it was written: run the same command again")
-    origin = read_record(record, Products).made_from
+    origin = read_record(files.scores_record, Products).made_from
     is_random = origin["classifier"] == "random"
     made_from = calls_origin(intake.digests, proof.sha256, window, rule, policies)
     made_from |= {name: value for name, value in origin.items() if name != "splits"}
@@ -312,7 +308,7 @@ def call_contigs(
         ids, both = _read_scores(scores)
         return placed_frames(intake, ids, both, window)
 
-    return _write_calls(intake, score, output, rule, made_from, DEMO_WARNING if is_random else "", logger)
+    return _write_calls(intake, score, files.calls, rule, made_from, DEMO_WARNING if is_random else "", logger)
 
 
 def _read_once(inputs: Sequence[Path], policies: InputPolicies) -> Intake:

@@ -47,10 +47,10 @@ def summarise(
     reports: Sequence[Path],
     table: Path,
     text: Path,
-    *,
-    chunks: Path | None = None,
+    chunks: Path,
     calls: Sequence[Path] = (),
-    logger: logging.Logger | None = None,
+    *,
+    logger: logging.Logger,
 ) -> None:
     """Write the run's summary as tables and text, each whole or not at all.
 
@@ -70,12 +70,10 @@ def summarise(
     rows = [row([sample], sample.name) for sample in samples] + [row(samples, ALL)]
     closing = closing_text(samples, table.with_suffix(".html"))
     _write_table(table, list(rows[0]), rows)
-    if chunks is not None:
-        _write_table(chunks, ["sample", *CHUNK_COLUMNS], chunk_rows(samples))
+    _write_table(chunks, ["sample", *CHUNK_COLUMNS], chunk_rows(samples))
     with atomic_path(text) as temporary:
         temporary.write_text(closing, encoding="utf-8")
-    if logger is not None:
-        logger.info("the run in numbers: %s, in words: %s", table, text)
+    logger.info("the run in numbers: %s, in words: %s", table, text)
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:

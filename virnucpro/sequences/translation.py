@@ -243,7 +243,7 @@ def translate_contigs(
     skipped: Path | None = None,
     *,
     window: int = default("nucleotide.window"),
-    policies: InputPolicies | None = None,
+    policies: InputPolicies = InputPolicies(),
     logger: logging.Logger | None = None,
 ) -> TranslationCounts:
     """Write the stop-free frames of all windows as a protein and a nucleotide FASTA file, record by record alike.
@@ -262,7 +262,6 @@ def translate_contigs(
     """
     if window < 3:
         raise UserError(f"nucleotide window is {window}; give 300 or 500, as VirNucPro's classifiers were trained")
-    policies = policies or InputPolicies()
     log = logger or logging.getLogger(__name__)
     intake = Intake(inputs, CONTIGS, policies)
     for _ in intake.first_reading():

@@ -7,13 +7,11 @@ from virnucpro.jobs import job
 with job(f"call_contigs {snakemake.wildcards.sample}", snakemake.log[0]) as log:
     from virnucpro.base.settings import InputPolicies
     from virnucpro.calling.contigs import call_contigs
-    from virnucpro.calling.state import CallRule
+    from virnucpro.calling.state import CallFiles, CallRule
 
     call_contigs(
         [Path(file) for file in snakemake.params.files],
-        Path(snakemake.input.translation[0]),
-        Path(snakemake.input.scores[0]),
-        Path(snakemake.output.record).parent,
+        CallFiles(Path(snakemake.output.record).parents[1]),
         window=snakemake.params.window,
         rule=CallRule(**snakemake.params.rule),
         policies=InputPolicies(**snakemake.params.policies),

@@ -19,14 +19,8 @@ with job("summarise", snakemake.log[0]) as log:
         {record.parents[1].name: file_sha256(record) for record in calls},
     )
     plot_run(reports, {name: [Path(file) for file in snakemake.output[name]] for name in RUN_PLOTS})
-    summarise(
-        reports,
-        Path(snakemake.output.table),
-        Path(snakemake.output.text),
-        chunks=Path(snakemake.output.chunks),
-        calls=calls,
-        logger=log,
-    )
+    tables = [Path(snakemake.output[name]) for name in ("table", "text", "chunks")]
+    summarise(reports, *tables, calls, logger=log)
     write_front_page(Path(snakemake.output.page), reports, calls)
     record = Path(snakemake.output.record)
     write_products(record, origin, [Path(file) for file in snakemake.output if Path(file) != record])
