@@ -73,60 +73,47 @@ def embed_chunk(
         if len(names) > 1:
             more = (running.enter_context(DeviceProcess(name)) for name in names[len(processes) :])
             processes = [*processes[: len(names)], *more]
-        return _embed(fasta, weights, output, settings, names, processes, threads, heard, logger)
-
-
-def _embed(
-    fasta: Path,
-    weights: Path,
-    output: Path,
-    settings: EmbeddingSettings,
-    names: Sequence[str],
-    processes: Sequence[DeviceProcess],
-    threads: int | None,
-    heard: Callable[[int], None] | None,
-    logger: logging.Logger,
-) -> RunStatistics:
-    prepared = read_weights(weights)
-    manifest = prepared.manifest
-    identity = embedding_identity(manifest, settings)
-    chunk, proteins, digests = read_chunk(fasta)
-    # More threads than cores make nothing faster.
-    threads_each = max(1, min(threads or torch.get_num_threads(), usable_cores()) // len(names))
-    logger.info(
-        "%s: %d proteins, %d residues; %s, layers %s, %s, on %s",
-        chunk.chunk,
-        len(proteins),
-        sum(len(protein.sequence) for protein in proteins),
-        identity.model,
-        ", ".join(map(str, identity.layers)),
-        " and ".join(settings.pooling),
-        ", ".join(names),
-    )
-    source = ChunkSource(
-        chunk.chunk, chunk.digest, manifest.source_sha256, manifest.layers, manifest.demo, manifest.source
-    )
-    rows = _shares(proteins, manifest, settings, len(names))
-    embedded = np.zeros(0, np.int64)
-    if "per_residue" in settings.pooling:  # how many there are must be known before they stream into the file
-        tokens = load_tokenizer(prepared).encode(
-            [protein.sequence for protein in proteins], [protein.id for protein in proteins]
+        prepared = read_weights(weights)
+        manifest = prepared.manifest
+        identity = embedding_identity(manifest, settings)
+        chunk, proteins, digests = read_chunk(fasta)
+        # More threads than cores make nothing faster.
+        threads_each = max(1, min(threads or torch.get_num_threads(), usable_cores()) // len(names))
+        logger.info(
+            "%s: %d proteins, %d residues; %s, layers %s, %s, on %s",
+            chunk.chunk,
+            len(proteins),
+            sum(len(protein.sequence) for protein in proteins),
+            identity.model,
+            ", ".join(map(str, identity.layers)),
+            " and ".join(settings.pooling),
+            ", ".join(names),
         )
-        embedded = embedded_residues(np.array([len(ids) for ids in tokens], np.int64), settings.long_proteins)
-        del tokens
-    shapes = chunk_shapes(
-        len(proteins),
-        int(embedded.sum()),
-        embed_dim=manifest.embed_dim,
-        layers=identity.layers,
-        pooling=settings.pooling,
-        residue_dtype=settings.residue_dtype,
-    )
-    needed = sum(shape.nbytes for shape in shapes.values())
-    what = f"writing the embeddings of {number(len(proteins), 'protein')}"
-    check_space(output.parent, needed, what, largest=needed)
-    blocks: dict[int, bytes] = {}
-    with open_chunk_file(output, shapes, header_entries(source) | header_entries(identity)) as writer:
+        source = ChunkSource(
+            chunk.chunk, chunk.digest, manifest.source_sha256, manifest.layers, manifest.demo, manifest.source
+        )
+        rows = _shares(proteins, manifest, settings, len(names))
+        embedded = np.zeros(0, np.int64)
+        if "per_residue" in settings.pooling:  # how many there are must be known before they stream into the file
+            tokens = load_tokenizer(prepared).encode(
+                [protein.sequence for protein in proteins], [protein.id for protein in proteins]
+            )
+            embedded = embedded_residues(np.array([len(ids) for ids in tokens], np.int64), settings.long_proteins)
+            del tokens
+        shapes = chunk_shapes(
+            len(proteins),
+            int(embedded.sum()),
+            embed_dim=manifest.embed_dim,
+            layers=identity.layers,
+            pooling=settings.pooling,
+            residue_dtype=settings.residue_dtype,
+        )
+        needed = sum(shape.nbytes for shape in shapes.values())
+        what = f"writing the embeddings of {number(len(proteins), 'protein')}"
+        check_space(output.parent, needed, what, largest=needed)
+        blocks: dict[int, bytes] = {}
+        head = header_entries(source) | header_entries(identity)
+        writer = running.enter_context(open_chunk_file(output, shapes, head))
         regions: list[ResidueRegion | None] = [None] * len(names)
         if "per_residue" in settings.pooling:
             regions = [*writer.regions([int(embedded[own].sum()) for own in rows])]
