@@ -102,23 +102,6 @@ def score_frames(
     Raises:
         UserError: frames without features, or features of frames that these contigs don't have with this window.
     """
-    ids = _frame_ids(intake, inputs, window, policies, scratch, logger)
-    row_of = {name: row for row, name in enumerate(ids)}
-    _check_same(row_of, features, window)
-    scores = np.empty((len(ids), CLASSES), np.float32)
-    for names, rows in features.batches():
-        scores[[row_of[name] for name in names]] = classifier.scores(rows)
-    return placed_frames(intake, ids, scores, window)
-
-
-def _frame_ids(
-    intake: Intake,
-    inputs: Sequence[Path],
-    window: int,
-    policies: InputPolicies,
-    scratch: Path,
-    logger: logging.Logger,
-) -> list[str]:
     with scratch_directory(scratch / "frames") as folder:
         bases = folder / "frames.fna"
         counts = translate_contigs(
@@ -127,7 +110,13 @@ def _frame_ids(
         if list(counts.inputs) != intake.digests:
             raise intake.changed()
         with bases.open(encoding="utf-8") as lines:
-            return [line[1:].rstrip("\n") for line in lines if line.startswith(">")]
+            ids = [line[1:].rstrip("\n") for line in lines if line.startswith(">")]
+    row_of = {name: row for row, name in enumerate(ids)}
+    _check_same(row_of, features, window)
+    scores = np.empty((len(ids), CLASSES), np.float32)
+    for names, rows in features.batches():
+        scores[[row_of[name] for name in names]] = classifier.scores(rows)
+    return placed_frames(intake, ids, scores, window)
 
 
 def _check_same(wanted: dict[str, int], features: Features, window: int) -> None:

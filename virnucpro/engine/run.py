@@ -20,7 +20,7 @@ from torch import Tensor
 from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
-from virnucpro.engine.batch import PackedBatch, PackedPieces, batch_end
+from virnucpro.engine.batch import PackedPieces, batch_end
 from virnucpro.engine.outputs import Outputs, first_tokens, segment_maxima, segment_sums, weigh
 from virnucpro.models.precision import parameter_dtype
 
@@ -195,10 +195,7 @@ def run_batches(
             while begin < len(packed):
                 end = batch_end(packed.tokens_before, begin, counts.budget)
                 try:
-                    batch = packed.batch(begin, end, device)
-                    wanted = _residue_copies(packed, outputs, begin, end, device, copies)
-                    windowed = _windowed(packed, outputs, begin, end, device)
-                    pending.append(_start(forward, batch, outputs, _Pending(packed, begin, end), wanted, windowed))
+                    pending.append(_start(forward, outputs, _Pending(packed, begin, end), device, copies))
                 except RuntimeError as error:
                     if is_device_failure(error):
                         raise _gpu_failed(device, error) from error
@@ -224,48 +221,22 @@ def run_batches(
     return counts
 
 
-@dataclass
-class _ResidueCopies:
-    """How residues leave the device: which tokens of the batch they are, in which dtype, and on which stream.
-
-    The stream is None on a CPU.
-    """
-
-    tokens: Tensor
-    dtype: torch.dtype
-    stream: torch.cuda.Stream | None
-
-
-def _residue_copies(
-    packed: PackedPieces, outputs: Outputs, begin: int, end: int, device: torch.device, stream: torch.cuda.Stream | None
-) -> _ResidueCopies | None:
-    """None where nobody wants residues. Sums over windows are taken in float32."""
-    if outputs.residues is None:
-        return None
-    pieces = slice(begin, end)
-    whole = bool((packed.length[pieces] == outputs.embedded[packed.row[pieces]]).all())
-    dtype = torch.float16 if whole and outputs.residues.sink.dtype == np.float16 else torch.float32
-    return _ResidueCopies(packed.residues(begin, end, device), dtype, stream)
-
-
-def _windowed(packed: PackedPieces, outputs: Outputs, begin: int, end: int, device: torch.device) -> Tensor | None:
-    """Which tokens of a batch are residues of parts of proteins; None where there are none, or nobody asks."""
-    is_part = packed.length[begin:end] != outputs.embedded[packed.row[begin:end]]
-    if outputs.max is None or not is_part.any():
-        return None
-    return packed.residues(begin, end, device, is_part)
-
-
 def _start(
-    forward: Forward,
-    batch: PackedBatch,
-    outputs: Outputs,
-    found: _Pending,
-    wanted: _ResidueCopies | None,
-    windowed: Tensor | None,
+    forward: Forward, outputs: Outputs, found: _Pending, device: torch.device, copies: torch.cuda.Stream | None
 ) -> _Pending:
-    stream = torch.cuda.current_stream(batch.tokens.device) if batch.tokens.is_cuda else None
-    pieces = found.end - found.begin  # without the segment of no piece that may follow
+    """Run a batch; what is wanted of it is on its way to the host then, residues on a stream of their own."""
+    packed, begin, end = found.packed, found.begin, found.end
+    batch = packed.batch(begin, end, device)
+    is_part = packed.length[begin:end] != outputs.embedded[packed.row[begin:end]]  # and not the whole protein
+    residues = windowed = None
+    is_narrow = False
+    if outputs.residues is not None:
+        residues = packed.residues(begin, end, device)
+        # Sums over windows are taken in float32.
+        is_narrow = outputs.residues.sink.dtype == np.float16 and not is_part.any()
+    if outputs.max is not None and is_part.any():
+        windowed = packed.residues(begin, end, device, is_part)
+    pieces = end - begin  # without the segment of no piece that may follow
     for layer, hidden in forward(batch.tokens, batch.segments, tuple(outputs.mean)).items():
         weighted = weigh(hidden, batch.weights)
         found.sums[layer] = _to_host(segment_sums(weighted, batch.segments)[:pieces])
@@ -275,14 +246,14 @@ def _start(
             found.maxima[layer] = _to_host(segment_maxima(hidden, batch.weights, batch.segments)[:pieces])
         if windowed is not None:
             found.windowed[layer] = _to_host(weighted.index_select(0, windowed))
-        if wanted is not None:
-            residues = weighted.index_select(0, wanted.tokens).to(wanted.dtype)
-            if wanted.dtype == torch.float16:
-                found.narrow.append(_to_host(torch.isinf(residues).any()))
-            found.residues[layer] = _beside(residues, wanted.stream)
-    if stream is not None:
+        if residues is not None:
+            values = weighted.index_select(0, residues).to(torch.float16 if is_narrow else torch.float32)
+            if is_narrow:
+                found.narrow.append(_to_host(torch.isinf(values).any()))
+            found.residues[layer] = _beside(values, copies)
+    if device.type == "cuda":
         found.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        found.arrived.record(stream if wanted is None else wanted.stream)
+        found.arrived.record(torch.cuda.current_stream(device) if copies is None else copies)
     return found
 
 

@@ -44,70 +44,59 @@ def prepare_weights(
         UserError: no checkpoint can be found, or one that is cut short, damaged, unsafe, of no known family, or
             changed meanwhile; or an adapter that does not fit it.
     """
-    model = ModelRef.of(model)
-    with scratch_directory(Path(output)) as folder:
+    model, output = ModelRef.of(model), Path(output)
+    with scratch_directory(output) as folder:
         if is_demo(model):
             log(f"WARNING: {DEMO_WARNINGS[model.name]}")
             base = checkpoint_files(write_demo_checkpoint(model.name, folder))
         else:
             base = checkpoint_files(locate_checkpoint(model, log))
         adapter = None if model.adapter is None else locate_adapter(model.adapter, log)
-        return _prepare(model, base, adapter, Path(output), digests, log)
-
-
-def _prepare(
-    model: ModelRef,
-    base: CheckpointFiles,
-    adapter: CheckpointFiles | None,
-    output: Path,
-    digests: tuple[str | None, str | None],
-    log: Log,
-) -> WeightsManifest:
-    files = [*base, *(adapter or ())]
-    before = [file_stamp(file) for file in files]
-    checkpoint = read_checkpoint(base)
-    sizes = checkpoint.architecture
-    if model.place is None and sizes != KNOWN[model.name]:
-        raise UserError(f"{base.path} is not {model.name}: it has {sizes}; delete it or move it away")
-    sha256 = {file: _verified_sha256(file, log) for file in files}
-    released = released_file(model, base)
-    if released is not None and released.sha256 != sha256[base.weights[0]]:
-        raise UserError(
-            f"{base.path} is not the released {model} (its sha256 is {sha256[base.weights[0]]}): delete it or move it "
-            "away, or set the model to its path if that is what you mean"
+        files = [*base, *(adapter or ())]
+        before = [file_stamp(file) for file in files]
+        checkpoint = read_checkpoint(base)
+        sizes = checkpoint.architecture
+        if model.place is None and sizes != KNOWN[model.name]:
+            raise UserError(f"{base.path} is not {model.name}: it has {sizes}; delete it or move it away")
+        sha256 = {file: _verified_sha256(file, log) for file in files}
+        released = released_file(model, base)
+        if released is not None and released.sha256 != sha256[base.weights[0]]:
+            raise UserError(
+                f"{base.path} is not the released {model} (its sha256 is {sha256[base.weights[0]]}): delete it or move "
+                "it away, or set the model to its path if that is what you mean"
+            )
+        for note in checkpoint.notes:
+            log(f"NOTE: {note}")
+        tensors = {name: checkpoint.state[name] for name in sizes.shapes()}
+        changes = None
+        if adapter is not None:
+            changes = read_adapter(adapter, family_named(sizes.family).tensor_names(sizes), sizes.shapes())
+            log(str(changes))
+        largest = max(tensors, key=lambda name: tensors[name].numel())
+        source_sha256 = base.sha256(sha256.__getitem__)
+        adapter_sha256 = adapter.sha256(sha256.__getitem__) if adapter else ""
+        manifest = WeightsManifest(
+            model=weights_name(model, source_sha256, model.adapter_sha256(sha256.__getitem__)),
+            sha256=UNKNOWN,
+            source_sha256=source_sha256,
+            adapter_sha256=adapter_sha256,
+            source=" with adapter ".join(_described(one, sha256) for one in (base, adapter) if one is not None),
+            architecture=sizes,
+            dtype=dtype_name(kept_dtype(largest, tensors[largest], changes)),  # of nearly every number
+            parameters=sizes.parameters,
+            demo=is_demo(model),
         )
-    for note in checkpoint.notes:
-        log(f"NOTE: {note}")
-    tensors = {name: checkpoint.state[name] for name in sizes.shapes()}
-    changes = None
-    if adapter is not None:
-        changes = read_adapter(adapter, family_named(sizes.family).tensor_names(sizes), sizes.shapes())
-        log(str(changes))
-    largest = max(tensors, key=lambda name: tensors[name].numel())
-    source_sha256 = base.sha256(sha256.__getitem__)
-    adapter_sha256 = adapter.sha256(sha256.__getitem__) if adapter else ""
-    manifest = WeightsManifest(
-        model=weights_name(model, source_sha256, model.adapter_sha256(sha256.__getitem__)),
-        sha256=UNKNOWN,
-        source_sha256=source_sha256,
-        adapter_sha256=adapter_sha256,
-        source=" with adapter ".join(_described(one, sha256) for one in (base, adapter) if one is not None),
-        architecture=sizes,
-        dtype=dtype_name(kept_dtype(largest, tensors[largest], changes)),  # of nearly every number
-        parameters=sizes.parameters,
-        demo=is_demo(model),
-    )
-    log(f"writing {output}")
-    manifest = write_weights(
-        output, tensors, manifest, source=base.path, adapter=changes, tokenizer=checkpoint.tokenizer
-    )
-    is_expected = all(map(lambda one, other: one in (None, other), digests, (source_sha256, adapter_sha256)))
-    if [file_stamp(file) for file in files] != before or not is_expected:
-        output.unlink()
-        raise UserError(f"checkpoint {model} changed while it was read: run the same command again")
-    load_weights(output)  # as the jobs will read it
-    log(f"{manifest.model}: {manifest.parameters:,} parameters in {manifest.dtype}, sha256 {manifest.sha256}")
-    return manifest
+        log(f"writing {output}")
+        manifest = write_weights(
+            output, tensors, manifest, source=base.path, adapter=changes, tokenizer=checkpoint.tokenizer
+        )
+        is_expected = all(map(lambda one, other: one in (None, other), digests, (source_sha256, adapter_sha256)))
+        if [file_stamp(file) for file in files] != before or not is_expected:
+            output.unlink()
+            raise UserError(f"checkpoint {model} changed while it was read: run the same command again")
+        load_weights(output)  # as the jobs will read it
+        log(f"{manifest.model}: {manifest.parameters:,} parameters in {manifest.dtype}, sha256 {manifest.sha256}")
+        return manifest
 
 
 def _verified_sha256(file: Path, log: Log) -> str:
