@@ -27,10 +27,9 @@ from benchmarks.bench_job import run_job, write_chunk
 from virnucpro.base.settings import EmbeddingSettings, LongProteins
 from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
-from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model, load_model
 from virnucpro.engine.outputs import Outputs
-from virnucpro.engine.run import default_budget
+from virnucpro.engine.run import default_budget, run_model
 from virnucpro.models.base import Model
 from virnucpro.models.mosaic_bert.family import random_state, write_checkpoint
 from virnucpro.models.mosaic_bert.sizes import MOSAIC_MODELS

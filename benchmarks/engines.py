@@ -16,10 +16,9 @@ from torch import Tensor
 
 from virnucpro.base.settings import LongProteins
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
-from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model
 from virnucpro.engine.outputs import Outputs
-from virnucpro.engine.run import default_budget
+from virnucpro.engine.run import default_budget, run_model
 from virnucpro.models.esm2.family import ESM2_FAMILY
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import random_state_dict

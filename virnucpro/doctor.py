@@ -23,9 +23,9 @@ from virnucpro.base.settings import LONGEST, LongProteins
 from virnucpro.cuda import AMPERE
 from virnucpro.cuda.devices import capability, current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedPieces, cut_into_pieces
-from virnucpro.engine.embed import run_model
 from virnucpro.engine.load import build_model
 from virnucpro.engine.outputs import Outputs, Residues, ResiduesInMemory
+from virnucpro.engine.run import run_model
 from virnucpro.models.esm2.alphabet import CLS, EOS, FIRST_RESIDUE
 from virnucpro.models.esm2.checkpoint import load_checkpoint
 from virnucpro.models.esm2.family import ESM2_FAMILY

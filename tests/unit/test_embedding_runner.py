@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import LongProteins
 from virnucpro.base.text import clock_time
+from virnucpro.engine import run as run_module
 from virnucpro.engine.batch import PackedAhead, PackedPieces, cut_into_pieces
 from virnucpro.engine.outputs import Outputs, Residues, ResiduesInMemory
 from virnucpro.engine.run import (
@@ -26,8 +27,9 @@ from virnucpro.engine.run import (
     bytes_per_token,
     default_budget,
     reset_peak_memory,
-    run_batches,
+    run_model,
 )
+from virnucpro.models.base import ModelFacts
 from virnucpro.models.esm2.family import ESM2_FAMILY
 
 CPU = torch.device("cpu")
@@ -52,30 +54,37 @@ def test_the_memory_counter_is_reset_in_a_process_that_has_not_used_cuda(monkeyp
 
 
 class Memory:
-    """A forward that counts tokens: layer 1 is each token's id; more tokens than ``limit`` do not fit."""
+    """A model that counts tokens: layer 1 is each token's id; more tokens than ``limit`` do not fit."""
+
+    facts = ModelFacts("esm2", 1, 2, CPU, torch.float32, "x", "x", "eager")
 
     def __init__(self, limit: int, error: RuntimeError | None = None) -> None:
         self.limit = limit
         self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         self.batches: list[int] = []
 
-    def __call__(self, tokens: Tensor, segments: Segments, layers: Sequence[int]) -> dict[int, Tensor]:
+    def __call__(self, tokens: Tensor, segments: Segments, layers: Collection[int]) -> dict[int, Tensor]:
         if len(tokens) > self.limit:
             raise self.error
         self.batches.append(len(tokens))
         return {1: tokens.float()[:, None].expand(-1, 2)}
 
 
-def run(forward: Any, budget: int, lengths: np.ndarray = LENGTHS) -> tuple[Outputs, RunCounts]:
+def run(model: Memory, budget: int, lengths: np.ndarray = LENGTHS) -> tuple[Outputs, RunCounts]:
     proteins = [np.arange(length, dtype=np.uint8) % 20 + 4 for length in lengths]
     work = PackedPieces(proteins, cut_into_pieces(lengths, LongProteins("window", 20, 10)), ESM2_FAMILY.tokenizer())
     names = [f"p{row}" for row in range(len(lengths))]
     outputs = Outputs(lengths, (1,), 2, Residues(lengths, ResiduesInMemory((1,), 2), names))
-    progress = Progress(len(lengths), where="x", logger=LOGGER)
-    counts = run_batches(
-        forward, [work], outputs, device=CPU, budget=budget, names=names, progress=progress, logger=LOGGER
-    )
-    assert progress.done == [len(lengths), int(work.length.sum()), int(work.tokens_before[-1])]
+    made: list[Progress] = []
+
+    def noted(*args: Any, **options: Any) -> Progress:
+        made.append(Progress(*args, **options))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "Progress", noted)
+        counts = run_model(model, [work], outputs, names=names, token_budget=budget, logger=LOGGER)
+    assert made[0].done == [len(lengths), int(work.length.sum()), int(work.tokens_before[-1])]
     outputs.finish()
     return outputs, counts
 
@@ -89,12 +98,12 @@ def test_portions_made_ahead_give_what_one_gives() -> None:
         ahead = PackedAhead(sequences, names, ESM2_FAMILY.tokenizer(), LongProteins("window", 20, 10), portion=portion)
         kept = ResiduesInMemory((1,), 2)
         outputs = Outputs(LENGTHS, (1,), 2, Residues(LENGTHS, kept, names))
-        progress = Progress(len(LENGTHS), where="x", logger=LOGGER)
-        counts = run_batches(
-            Memory(limit=45), ahead, outputs, device=CPU, budget=40, names=names, progress=progress, logger=LOGGER
+        heard: list[int] = []
+        counts = run_model(
+            Memory(limit=45), ahead, outputs, names=names, token_budget=40, heard=heard.append, logger=LOGGER
         )
         outputs.finish()
-        assert progress.tokens == counts.tokens == progress.done[2]
+        assert sum(heard) == counts.tokens
         assert outputs.residues is not None
         residues = kept.values[1]
         rows = zip(outputs.residues.starts, LENGTHS, strict=True)

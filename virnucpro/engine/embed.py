@@ -24,14 +24,7 @@ from virnucpro.cuda.devices import current_device, device_name, parse_device
 from virnucpro.engine.batch import PackedAhead, PackedPieces, padding_avoided
 from virnucpro.engine.load import load_model, load_tokenizer
 from virnucpro.engine.outputs import Outputs, Residues, ResidueSink, ResiduesInMemory
-from virnucpro.engine.run import (
-    Progress,
-    RunCounts,
-    default_budget,
-    peak_memory_bytes,
-    reset_peak_memory,
-    run_batches,
-)
+from virnucpro.engine.run import peak_memory_bytes, reset_peak_memory, run_model
 from virnucpro.models.base import Model, ModelFacts
 from virnucpro.models.precision import dtype_name, exact_products, parameter_dtype, resolve_precision
 from virnucpro.models.reference import resolve_layers
@@ -193,36 +186,6 @@ def embed_proteins(
         ended=ended,
     )
     return ProteinEmbeddings(tensors, run)
-
-
-def run_model(
-    model: Model,
-    portions: Iterable[PackedPieces],
-    outputs: Outputs,
-    *,
-    names: Sequence[str],
-    token_budget: int | None = None,
-    heard: Callable[[int], None] | None = None,
-    logger: logging.Logger,
-) -> RunCounts:
-    """Run every piece through a model, with progress in the log, and add what comes back to ``outputs``.
-
-    Args:
-        names: ids of the proteins, for errors.
-        token_budget: tokens of a batch at first; None takes it from the device's free memory.
-        heard: is told the tokens of each batch that is done.
-
-    Raises:
-        UserError: see :func:`virnucpro.engine.run.run_batches`.
-    """
-    facts = model.facts
-    kept = len(outputs.mean) * (1 + 2 * (outputs.residues is not None) + (outputs.max is not None))
-    budget = token_budget or default_budget(facts.embed_dim, facts.device, kept, facts.dtype)
-    where = f"{device_name(facts.device)}, {facts.attention}"
-    progress = Progress(len(names), where=where, heard=heard, logger=logger)
-    return run_batches(
-        model, portions, outputs, device=facts.device, budget=budget, names=names, progress=progress, logger=logger
-    )
 
 
 def _load_wider(load: Callable[[str, str], Model], facts: ModelFacts, logger: logging.Logger) -> Model:

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from virnucpro.attention.segments import Segments
 from virnucpro.base.errors import UserError
 from virnucpro.base.text import clock_time
+from virnucpro.cuda.devices import device_name
 from virnucpro.engine.batch import PackedPieces, batch_end
 from virnucpro.engine.outputs import Outputs, first_tokens, segment_maxima, segment_sums, weigh
+from virnucpro.models.base import Model
 from virnucpro.models.precision import parameter_dtype
 
 
@@ -124,8 +125,6 @@ def default_budget(
     return max(LOWEST_BUDGET, min(wanted, fitting // 1024 * 1024))
 
 
-Forward = Callable[[Tensor, Segments, Sequence[int]], Mapping[int, Tensor]]
-
 IN_FLIGHT = 2
 """Batches that the host prepares ahead of the device."""
 
@@ -160,29 +159,33 @@ class _Pending:
     arrived: torch.cuda.Event | None = None
 
 
-def run_batches(
-    forward: Forward,
+def run_model(
+    model: Model,
     portions: Iterable[PackedPieces],
     outputs: Outputs,
     *,
-    device: torch.device,
-    budget: int,
     names: Sequence[str],
-    progress: Progress,
+    token_budget: int | None = None,
+    heard: Callable[[int], None] | None = None,
     logger: logging.Logger,
 ) -> RunCounts:
-    """Run every piece and add its sums (and residues) to ``outputs``.
+    """Run every piece through a model, with progress in the log, and add what comes back to ``outputs``.
 
     Args:
-        forward: a :class:`virnucpro.models.base.Model`, or anything called like it.
         portions: of the proteins, in order; a portion's ``outputs.embedded`` must be there when it comes.
-        budget: tokens of a batch at first.
         names: ids of the proteins, for errors.
+        token_budget: tokens of a batch at first; None takes it from the device's free memory.
+        heard: is told the tokens of each batch that is done.
 
     Raises:
         UserError: one protein alone does not fit into the device's memory, or the GPU failed.
     """
-    counts = RunCounts(budget=budget)
+    facts = model.facts
+    device = facts.device
+    kept = len(outputs.mean) * (1 + 2 * (outputs.residues is not None) + (outputs.max is not None))
+    counts = RunCounts(budget=token_budget or default_budget(facts.embed_dim, device, kept, facts.dtype))
+    where = f"{device_name(device)}, {facts.attention}"
+    progress = Progress(len(names), where=where, heard=heard, logger=logger)
     pending: deque[_Pending] = deque()
     copies = None
     if device.type == "cuda" and outputs.residues is not None:
@@ -195,7 +198,7 @@ def run_batches(
             while begin < len(packed):
                 end = batch_end(packed.tokens_before, begin, counts.budget)
                 try:
-                    pending.append(_start(forward, outputs, _Pending(packed, begin, end), device, copies))
+                    pending.append(_start(model, outputs, _Pending(packed, begin, end), device, copies))
                 except RuntimeError as error:
                     if is_device_failure(error):
                         raise _gpu_failed(device, error) from error
@@ -222,7 +225,7 @@ def run_batches(
 
 
 def _start(
-    forward: Forward, outputs: Outputs, found: _Pending, device: torch.device, copies: torch.cuda.Stream | None
+    model: Model, outputs: Outputs, found: _Pending, device: torch.device, copies: torch.cuda.Stream | None
 ) -> _Pending:
     """Run a batch; what is wanted of it is on its way to the host then, residues on a stream of their own."""
     packed, begin, end = found.packed, found.begin, found.end
@@ -237,7 +240,7 @@ def _start(
     if outputs.max is not None and is_part.any():
         windowed = packed.residues(begin, end, device, is_part)
     pieces = end - begin  # without the segment of no piece that may follow
-    for layer, hidden in forward(batch.tokens, batch.segments, tuple(outputs.mean)).items():
+    for layer, hidden in model(batch.tokens, batch.segments, tuple(outputs.mean)).items():
         weighted = weigh(hidden, batch.weights)
         found.sums[layer] = _to_host(segment_sums(weighted, batch.segments)[:pieces])
         if outputs.bos is not None:
