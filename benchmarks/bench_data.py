@@ -67,12 +67,15 @@ def _number(value: int) -> bytes:
 
 
 def split(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    from virnucpro.chunking.split import split_proteins
+    from virnucpro.base.settings import LongProteins
+    from virnucpro.chunking.manifest import ONE_SAMPLE, SplitSettings
+    from virnucpro.chunking.split import ToSplit, split_samples
 
-    counts = split_proteins(
-        [folder / "proteins.faa"], folder / "index.parquet", folder / "chunks", chunk_residues=options.chunk_residues
-    )
-    return {"bytes": (folder / "proteins.faa").stat().st_size, "chunks": counts.chunks, "unique": counts.unique}
+    fasta = folder / "proteins.faa"
+    settings = SplitSettings(options.chunk_residues, 1, 2560, LongProteins())
+    split = ToSplit([fasta], folder / "index.parquet", folder / "skipped.tsv")
+    counts = split_samples({ONE_SAMPLE: split}, folder / "chunks", settings).samples[ONE_SAMPLE].counts
+    return {"bytes": fasta.stat().st_size, "chunks": counts["chunks"], "unique": counts["unique"]}
 
 
 def stub_identity(options: argparse.Namespace) -> EmbeddingIdentity:

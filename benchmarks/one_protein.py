@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 import virnucpro
-from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
-from virnucpro.chunking.manifest import read_split
-from virnucpro.chunking.split import split_proteins
+from virnucpro.base.settings import EmbeddingSettings, LongProteins, TableSettings
+from virnucpro.chunking.manifest import ONE_SAMPLE, SplitSettings, read_split
+from virnucpro.chunking.split import ToSplit, split_samples
 from virnucpro.engine.job import embed_chunk
 from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import identity
@@ -75,17 +75,8 @@ def run(folder: Path) -> None:
     weights = folder / "weights" / "esm2_demo.safetensors"
     fasta.write_text(PROTEIN)
     embedding, tables = EmbeddingSettings(), TableSettings()
-    split_proteins(
-        [fasta],
-        sample / "proteins.parquet",
-        chunks,
-        chunk_residues=20_000,
-        multiple_of=1,
-        embed_dim=64,
-        long_proteins=LongProteins(),
-        policies=InputPolicies(),
-        logger=LOGGER,
-    )
+    split = ToSplit([fasta], sample / "proteins.parquet", sample / "skipped.tsv")
+    split_samples({ONE_SAMPLE: split}, chunks, SplitSettings(20_000, 1, 64, LongProteins()), logger=LOGGER)
     prepare_weights(ModelRef.of("esm2_demo"), weights, log=LOGGER.info)
     output = tensors / "chunk_00000.safetensors"
     embed_chunk(chunks / "chunk_00000.fasta", weights, output, embedding, devices=["cpu"], logger=LOGGER)

@@ -19,7 +19,7 @@ from virnucpro.base.paths import user_cache, user_path
 from virnucpro.base.records import read_record
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings, checked, default
 from virnucpro.base.text import short
-from virnucpro.chunking.manifest import CHUNK_FILES, ChunkManifest, SplitRecord
+from virnucpro.chunking.manifest import CHUNK_FILES, ONE_SAMPLE, ChunkManifest, SplitRecord
 from virnucpro.chunking.size import SPECIAL_TOKENS, chunk_sizes
 from virnucpro.models.reference import ModelRef, resolve_layers
 from virnucpro.options import in_arguments, speaking
@@ -33,10 +33,6 @@ from virnucpro.weights.manifest import WeightsRequest, read_manifest, read_weigh
 
 if TYPE_CHECKING:
     from virnucpro.storage.reuse import Reuse
-
-
-SAMPLE = "sample"
-"""The one sample of a call, for messages."""
 
 
 @speaking(in_arguments)
@@ -138,16 +134,16 @@ def embed(
         request = SampleRequest(folder, inputs, None, tables)
         sources = sources_text(earlier.sources, reuse_devices) if earlier else ""
         pool = PoolRequest.of(folder, kept.embed_dim, sizes, kind, settings, policies, sources)
-        state = RunState({SAMPLE: request}, weights, digests, pool)
+        state = RunState({ONE_SAMPLE: request}, weights, digests, pool)
         state.check_sources()
         if (reason := state.split_stale()) is not None:
             log.info("splitting %s (%s)", ", ".join(map(str, inputs)), reason)
             sample = ToSplit(inputs, request.index, request.skipped)
             find = Finder(pool.tensors, settings, weights, reuse=earlier, logger=log)
-            split_samples({SAMPLE: sample}, pool.chunks, pool.split_settings, find=find, logger=log)
+            split_samples({ONE_SAMPLE: sample}, pool.chunks, pool.split_settings, find=find, logger=log)
         record = state.split()
         expected = identity(manifest, settings)
-        merged = state.tables_stale(SAMPLE) is None
+        merged = state.tables_stale(ONE_SAMPLE) is None
         if not merged:
             _check_space(state, record, kept)
         left = {}
@@ -171,7 +167,7 @@ def embed(
             embed_chunk(source, weights.file, output, settings, **chosen, logger=log)
             told.chunk()
         outputs = {name: folder / TABLES[name].name for name in tables.formats}
-        if (reason := state.tables_stale(SAMPLE)) is not None:
+        if (reason := state.tables_stale(ONE_SAMPLE)) is not None:
             log.info("writing %s (%s)", ", ".join(map(str, outputs.values())), reason)
             merge_embeddings(
                 request.index,
@@ -238,7 +234,7 @@ def _check_space(state: RunState, record: SplitRecord, kept: Kept) -> None:
     """Refuse, before anything is embedded, what the disk can't hold."""
     if not kept.is_exact:
         return  # how many residues stay is known chunk by chunk
-    folder, counts = state.samples[SAMPLE].folder, record.samples[SAMPLE].counts
+    folder, counts = state.samples[ONE_SAMPLE].folder, record.samples[ONE_SAMPLE].counts
     needed = kept.chunk_bytes(counts["unique"], counts["unique_residues"])
     needed -= sum(path.stat().st_size for path in state.pool.tensors.glob(CHUNK_FILES))
     needed = max(0, needed) + kept.table_bytes(counts["records"], counts["residues"])

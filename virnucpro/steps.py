@@ -25,7 +25,8 @@ from virnucpro.base.settings import (
     default,
 )
 from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles
-from virnucpro.chunking.size import BASES, RESIDUES, ChunkSize, Letters, chunk_sizes
+from virnucpro.chunking.manifest import ONE_SAMPLE, SplitSettings
+from virnucpro.chunking.size import BASES, RESIDUES, Letters, chunk_sizes
 from virnucpro.cuda.visible import has_gpu
 from virnucpro.engine.processes import device_processes, ordinals_of
 from virnucpro.models.reference import ModelRef, planning_architecture, planning_parameters
@@ -166,40 +167,37 @@ def _translate(given: argparse.Namespace) -> None:
 
 
 def _split(given: argparse.Namespace) -> None:
-    from virnucpro.chunking.split import split_proteins
+    from virnucpro.chunking.split import ToSplit, split_samples
 
-    sample, pool = SampleFiles(given.output), PoolFiles(given.output)
+    files, pool = SampleFiles(given.output), PoolFiles(given.output)
     wanted = values(given, ["layers", "pooling", "chunk_residues"])
-    settings = EmbeddingSettings(wanted["layers"], wanted["pooling"])
-    width, size = _size_of(ModelRef.of(given.model), wanted["chunk_residues"], settings)
-    split_proteins(
-        given.fasta,
-        sample.index,
-        pool.chunks,
-        chunk_residues=size.residues,
-        multiple_of=size.multiple_of,
-        embed_dim=width,
-        long_proteins=LongProteins(**values(given, LONG_PROTEINS)),
-        policies=InputPolicies(**values(given, POLICIES)),
-        logger=LOG,
-    )
+    long_proteins = LongProteins(**values(given, LONG_PROTEINS))
+    embedding = EmbeddingSettings(wanted["layers"], wanted["pooling"], long_proteins=long_proteins)
+    settings = _split_settings(given, ModelRef.of(given.model), wanted["chunk_residues"], embedding)
+    sample = ToSplit(given.fasta, files.index, files.skipped)
+    split_samples({ONE_SAMPLE: sample}, pool.chunks, settings, logger=LOG)
     print(pool.chunks)
 
 
-def _size_of(
-    model: ModelRef, wanted: int | str, settings: EmbeddingSettings, letters: Letters = RESIDUES
-) -> tuple[int, ChunkSize]:
-    """The width of a model's vectors, and the size of chunks for the devices that are here."""
+def _split_settings(
+    given: argparse.Namespace,
+    model: ModelRef,
+    wanted: int | str,
+    embedding: EmbeddingSettings,
+    letters: Letters = RESIDUES,
+) -> SplitSettings:
+    """How a sample is cut: into chunks of the size that is ``wanted``, or that suits the devices that are here."""
     width = planning_architecture(model, "dnabert_s" if letters is BASES else default("model")).embed_dim
     sizes = chunk_sizes(
         wanted,
         parameters=planning_parameters(model),
         embed_dim=width,
-        layers=len(model.resolve(settings.layers)),
-        pooling=settings.pooling,
+        layers=len(model.resolve(embedding.layers)),
+        pooling=embedding.pooling,
         letters=letters,
     )
-    return width, sizes["gpu" if has_gpu() else "cpu"]
+    size = sizes["gpu" if has_gpu() else "cpu"]
+    return SplitSettings(*size, width, embedding.long_proteins, InputPolicies(**values(given, POLICIES)))
 
 
 def _embed_chunk(given: argparse.Namespace) -> None:
@@ -304,28 +302,17 @@ def _whole(precision: str) -> EmbeddingSettings:
 
 
 def _split_nucleotides(given: argparse.Namespace) -> None:
-    from virnucpro.chunking.split import split_proteins
+    from virnucpro.chunking.split import ToSplit, split_samples
     from virnucpro.sequences.translation import FRAME_BASES
 
-    sample = NucleotideFiles(given.folder)
+    files = NucleotideFiles(given.folder)
     wanted = values(given, ["classify.nucleotide_model", "classify.chunk_bases"])
-    settings = _whole("auto")
-    width, size = _size_of(ModelRef.of(wanted["nucleotide_model"]), wanted["chunk_bases"], settings, BASES)
-    split_proteins(
-        [sample.translated],
-        sample.index,
-        sample.pool.chunks,
-        sample.skipped,
-        chunk_residues=size.residues,
-        multiple_of=size.multiple_of,
-        embed_dim=width,
-        long_proteins=settings.long_proteins,
-        policies=InputPolicies(**values(given, POLICIES)),
-        made_as=[recorded(sample.translation, sample.translated).sha256],
-        kind=FRAME_BASES,
-        logger=LOG,
-    )
-    print(sample.pool.chunks)
+    model = ModelRef.of(wanted["nucleotide_model"])
+    settings = _split_settings(given, model, wanted["chunk_bases"], _whole("auto"), BASES)
+    made_as = [recorded(files.translation, files.translated).sha256]
+    sample = ToSplit([files.translated], files.index, files.skipped, made_as)
+    split_samples({ONE_SAMPLE: sample}, files.pool.chunks, settings, kind=FRAME_BASES, logger=LOG)
+    print(files.pool.chunks)
 
 
 def _embed_nucleotides(given: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.unit.splitting import split_proteins
 from virnucpro.base.digest import write_products
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins
 from virnucpro.calling.classifier import load_classifier
@@ -14,7 +15,6 @@ from virnucpro.calling.classifier_file import prepare_classifier
 from virnucpro.calling.contigs import call_contigs
 from virnucpro.calling.frames import Embedded, classify_frames
 from virnucpro.calling.state import CallFiles, CallRule, NucleotideFiles
-from virnucpro.chunking.split import split_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.models.reference import ModelRef
 from virnucpro.sequences.intake import PROTEINS

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from tests.unit.splitting import split_proteins
 from tests.unit.stub_chunks import EXPECTED, write_stub_chunk
 from virnucpro.base.settings import InputPolicies
-from virnucpro.chunking.split import split_proteins
 from virnucpro.storage.merge import merge_embeddings
 from virnucpro.storage.report_record import MergeCounts
 

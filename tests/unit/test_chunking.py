@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.unit.splitting import split_proteins
 from virnucpro.base.digest import digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.records import read_record
@@ -27,7 +28,7 @@ from virnucpro.chunking.cost import assign_chunks, protein_costs
 from virnucpro.chunking.index import read_index
 from virnucpro.chunking.manifest import ChunkManifest, read_split
 from virnucpro.chunking.size import chunk_count
-from virnucpro.chunking.split import SplitCounts, split_proteins
+from virnucpro.chunking.split import SplitCounts
 from virnucpro.engine.batch import cut_into_pieces
 from virnucpro.sequences.fasta import read_fasta
 from virnucpro.sequences.intake import first_of

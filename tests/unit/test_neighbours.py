@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.unit.report_cases import chunk, write_report
+from tests.unit.splitting import split_proteins
 from tests.unit.stub_chunks import stub_vectors, write_stub_chunk
 from virnucpro.base.errors import UserError
-from virnucpro.chunking.split import split_proteins
 from virnucpro.report import neighbours as neighbours_module
 from virnucpro.report.map_page import read_metadata
 from virnucpro.report.neighbours import by_numpy, find_neighbours, nearest

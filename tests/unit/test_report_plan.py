@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.unit.splitting import split_proteins
 from tests.unit.stub_chunks import stub_statistics, write_stub_chunk
 from tests.unit.test_report_plots import protein
 from virnucpro.base.digest import file_sha256, write_products
 from virnucpro.chunking.manifest import SplitRecord, SplitSettings
 from virnucpro.chunking.size import ChunkSize
-from virnucpro.chunking.split import ToSplit, split_proteins, split_samples
+from virnucpro.chunking.split import ToSplit, split_samples
 from virnucpro.config import RunConfig, load_config
 from virnucpro.config_files import Source
 from virnucpro.plan import H200_TOKENS_PER_SECOND, Planned, plan, planned_text

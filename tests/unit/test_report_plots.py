@@ -19,9 +19,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from tests.unit.report_cases import chunk, write_report
+from tests.unit.splitting import split_proteins
 from tests.unit.stub_chunks import write_stub_chunk
 from virnucpro.base.errors import UserError
-from virnucpro.chunking.split import split_proteins
 from virnucpro.report import RUN_PLOTS, SAMPLE_PLOTS
 from virnucpro.report.map import FEWEST_FOR_UMAP, ChosenVectors, choose_vectors, principal_components
 from virnucpro.report.run_plots import plot_packing, plot_run, plot_throughput

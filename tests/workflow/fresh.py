@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.unit.splitting import split_proteins
 from virnucpro.base.digest import FileDigests
 from virnucpro.base.settings import EmbeddingSettings, InputPolicies, LongProteins, TableSettings
-from virnucpro.chunking.split import split_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.models.reference import ModelRef
 from virnucpro.storage.chunk_metadata import identity

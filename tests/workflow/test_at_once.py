@@ -20,13 +20,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.splitting import split_proteins
 from tests.workflow.running import Result, snakemake
 from virnucpro import embed
 from virnucpro.base import digest
 from virnucpro.base.digest import FileDigests, file_sha256
 from virnucpro.base.errors import UserError
 from virnucpro.base.settings import EmbeddingSettings
-from virnucpro.chunking.split import split_proteins
 from virnucpro.engine.job import embed_chunk
 from virnucpro.models.esm2.sizes import Architecture
 from virnucpro.models.esm2.synthetic import write_checkpoint

@@ -14,6 +14,9 @@ from virnucpro.base.settings import InputPolicies, LongProteins
 SPLIT_RECORD = "split.json"
 """Its name in the folder of chunks."""
 
+ONE_SAMPLE = "sample"
+"""What the record calls the sample of a split of one."""
+
 CHUNK_FILES = "chunk_*.safetensors"
 """The pattern of chunk files' names; :func:`chunk_name` gives what stands before the ending."""
 

@@ -24,7 +24,6 @@ from virnucpro.base.digest import FileProof, digest_of_digests, residue_digest
 from virnucpro.base.errors import UserError
 from virnucpro.base.limits import check_space
 from virnucpro.base.records import write_record
-from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.cost import assign_chunks, protein_costs
 from virnucpro.chunking.index import BATCH_ROWS, IndexRows, IndexWriter
 from virnucpro.chunking.manifest import (
@@ -38,13 +37,10 @@ from virnucpro.chunking.manifest import (
 )
 from virnucpro.chunking.size import chunk_count
 from virnucpro.sequences.fasta import FastaRecord, description_of
-from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Intake, Kind, Skipped, first_of, skipped_table
+from virnucpro.sequences.intake import PROTEINS, Intake, Kind, Skipped, first_of, skipped_table
 
 MOST_LINES = 20
 """Samples of which the log has a line each."""
-
-ONE = "sample"
-"""What the record calls the sample of a split of one."""
 
 
 @dataclass(frozen=True)
@@ -133,32 +129,6 @@ class _Plan:
     chunks: dict[int, SplitChunk]
     counts: dict[str, int]
     sources: str
-
-
-def split_proteins(
-    inputs: Sequence[Path],
-    index: Path,
-    chunks: Path,
-    skipped: Path | None = None,
-    *,
-    chunk_residues: int,
-    embed_dim: int = 2560,
-    multiple_of: int = 1,
-    long_proteins: LongProteins = LongProteins(),
-    policies: InputPolicies = InputPolicies(),
-    made_as: Sequence[str] | None = None,
-    kind: Kind = PROTEINS,
-    find: Find | None = None,
-    logger: logging.Logger | None = None,
-) -> SplitCounts:
-    """Split one sample by itself; arguments as for :func:`split_samples`, :class:`ToSplit` and :class:`SplitSettings`.
-
-    The table of skipped records is :data:`SKIPPED_TABLE` beside ``chunks`` where nothing else is said.
-    """
-    settings = SplitSettings(chunk_residues, multiple_of, embed_dim, long_proteins, policies)
-    sample = ToSplit(inputs, index, skipped or Path(chunks).with_name(SKIPPED_TABLE), made_as)
-    record = split_samples({ONE: sample}, chunks, settings, kind=kind, find=find, logger=logger)
-    return SplitCounts(**record.samples[ONE].counts)
 
 
 def split_samples(
