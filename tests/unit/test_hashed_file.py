@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.test_tables import write_table
 from virnucpro.base import atomic
+from virnucpro.base.atomic import GuardedFile
 from virnucpro.base.digest import FileProof
 from virnucpro.base.errors import UserError
 from virnucpro.storage import hashed_file
@@ -34,20 +35,24 @@ def test_the_checksum_is_that_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert proof == FileProof.of(tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", ["npy", "parquet"])
-@pytest.mark.parametrize("when", ["write", "fsync"])
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [("npy", "write"), ("parquet", "write"), *((name, "fsync") for name in ("npy", "parquet", "hdf5", "virnucpro_pt"))],
+)
 def test_a_disk_that_fills_up_meanwhile_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, when: str
 ) -> None:
-    """Found where bytes are written, or by the thread that brings them to the disk."""
+    """Found where bytes are written, or by the thread that brings them to the disk, and by nobody afterwards."""
     monkeypatch.setattr(atomic, "FLUSH", 1)
+    calls = iter(range(10**6))
 
     def full(*arguments: Any) -> Any:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if when == "write" or next(calls) == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, when, full)
     with pytest.raises(UserError, match=r"^cannot write .*/table: No space left on device; free space there"):
-        write_table(name, tmp_path / "table", 100, residues=True)
+        write_table(name, tmp_path / "table", 100, residues=name != "virnucpro_pt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -61,3 +66,18 @@ def test_hashing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(MemoryError):
         write_table(name, tmp_path / "table", 100, residues=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [HashedFile, GuardedFile])
+def test_an_error_of_the_last_flush_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[HashedFile | GuardedFile]
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic, "FLUSH", 1)
+    monkeypatch.setattr(os, "fsync", full)
+    with kind(tmp_path / "file") as file:
+        file.write(b"once")
+        with pytest.raises(OSError, match="No space left"):
+            file.finish()

@@ -277,6 +277,7 @@ class GuardedFile:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        self._flush = EarlyFlush(self._descriptor)
         self._place = 0
         self._error: OSError | None = None
         self._unwritten: list[tuple[int, bytes]] = []
@@ -285,12 +286,18 @@ class GuardedFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._flush.close()
         os.close(self._descriptor)
 
     def check(self) -> None:
         """Raise the first error that there was."""
         if self._error is not None:
             raise self._error
+
+    def finish(self) -> None:
+        """The same, when all is written."""
+        self._flush.wait()
+        self.check()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_SET:
@@ -309,6 +316,7 @@ class GuardedFile:
                 done = os.pwrite(self._descriptor, data, self._place)
                 while done < size:
                     done += os.pwrite(self._descriptor, memoryview(data)[done:], self._place + done)
+                self._flush.wrote(size)
             except OSError as error:
                 self._error = error
         if self._error is not None:

@@ -118,7 +118,7 @@ def save_torch_file(path: Path, content: object) -> None:
     # Through an open file, because torch.save puts the name of a path into the archive.
     with GuardedFile(path) as file:
         torch.save(content, cast(IO[bytes], file))
-        file.check()
+        file.finish()
 
 
 def verify_archive(path: Path) -> None:

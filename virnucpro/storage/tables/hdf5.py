@@ -185,7 +185,7 @@ class Hdf5Table:
 
     def finish(self) -> None:
         self._file.close()
-        self._out.check()
+        self._out.finish()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with self._out:
