@@ -1,17 +1,20 @@
 """Time and memory of split and merge on a large synthetic sample; each stage is a process of its own.
 
     python -m benchmarks.bench_data [--records 1000000] [--embed-dim 320] [--formats parquet] [--folder DIR]
-    python -m benchmarks.bench_data --pooling per_residue --records 20000 --embed-dim 1280 --formats npy
+    python -m benchmarks.bench_data --pooling per_residue --records 20000 --embed-dim 1280 --formats npy,parquet
 
 The FASTA has proteins of 300 residues on average, a third of the records repeat an earlier one. The embedding is
 faked by a stub that writes chunk files of the right shape (noise), because this benchmark is about the data stages.
-"disk" writes as many bytes as the chunk files have to one file and flushes it: what a merge cannot be faster than.
+"disk" writes as many bytes as the chunk files have to one file and flushes it: what a merge cannot be faster than. Nor
+can it be faster than one thread's sha256, which "disk" measures too. Each of the formats is merged by itself; with
+--against in turns with the code of another checkout, which is run with the same Python.
 Peak memory is the process's largest resident set (getrusage), Python and its libraries included.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from virnucpro.storage.chunk_metadata import EmbeddingIdentity
 
 STAGES = ("generate", "split", "stub", "disk", "merge", "translate")
+SETTINGS = ("records", "embed_dim", "pooling", "chunk_residues")
 FILES = {
     "parquet": "embeddings.parquet",
     "hdf5": "embeddings.h5",
@@ -143,14 +147,18 @@ def stub(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 def disk(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     size = sum(path.stat().st_size for path in (folder / "tensors").iterdir())
     block = np.random.default_rng(0).bytes(1 << 24)
-    path = folder / "written"
+    path, start = folder / "written", time.perf_counter()
     with path.open("wb") as file:
         for _ in range(0, size, len(block)):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
     path.unlink()
-    return {"bytes": size}
+    found = {"bytes": size, "seconds": time.perf_counter() - start}
+    start, digest = time.perf_counter(), hashlib.sha256()
+    for _ in range(64):
+        digest.update(block)
+    return {**found, "sha256_mb_s": round(64 * len(block) / (time.perf_counter() - start) / 1e6)}
 
 
 def merge(folder: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -211,6 +219,18 @@ def run_stage(name: str, folder: Path, options: argparse.Namespace) -> None:
     print(json.dumps(found))
 
 
+def run(root: Path, folder: Path, stage: str, formats: str, options: argparse.Namespace, label: str) -> None:
+    """Run one stage with the code of a checkout, in a process of its own, and print what it took."""
+    command = [sys.executable, "-m", "benchmarks.bench_data", "--folder", str(folder), "--stage", stage]
+    for key, value in (("formats", formats), *((key, getattr(options, key)) for key in SETTINGS)):
+        command += [f"--{key.replace('_', '-')}", str(value)]
+    os.sync()  # what came before is none of its business
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=root).stdout)
+    seconds, size, peak = found.pop("seconds"), found.pop("bytes") / 1e6, found.pop("peak") / 1e6
+    more = "".join(f"  {key} {value}" for key, value in found.items())
+    print(f"{label:28}{seconds:10.1f}{size:10.0f}{size / seconds:8.0f}{peak:10.0f}{more}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000)
@@ -220,6 +240,8 @@ def main() -> None:
     parser.add_argument("--formats", default="parquet", help="comma-separated: " + ", ".join(FILES))
     parser.add_argument("--folder", type=Path, help="where to work (kept); by default a temporary folder")
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated; default: all")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each merge runs")
+    parser.add_argument("--against", type=Path, help="another checkout, whose merge is run too, in turns")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
@@ -228,23 +250,15 @@ def main() -> None:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="bench_data"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{options.records} records, D = {options.embed_dim}")
-    print(f"{'stage':10}{'seconds':>10}{'MB':>10}{'MB/s':>8}{'peak MB':>10}")
+    print(f"{'stage':28}{'seconds':>10}{'MB':>10}{'MB/s':>8}{'peak MB':>10}")
+    here = Path(__file__).parents[1]
+    checkouts = [here] if options.against is None else [options.against.resolve(), here]
+    merges = [(root, name) for _ in range(options.rounds) for name in options.formats.split(",") for root in checkouts]
     try:
-        for name in options.stages.split(","):
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.bench_data",
-                *sys.argv[1:],
-                "--folder",
-                str(folder),
-                "--stage",
-                name,
-            ]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-            seconds, size, peak = found.pop("seconds"), found.pop("bytes") / 1e6, found.pop("peak") / 1e6
-            more = "".join(f"  {key} {value}" for key, value in found.items())
-            print(f"{name:10}{seconds:10.1f}{size:10.0f}{size / seconds:8.0f}{peak:10.0f}{more}", flush=True)
+        for stage in options.stages.split(","):
+            for root, formats in merges if stage == "merge" else [(here, options.formats)]:
+                words = [stage, *([formats] if stage == "merge" else []), *(["(before)"] if root != here else [])]
+                run(root, folder.resolve(), stage, formats, options, " ".join(words))
     finally:
         if options.folder is None:
             shutil.rmtree(folder)
