@@ -9,7 +9,7 @@ from pathlib import Path
 from virnucpro.base.settings import InputPolicies, LongProteins
 from virnucpro.chunking.manifest import ONE_SAMPLE, SplitSettings
 from virnucpro.chunking.split import Find, SplitCounts, ToSplit, split_samples
-from virnucpro.sequences.intake import PROTEINS, SKIPPED_TABLE, Kind
+from virnucpro.sequences.intake import PROTEINS, Kind
 
 
 def split_proteins(
@@ -30,9 +30,9 @@ def split_proteins(
 ) -> SplitCounts:
     """Split one sample by itself; arguments as for :func:`split_samples`, :class:`ToSplit` and :class:`SplitSettings`.
 
-    The table of skipped records is :data:`SKIPPED_TABLE` beside ``chunks`` where nothing else is said.
+    The table of skipped records is ``skipped.tsv`` beside ``chunks`` where nothing else is said.
     """
     settings = SplitSettings(chunk_residues, multiple_of, embed_dim, long_proteins, policies)
-    sample = ToSplit(inputs, index, skipped or Path(chunks).with_name(SKIPPED_TABLE), made_as)
+    sample = ToSplit(inputs, index, skipped or Path(chunks).with_name("skipped.tsv"), made_as)
     record = split_samples({ONE_SAMPLE: sample}, chunks, settings, kind=kind, find=find, logger=logger)
     return SplitCounts(**record.samples[ONE_SAMPLE].counts)

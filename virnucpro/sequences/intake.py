@@ -36,9 +36,6 @@ from virnucpro.sequences.fasta import (
 from virnucpro.sequences.files import SequenceFile
 from virnucpro.sequences.suspicion import PROTEIN_CHECKS, Check
 
-SKIPPED_TABLE = "skipped.tsv"
-"""Beside a sample's chunks: the records that were skipped."""
-
 SKIPPED_COLUMNS = ("id", "file", "line", "reason")
 
 EMPTY_REASON = "no residues"
