@@ -134,7 +134,6 @@ class RunCounts:
     """What one run did: ``budget`` is the token budget at its end, ``retries`` how often it was halved."""
 
     tokens: int = 0
-    batches: int = 0
     retries: int = 0
     budget: int = 0
 
@@ -212,7 +211,6 @@ def run_model(
                     logger.warning("out of memory with %d tokens a batch: going on with %d", tokens, counts.budget)
                 else:
                     begin = end
-                    counts.batches += 1
                     while len(pending) > (IN_FLIGHT if device.type == "cuda" else 0):
                         _collect(pending.popleft(), outputs, progress, device)
                     continue
