@@ -50,8 +50,6 @@ BLOCK = 1 << 22
 DTYPES = {"U8": "u1", "F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
 """NumPy's names of the number formats, by those of safetensors."""
 
-RESIDUE_DTYPES = {"float16": "F16", "float32": "F32"}
-
 REQUIRED = {"digests": "U8", "lengths": "I32", "windows": "I32", "embedded": "I32", "precision": "U8"}
 
 
@@ -93,7 +91,7 @@ def chunk_shapes(
             shapes |= {f"{kind}.{layer}": TensorShape("F32", (proteins, embed_dim)) for layer in layers}
     if "per_residue" in pooling:
         shapes["starts"] = TensorShape("I64", (proteins,))
-        dtype = RESIDUE_DTYPES[residue_dtype]
+        dtype = residue_dtype.replace("float", "F")
         shapes |= {f"residues.{layer}": TensorShape(dtype, (residues, embed_dim)) for layer in layers}
     return shapes
 
