@@ -19,8 +19,10 @@ from virnucpro.storage import hashed_file
 from virnucpro.storage.hashed_file import HashedFile
 
 
-def test_the_checksum_is_that_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("small", [0, 100, hashed_file.SMALL])
+def test_the_checksum_is_that_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
     """Pieces of all sizes, arrays too, more than may wait, and the system writing less than it was given."""
+    monkeypatch.setattr(hashed_file, "SMALL", small)
     monkeypatch.setattr(hashed_file, "WAITING", 1000)
     monkeypatch.setattr(atomic, "FLUSH", 3000)
     right = os.write
@@ -62,6 +64,7 @@ def test_hashing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         def update(self, data: bytes) -> None:
             raise MemoryError
 
+    monkeypatch.setattr(hashed_file, "SMALL", 0)
     monkeypatch.setattr("virnucpro.storage.hashed_file.sha256", Broken)
     with pytest.raises(MemoryError):
         write_table(name, tmp_path / "table", 100, residues=True)

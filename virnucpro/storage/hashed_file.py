@@ -17,6 +17,10 @@ WAITING = 1 << 26
 """Bytes that may wait to be hashed; then who writes more waits."""
 
 
+SMALL = 1 << 16
+"""Bytes that are hashed sooner than a thread is started: a run can have a thousand small samples."""
+
+
 class HashedFile:
     """A new file that only grows; a context manager. One thread takes its sha256, another brings it to the disk.
 
@@ -47,15 +51,18 @@ class HashedFile:
             OSError: they could not be written, or what came before could not be brought to the disk.
         """
         size = len(data)
-        self._waiting.append((size, self._hasher.submit(self._sha256.update, data)))
-        self._held += size
+        while self._waiting and (self._held > WAITING or self._waiting[0][1].done()):
+            self._collect()
+        if size < SMALL and not self._waiting:
+            self._sha256.update(data)
+        else:
+            self._waiting.append((size, self._hasher.submit(self._sha256.update, data)))
+            self._held += size
         done = 0
         while done < size:
             done += os.write(self._descriptor, memoryview(data)[done:])
         self.size += size
         self._flush.wrote(size)
-        while self._held > WAITING:
-            self._collect()
         return size
 
     def _collect(self) -> None:

@@ -58,7 +58,7 @@ class RowGroups:
         self._schema, self._options = schema, options
         self._file = HashedFile(path)
         self._file.write(MAGIC)
-        self._metadata = _metadata(self._encoded(None).split()[1])
+        self._metadata: pq.FileMetaData | None = None
         self._threads = min(ENCODERS, usable_cores())
         self._pool = ThreadPoolExecutor(self._threads, "parquet")
         self._coming: deque[Future[WrittenFile]] = deque()
@@ -86,15 +86,22 @@ class RowGroups:
 
     def _append(self) -> None:
         groups, footer = self._coming.popleft().result().split()
-        self._metadata.append_row_groups(_metadata(moved(footer, self._file.size - len(MAGIC))))
+        metadata = _metadata(moved(footer, self._file.size - len(MAGIC)))
+        if self._metadata is None:
+            self._metadata = metadata
+        else:
+            self._metadata.append_row_groups(metadata)
         for part in groups:
             self._file.write(part)
 
     def finish(self) -> FileProof:
         while self._coming:
             self._append()
-        out = WrittenFile()
-        self._metadata.write_metadata_file(out)
+        if self._metadata is None:
+            out = self._encoded(None)
+        else:
+            out = WrittenFile()
+            self._metadata.write_metadata_file(out)
         self._file.write(end_of_file(out.split()[1]))
         return self._file.finish()
 
