@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from virnucpro.sequences.fasta import read_fasta, read_raw
+from virnucpro.sequences.files import SequenceFile
 
 Reader = Callable[[Path], Iterator[tuple[str, str]]]
 
@@ -55,7 +56,7 @@ def with_needletail(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def with_virnucpro_raw(path: Path) -> Iterator[tuple[str, str]]:
-    for record in read_raw(path):
+    for record in read_raw(SequenceFile(path)):
         yield record.id, record.text.replace(b"\n", b"").decode("latin-1")
 
 

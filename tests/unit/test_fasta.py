@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from virnucpro.base.errors import UserError
 from virnucpro.sequences import files
-from virnucpro.sequences.fasta import RESIDUES, read_fasta
+from virnucpro.sequences.fasta import RESIDUES, read_fasta, read_raw
 
 Plain = tuple[str, bytes, int, int]
 OTHER_FILES = (*files._PACKED, *files._OTHER_KINDS)
@@ -227,7 +227,7 @@ def test_the_digest_is_of_the_bytes_that_were_read(tmp_path: Path, pack: Callabl
     path = tmp_path / "x"
     path.write_bytes(data)
     file = files.SequenceFile(path)
-    reading = read_fasta(file)
+    reading = read_raw(file)
     next(reading)
     assert file.sha256 == ""  # a reading that is not at its end has no digest
     for _ in reading:

@@ -99,24 +99,23 @@ class FastaRecord(NamedTuple):
     path: Path
 
 
-def read_fasta(source: Path | SequenceFile) -> Iterator[FastaRecord]:
+def read_fasta(path: Path) -> Iterator[FastaRecord]:
     """Read proteins one by one, in the file's order; memory holds one block and about twice the longest record.
 
     Raises:
         UserError: the file is missing, unreadable, damaged, empty or not FASTA; a record has no id or no
             residues, or a letter that no protein has. The sentence names file, line and id.
     """
-    file = _as_file(source)
     is_empty = True
-    for record in read_raw(file):
+    for record in read_raw(SequenceFile(path)):
         is_empty = False
-        protein = as_protein(file.path, record)
+        protein = as_protein(path, record)
         if not protein.sequence:
             raise empty_record(protein)
         del record
         yield protein
     if is_empty:
-        raise empty_file(file.path)
+        raise empty_file(path)
 
 
 def as_protein(path: Path, record: RawRecord) -> FastaRecord:
@@ -164,13 +163,12 @@ def _wrong_letter(path: Path, record: RawRecord) -> UserError:
     return letter_error(path, record, position, what)
 
 
-def read_raw(source: Path | SequenceFile, longest: int = LONGEST_RECORD) -> Iterator[RawRecord]:
+def read_raw(file: SequenceFile, longest: int = LONGEST_RECORD) -> Iterator[RawRecord]:
     """Read records of any kind of sequence, letters unchecked, in the file's order; none of a file without records.
 
     Raises:
         UserError: the file is missing, unreadable, damaged or not FASTA, or a record has no id.
     """
-    file = _as_file(source)
     path = file.path
     line = 1  # where the current record begins
     pieces: list[bytes] = []  # of the current record, from behind its ">"
@@ -213,10 +211,6 @@ def read_raw(source: Path | SequenceFile, longest: int = LONGEST_RECORD) -> Iter
     if started:
         pieces[-1] = pieces[-1].removesuffix(b"\n")
         yield _raw_record(path, pieces, line)[0]
-
-
-def _as_file(source: Path | SequenceFile) -> SequenceFile:
-    return source if isinstance(source, SequenceFile) else SequenceFile(source)
 
 
 def _raw_record(path: Path, pieces: list[bytes], line: int) -> tuple[RawRecord, int]:

@@ -69,6 +69,7 @@ class Intake:
     """A sample's records, read once to find out and once more to use them.
 
     Attributes:
+        digests: the sha256 of each file's bytes as the first reading found them, in the order of the files.
         empty: records without residues, known after the first reading.
         repeats: for each record with residues, whether an earlier one has its id, (n,); known after the first reading.
     """
@@ -79,14 +80,9 @@ class Intake:
         self._files = [SequenceFile(path) for path in inputs]
         self._kind = kind
         self._policies = policies
-        self._digests: list[str] = []
+        self.digests: list[str] = []
         self.empty = 0
         self.repeats: NDArray[np.bool_] = np.zeros(0, bool)
-
-    @property
-    def digests(self) -> list[str]:
-        """The sha256 of each file's bytes as the first reading found them, in the order of the files."""
-        return self._digests
 
     @property
     def is_taken(self) -> NDArray[np.bool_]:
@@ -115,7 +111,7 @@ class Intake:
                 raise empty_record(record, ", or set empty_records to skip")
             else:
                 self.empty += 1
-        self._digests = [file.sha256 for file in self._files]
+        self.digests = [file.sha256 for file in self._files]
         first = self._ids.first()
         self.repeats = first != np.arange(len(first))
         if self.repeats.any() and self._policies.duplicate_ids in ("error", "header"):
@@ -142,7 +138,7 @@ class Intake:
                 skip(Skipped(record.id, record.path, record.line, REPEAT_REASON))
                 continue
             yield record._replace(id=name(record.id)) if is_repeat and name is not None else record
-        if [file.sha256 for file in self._files] != self._digests:
+        if [file.sha256 for file in self._files] != self.digests:
             raise self.changed()
 
     def changed(self) -> UserError:
@@ -246,9 +242,6 @@ class SeenIds:
 
     def add(self, record_id: str) -> None:
         self._digests += _id_digest(record_id)
-
-    def __len__(self) -> int:
-        return len(self._digests) // 16
 
     def first(self) -> NDArray[np.int64]:
         """For each id the number of the first one that is equal, (n,)."""

@@ -91,9 +91,6 @@ class RowIndex:
         """Those that are indexed; their numbers are their places here."""
         return self._record.files
 
-    def __len__(self) -> int:
-        return sum(self._record.segments.values())
-
     def extend(self, files: Sequence[IndexedFile], added: Iterable[Added]) -> None:
         """Add chunk files.
 
