@@ -34,7 +34,6 @@ from virnucpro.sequences.fasta import read_fasta
 from virnucpro.sequences.intake import first_of
 
 LETTERS = "LAGVSERTIDPKQNFYMHWC"
-SOME_RESIDUES = st.text("MKjvX*.-", min_size=1, max_size=12).filter(lambda s: s.removesuffix("*").strip(".-") != "")
 
 
 def write_fasta(path: Path, records: Sequence[tuple[str, str]]) -> Path:

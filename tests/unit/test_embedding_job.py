@@ -45,7 +45,6 @@ LOGGER = logging.getLogger("test")
 TINY = Architecture(layers=3, embed_dim=64, heads=4)
 LENGTHS = [7, 1, 166, 30, 166, 1022, 1023, 2, 1700]
 PROTEINS = [random_protein(length, seed) for seed, length in enumerate(LENGTHS)]
-BOTH = ("mean", "per_residue")
 ALL = ("mean", "bos", "max", "per_residue")
 
 

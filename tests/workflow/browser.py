@@ -6,7 +6,6 @@ browser reads JSON messages from file descriptor 3 and writes to 4, each ended b
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -144,9 +143,6 @@ class Page:
         self.call(
             "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=int(self._is_pressed), clickCount=1
         )
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def _next(self, until: float) -> dict[str, Any]:
         while b"\0" not in self._received:
