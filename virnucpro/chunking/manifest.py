@@ -65,9 +65,7 @@ class SampleSplit:
 
     Attributes:
         inputs: the sha256 of each FASTA file, in the order in which they were read.
-        counts: records, unique (different sequences), residues, unique_residues, longest, replaced (residues that
-            became X), replaced_records, chunks, skipped (records that came in and were not taken), gapped and unknown
-            (records that hold gaps, or more than half X).
+        counts: as :class:`virnucpro.chunking.split.SplitCounts` has them.
         index: proves the sample's index.
         chunks: the numbers of the chunks that hold its sequences, rising.
     """
