@@ -16,7 +16,6 @@ from virnucpro.base.digest import FileProof
 WAITING = 1 << 26
 """Bytes that may wait to be hashed; then who writes more waits."""
 
-
 SMALL = 1 << 16
 """Bytes that are hashed sooner than a thread is started: a run can have a thousand small samples."""
 

@@ -42,7 +42,6 @@ from virnucpro.storage.tables.rows import (
 
 _COMPRESSED = ("id", "length", "description", "treatment", "precision", "origin", "replaced")
 
-
 ENCODERS = 4
 """Threads at most: each encodes 0.3 GB/s of float32, and holds two row groups in memory."""
 
