@@ -312,12 +312,12 @@ def test_a_killed_process_of_several_loses_its_part_alone(
     expected = embed(tmp_path, weights, sequences, settings)
     vectors = [vector(expected, "mean", row, 3) for row in range(20)]
     kept = [residues(expected, row, 3) for row in range(20)]
-    listen = devices_module._listen
+    listen = DeviceProcess.listen
     killed: list[DeviceProcess] = []
     fresh: list[DeviceProcess] = []
 
-    def listen_and_kill(process: DeviceProcess, device: str, logger: logging.Logger) -> bool:
-        goes_on = listen(process, device, logger)
+    def listen_and_kill(process: DeviceProcess, logger: logging.Logger) -> bool:
+        goes_on = listen(process, logger)
         if not killed:
             killed.append(process)
             process._process.kill()
@@ -327,7 +327,7 @@ def test_a_killed_process_of_several_loses_its_part_alone(
         fresh.append(DeviceProcess(device))
         return fresh[-1]
 
-    monkeypatch.setattr(devices_module, "_listen", listen_and_kill)
+    monkeypatch.setattr(DeviceProcess, "listen", listen_and_kill)
     monkeypatch.setattr(devices_module, "DeviceProcess", start)
     found = embed(tmp_path, weights, sequences, settings, devices=["cpu"] * devices)
     assert len(killed) == len(fresh) == 1

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from virnucpro.base.atomic import remove, scratch_directory
-from virnucpro.base.errors import UserError
 from virnucpro.base.records import write_record
 from virnucpro.base.settings import EmbeddingSettings
 from virnucpro.engine.embed import ProteinEmbeddings
@@ -129,26 +128,12 @@ def _run_shares(
             for key, _ in said.select():
                 process, task = key.data
                 try:
-                    goes_on = _listen(process, task.device, logger)
+                    goes_on = process.listen(logger)
                 except DeviceProcessEnded as error:
                     killed[task.share], goes_on = error, False
                 if not goes_on:
                     said.unregister(key.fileobj)
     return killed
-
-
-def _listen(process: DeviceProcess, device: str, logger: logging.Logger) -> bool:
-    """Take one line of what a process says; False when it has ended well."""
-    said = process.listen(device)
-    if said is None:
-        return False
-    kind, *content = said
-    if kind == "log":
-        logger.log(content[0], "%s: %s", device, content[1])
-        return True
-    if kind == "error":
-        raise UserError(f"{device}: {content[0]}")
-    raise RuntimeError(f"the process of {device} failed:\n{content[0]}")
 
 
 def write_part(part: Path, embeddings: ProteinEmbeddings, digests: Mapping[int, bytes]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Self, cast
 
 from virnucpro.base.errors import UserError
 
@@ -34,6 +35,7 @@ class DeviceProcess:
 
     def __init__(self, device: str) -> None:
         """Start it for a device such as "cuda:1"."""
+        self._device = device
         self._process = subprocess.Popen(
             [sys.executable, "-m", "virnucpro.engine.worker", device],
             stdin=subprocess.PIPE,  # says where the task is, and its end that we have gone
@@ -58,24 +60,31 @@ class DeviceProcess:
         with suppress(BrokenPipeError):
             cast(IO[bytes], self._process.stdin).write(json.dumps(str(folder)).encode() + b"\n")
 
-    def listen(self, device: str) -> list[Any] | None:
-        """One line of what it says; None when it has ended well.
+    def listen(self, logger: logging.Logger) -> bool:
+        """Take one line of what it says, and log what is for the log; False when it has ended well.
 
         Raises:
-            DeviceProcessEnded: before it was done; names the ``device``.
+            UserError: what it raised, with the device's name.
+            DeviceProcessEnded: it ended before it was done.
+            RuntimeError: it failed with anything else.
         """
         line = self.events.readline()
         if line:
-            said: list[Any] = json.loads(line)
-            return said
+            kind, *content = json.loads(line)
+            if kind == "log":
+                logger.log(content[0], "%s: %s", self._device, content[1])
+                return True
+            if kind == "error":
+                raise UserError(f"{self._device}: {content[0]}")
+            raise RuntimeError(f"the process of {self._device} failed:\n{content[0]}")
         code = self._process.wait()
         if code:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise DeviceProcessEnded(
-                f"the process of {device} ended with {how} before it was done "
+                f"the process of {self._device} ended with {how} before it was done "
                 "(too little main memory is the usual cause): give the job more memory and run the same command again"
             )
-        return None
+        return False
 
 
 @contextmanager
