@@ -8,7 +8,7 @@ faked by a stub that writes chunk files of the right shape (noise), because this
 "disk" writes as many bytes as the chunk files have to one file and flushes it: what a merge cannot be faster than. Nor
 can it be faster than one thread's sha256, which "disk" measures too. Each of the formats is merged by itself; with
 --against in turns with the code of another checkout, which is run with the same Python.
-Peak memory is the process's largest resident set (getrusage), Python and its libraries included.
+Peak memory is the process's largest resident set (getrusage), Python and its libraries included, and so is CPU time.
 """
 
 from __future__ import annotations
@@ -225,10 +225,13 @@ def run(root: Path, folder: Path, stage: str, formats: str, options: argparse.Na
     for key, value in (("formats", formats), *((key, getattr(options, key)) for key in SETTINGS)):
         command += [f"--{key.replace('_', '-')}", str(value)]
     os.sync()  # what came before is none of its business
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=root).stdout)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     seconds, size, peak = found.pop("seconds"), found.pop("bytes") / 1e6, found.pop("peak") / 1e6
     more = "".join(f"  {key} {value}" for key, value in found.items())
-    print(f"{label:28}{seconds:10.1f}{size:10.0f}{size / seconds:8.0f}{peak:10.0f}{more}", flush=True)
+    print(f"{label:28}{seconds:10.1f}{cpu:8.1f}{size:10.0f}{size / seconds:8.0f}{peak:10.0f}{more}", flush=True)
 
 
 def main() -> None:
@@ -250,7 +253,7 @@ def main() -> None:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="bench_data"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{options.records} records, D = {options.embed_dim}")
-    print(f"{'stage':28}{'seconds':>10}{'MB':>10}{'MB/s':>8}{'peak MB':>10}")
+    print(f"{'stage':28}{'seconds':>10}{'CPU s':>8}{'MB':>10}{'MB/s':>8}{'peak MB':>10}")
     here = Path(__file__).parents[1]
     checkouts = [here] if options.against is None else [options.against.resolve(), here]
     merges = [(root, name) for _ in range(options.rounds) for name in options.formats.split(",") for root in checkouts]
