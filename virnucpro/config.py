@@ -219,14 +219,14 @@ def _calls(
             check_window(path, chosen["nucleotide.window"])
     with _named(origin["classify.nucleotide_model"]):
         model = ModelRef.of(chosen["classify.nucleotide_model"], folder=origin["classify.nucleotide_model"].folder)
-        if not isinstance(planning_architecture(model, "dnabert_s"), MosaicSizes):
+        sizes = planning_architecture(model, "dnabert_s")
+        if not isinstance(sizes, MosaicSizes):
             raise UserError(f"setting 'classify.nucleotide_model': {model} embeds proteins: give dnabert_s")
         for file in model.files:
             without_patterns(file, "setting 'classify.nucleotide_model'")
     # int8 is ESM-2's alone; ALiBi needs no windows, and VirNucPro runs every frame whole.
     precision = "auto" if embedding.precision == "int8" else embedding.precision
     whole = EmbeddingSettings(precision=precision, long_proteins=LongProteins("full"))
-    sizes = planning_architecture(model, "dnabert_s")
     return CallsConfig(
         path,
         model,

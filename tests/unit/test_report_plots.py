@@ -24,6 +24,7 @@ from tests.unit.stub_chunks import write_stub_chunk
 from virnucpro.base.errors import UserError
 from virnucpro.report import RUN_PLOTS, SAMPLE_PLOTS
 from virnucpro.report.map import FEWEST_FOR_UMAP, ChosenVectors, choose_vectors, principal_components
+from virnucpro.report.map_page import Places
 from virnucpro.report.run_plots import plot_packing, plot_run, plot_throughput
 from virnucpro.report.sample import histogram, length_bins, lengths_of, plot_lengths, plot_map, plot_sample
 from virnucpro.report.samples import Sample, read_sample
@@ -141,7 +142,7 @@ def test_the_map_shows_the_embeddings_of_different_proteins(sample: Sample) -> N
     assert rows.vectors.shape == (45, 8)
     assert sorted(rows.lengths.tolist()) == sorted(LENGTHS)
     components = principal_components(rows.vectors)
-    figure = plot_map(sample, components, rows.lengths, total=rows.total)
+    figure = plot_map(sample, rows, Places(components, None, None))
     dots = figure.axes[0].collections[0]
     np.testing.assert_array_equal(np.asarray(dots.get_offsets()), components.coordinates)
     np.testing.assert_array_equal(np.asarray(dots.get_array()), rows.lengths)

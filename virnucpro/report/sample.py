@@ -18,8 +18,8 @@ from virnucpro.base.atomic import atomic_path
 from virnucpro.base.errors import UserError
 from virnucpro.chunking.index import read_index
 from virnucpro.chunking.manifest import SplitRecord, read_split
-from virnucpro.report.map import Components, choose_vectors, shown_of
-from virnucpro.report.map_page import MOST_POINTS, lay_out, map_data, map_page
+from virnucpro.report.map import ChosenVectors, choose_vectors, shown_of
+from virnucpro.report.map_page import MOST_POINTS, Places, lay_out, map_data, map_page
 from virnucpro.report.samples import Sample, read_sample
 from virnucpro.report.style import (
     COLOURS,
@@ -75,7 +75,7 @@ def plot_sample(
     write(plot_lengths(sample, lengths_of(SampleFiles(sample.folder).index)), outputs["lengths"])
     chosen = choose_vectors(sample, pool, most_points, split)
     places = lay_out(chosen.vectors, logger)
-    write(plot_map(sample, places.components, chosen.lengths, umap=places.umap, total=chosen.total), outputs["map"])
+    write(plot_map(sample, chosen, places), outputs["map"])
     _write_page(page, map_page(map_data(sample.name, [(sample, chosen)], places, metadata)))
 
 
@@ -207,25 +207,13 @@ def _limit(sample: Sample) -> str:
     )
 
 
-def plot_map(
-    sample: Sample,
-    components: Components,
-    lengths: NDArray[np.integer],
-    *,
-    umap: NDArray[np.float64] | None = None,
-    total: int,
-) -> Figure:
-    """Embeddings as points, coloured by length: principal components, and below them UMAP where there is one.
-
-    Args:
-        lengths: residues of the proteins shown, (n,).
-        umap: their UMAP coordinates, (n, 2).
-        total: how many different proteins the sample has.
-    """
+def plot_map(sample: Sample, chosen: ChosenVectors, places: Places) -> Figure:
+    """Embeddings as points, coloured by length: principal components, and below them UMAP where there is one."""
+    components, umap, lengths = places.components, places.umap, chosen.lengths
     with house_style():
         figure, panels = new_figure(1 if umap is None else 2, height=5.2 if umap is None else 10)
         norm = LogNorm(max(1, int(lengths.min())), max(2, int(lengths.max()), int(lengths.min()) + 1))
-        part = shown_of(len(lengths), total)
+        part = shown_of(len(lengths), chosen.total)
         warning = "\nrandom weights: no biological meaning" if sample.provenance.warning else ""
         named = [f"component {i + 1} ({100 * components.explained[i]:.1f} % of variance)" for i in range(2)]
         _points(panels[0], components.coordinates[:, :2], lengths, norm)
