@@ -19,6 +19,7 @@ from tests.unit.stub_chunks import stub_vectors
 from virnucpro.base.digest import FileProof
 from virnucpro.storage import merge
 from virnucpro.storage.tables import parquet
+from virnucpro.storage.tables.parquet_footer import WrittenFile, moved
 
 COLUMNS = ["id", "length", "description", "treatment", "precision", "origin", "replaced", "embedding"]
 
@@ -140,6 +141,32 @@ def test_several_threads_write_the_file_that_arrow_writes(tmp_path: Path, monkey
     # Arrow 16 left copies of the columns' metadata among the row groups, whose offsets nothing reads.
     if pq.read_metadata(tmp_path / "arrow").row_group(0).column(0).file_offset == 0:
         assert (tmp_path / "ours").read_bytes() == (tmp_path / "arrow").read_bytes()
+
+
+def test_a_row_group_beyond_four_gigabytes() -> None:
+    """Offsets of five bytes and more, each column's; nothing else is changed."""
+    out, by = WrittenFile(), 5_000_000_000
+    table = pa.table({"id": ["a", "b"] * 50, "number": range(100)})
+    with pq.ParquetWriter(out, table.schema, use_dictionary=["id"]) as writer:
+        writer.write_table(table)
+    before, after = (parquet._metadata(footer).to_dict() for footer in (out.split()[1], moved(out.split()[1], by)))
+    for one, other in zip(before["row_groups"][0]["columns"], after["row_groups"][0]["columns"], strict=True):
+        for name in ("data_page_offset", "dictionary_page_offset"):
+            place, own = one.pop(name), other.pop(name)
+            assert own == (place + by if place else place)
+    del before["serialized_size"], after["serialized_size"]
+    assert before == after
+
+
+def test_a_row_group_that_is_not_where_it_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should Arrow write a footer that is not understood, no table comes of it."""
+    monkeypatch.setattr(parquet, "moved", lambda footer, by: moved(footer, by + 1) if by else footer)
+    monkeypatch.setattr(merge, "BATCH_BYTES", 200)
+    write_input(tmp_path / "in.faa")
+    sample = Sample(tmp_path, tmp_path / "in.faa")
+    with pytest.raises(ValueError, match="is not where its row group is"):
+        sample.merge("parquet")
+    assert not (tmp_path / "parquet").exists()
 
 
 def test_an_encoder_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

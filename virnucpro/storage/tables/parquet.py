@@ -86,6 +86,7 @@ class RowGroups:
     def _append(self) -> None:
         groups, footer = self._coming.popleft().result().split()
         metadata = _metadata(moved(footer, self._file.size - len(MAGIC)))
+        _check_places(metadata, self._file.size, self._file.size + sum(map(len, groups)))
         if self._metadata is None:
             self._metadata = metadata
         else:
@@ -103,6 +104,15 @@ class RowGroups:
             self._metadata.write_metadata_file(out)
         self._file.write(end_of_file(out.split()[1]))
         return self._file.finish()
+
+
+def _check_places(metadata: pq.FileMetaData, begin: int, end: int) -> None:
+    """Raise ValueError unless the columns of the one row group lie between these places of the file."""
+    group = metadata.row_group(0)
+    for column in map(group.column, range(group.num_columns)):
+        first = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+        if not begin <= first <= first + column.total_compressed_size <= end:
+            raise ValueError(f"Arrow's column {column.path_in_schema} is not where its row group is")
 
 
 def _metadata(footer: bytes) -> pq.FileMetaData:
