@@ -101,7 +101,7 @@ def test_fused_layers_err_no_more_than_eager_ones(
         assert ways == ["eager", "eager", fused_here], caplog.text
         turned = getattr(fused, "project")  # noqa: B009 - of a form, not of every model
         in_product = fused_here == "fused products" and sizes is TILED
-        assert turned.__name__ == ("rotary_in_product" if in_product else "product_then_rotary")
+        assert turned.func.__name__ == ("rotary_in_product" if in_product else "product_then_rotary")
         exact, plain, fast = (model(tokens, segments, layers) for model in (truth, eager, fused))
     for layer in layers:
         assert (fast[layer] - exact[layer]).norm() <= 1.1 * (plain[layer] - exact[layer]).norm()

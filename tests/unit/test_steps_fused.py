@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import logging
+import weakref
 from collections.abc import Callable
 from importlib.resources import files
 from types import ModuleType
@@ -116,6 +118,28 @@ def test_a_fused_model_errs_no_more_than_an_eager_one(
             for found in (fused, eager)
         )
         assert ours <= 1.1 * theirs
+
+
+def test_a_model_whose_products_end_in_what_follows_them(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Hopper; and the form goes with its last reference, because it may hold half of a GPU's memory."""
+    monkeypatch.setattr("virnucpro.models.forms.capability", lambda device: (9, 0))
+    monkeypatch.setattr("virnucpro.kernels.product._multiprocessors", lambda device: 2)
+    wide = Architecture(layers=1, embed_dim=256, heads=4)
+    state = {name: tensor.half().float() for name, tensor in weights(wide, False).items()}
+    truth = run_packed(build(state, wide), SEQUENCES, [1])
+    model = build(state, wide, torch.float16)
+    form: Any = fused_form(model, LOGGER)
+    assert form.project.func.__name__ == "rotary_in_product"
+    assert form.expand.__name__ == "gelu_in_product"
+    for found, plain, exact in zip(*(run_packed(one, SEQUENCES, [1]) for one in (form, model)), truth, strict=True):
+        assert (found[1] - exact[1]).norm() <= 1.1 * (plain[1] - exact[1]).norm()
+    last = weakref.ref(form)
+    gc.disable()
+    try:
+        del form
+        assert last() is None
+    finally:
+        gc.enable()
 
 
 def test_kernels_that_do_not_run_leave_the_model_eager_and_say_so(

@@ -12,6 +12,7 @@ it is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -68,11 +69,12 @@ class FusedESM2(ESM2):
     def choose_products(self) -> None:
         """Take what follows a product into it where that belongs there."""
         layer = self.parameters.layers[0]
-        self.project: Project = self.product_then_rotary
+        self.project: Project = partial(product_then_rotary, heads=self.sizes.heads, q_scale=self.q_scale)
+        in_product = partial(rotary_in_product, q_scale=self.q_scale)
         self.expand: Expand = product_then_gelu
         cos, sin = rotary_tables(layer.inv_freq, torch.arange(TRIED_TOKENS, device=layer.inv_freq.device))
-        if belongs_in_product(self.rotary_in_product, self.project, layer.qkv.weight, layer.qkv, cos, sin):
-            self.project, self.layers_run = self.rotary_in_product, "fused products"
+        if belongs_in_product(in_product, self.project, layer.qkv.weight, layer.qkv, cos, sin):
+            self.project, self.layers_run = in_product, "fused products"
         if belongs_in_product(gelu_in_product, self.expand, layer.fc1.weight, layer.fc1):
             self.expand, self.layers_run = gelu_in_product, "fused products"
 
@@ -121,19 +123,21 @@ class FusedESM2(ESM2):
         """The norm of ``x + offset`` in the products' dtype."""
         return kernels.norm(x, offset, norm.weight, norm.bias, LAYER_NORM_EPS, self.parameters.embedding.dtype)
 
-    def product_then_rotary(self, y: Tensor, qkv: Linear, cos: Tensor, sin: Tensor) -> Tensor:
-        """The product, and a pass over its q and k."""
-        found = F.linear(y, qkv.weight)  # (T, 3 D)
-        kernels.rotate_qk(found, qkv.bias, cos, sin, self.sizes.heads, self.q_scale)
-        return found
-
-    def rotary_in_product(self, y: Tensor, qkv: Linear, cos: Tensor, sin: Tensor) -> Tensor:
-        """What the product has summed is turned before it is rounded and stored."""
-        return rotary_product(y, qkv.weight, qkv.bias, cos, sin, self.q_scale)
-
     def by_heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """q, k and v ``(T, H, d)`` of ``(T, 3 D)``."""
         return qkv.view(len(qkv), 3, self.sizes.heads, -1).unbind(1)
+
+
+def product_then_rotary(y: Tensor, qkv: Linear, cos: Tensor, sin: Tensor, *, heads: int, q_scale: float) -> Tensor:
+    """The product, and a pass over its q and k."""
+    found = F.linear(y, qkv.weight)  # (T, 3 D)
+    kernels.rotate_qk(found, qkv.bias, cos, sin, heads, q_scale)
+    return found
+
+
+def rotary_in_product(y: Tensor, qkv: Linear, cos: Tensor, sin: Tensor, *, q_scale: float) -> Tensor:
+    """What the product has summed is turned before it is rounded and stored."""
+    return rotary_product(y, qkv.weight, qkv.bias, cos, sin, q_scale)
 
 
 def product_then_gelu(y: Tensor, fc1: Linear) -> Tensor:
