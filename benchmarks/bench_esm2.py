@@ -37,7 +37,6 @@ from virnucpro.models.precision import DTYPES, INT8, dtype_name, exact_products,
 GPU_OPERATIONS, CPU_OPERATIONS = 1e15, 2e11
 """Operations of one run of ours: about two seconds of an H200, or of two CPU cores."""
 
-
 SUSTAINED_SECONDS = 2.0
 
 
@@ -67,14 +66,16 @@ def synchronise(device: torch.device) -> None:
 def best_of(run: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Seconds of the fastest of some runs after one that warms up."""
     run()
-    seconds = []
-    for _ in range(repeats):
-        synchronise(device)
-        started = time.perf_counter()
-        run()
-        synchronise(device)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return min(timed(run, device) for _ in range(repeats))
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one run."""
+    synchronise(device)
+    started = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - started
 
 
 class Ceiling(NamedTuple):
@@ -108,14 +109,13 @@ def matmul_ceiling(architecture: Architecture, device: torch.device, dtype: torc
         else:
             product = partial(F.linear, x.to(dtype), weight.to(dtype))
 
-        def run(product: Callable[[], object] = product, count: int = count) -> None:
-            for _ in range(count):
+        def run(times: int = 1, product: Callable[[], object] = product, count: int = count) -> None:
+            for _ in range(times * count):
                 product()
 
         operations, seconds = count * 2 * tokens * rows * columns, best_of(run, device, 3)
         times = max(1, round(SUSTAINED_SECONDS / seconds))
-        sustained = best_of(lambda run=run, times=times: [run() for _ in range(times)], device, 1)  # type: ignore[misc]
-        rates.append(Ceiling(operations / seconds, times * operations / sustained))
+        rates.append(Ceiling(operations / seconds, times * operations / timed(partial(run, times), device)))
     return Ceiling(max(one.short for one in rates), max(one.sustained for one in rates))
 
 

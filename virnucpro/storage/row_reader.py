@@ -192,7 +192,7 @@ def rows_used(index: Path, chunks: Sequence[int]) -> list[NDArray[np.int32]]:
     """
     found: list[list[NDArray[np.int64]]] = [[] for _ in chunks]
     for batch in read_index(index, chunks=chunks):
-        both = np.unique(batch.chunk.astype(np.int64) << 32 | batch.row)
+        both = np.unique(batch.keys)
         places = both >> 32
         for place in np.unique(places).tolist():
             found[place].append(both[places == place] & 0xFFFFFFFF)
